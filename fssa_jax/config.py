@@ -1,0 +1,216 @@
+"""Typed settings of an experiment. Files in configs/ return a `Config`; flags override single fields."""
+
+import dataclasses
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+from fssa_jax.errors import UserError
+
+
+@dataclasses.dataclass
+class DataConfig:
+    """Where choices come from, and the features of their texts."""
+
+    # synthetic: fresh draws on the device. synthetic_published: the paper's fixed 20,000 pairs.
+    source: Literal["synthetic", "synthetic_published", "styles", "rows"] = "rows"
+    # rows: a file, a directory that prepare_data wrote, or a `datasets` directory or hub name.
+    path: str = ""
+    on_error: Literal["raise", "skip"] = "raise"
+    # auto: vectors beside the rows if there are any, else tfidf. none: only the learnt embedding.
+    features: Literal["auto", "given", "tfidf", "none"] = "auto"
+    vectors: str = ""  # .npy, one row a text; default: beside the rows
+    texts: str = ""  # .jsonl(.gz) of [prompt, response], in the order of the vectors
+    components: int = 64  # of the truncated SVD behind tfidf
+    min_context: int = 1  # users with fewer rows in a pool are left out, by name
+    min_targets: int = 1
+    max_rows: int = 64  # of a user's pool; more are left out by chance, and counted
+    hold_out_items: bool = False  # train only on rows whose split_item is train
+    split_seed: int = 0
+    # synthetic and styles only:
+    train_users: int = 2000
+    eval_users: int = 1000
+
+
+@dataclasses.dataclass
+class EncoderConfig:
+    """The neural-process encoder; see models/encoder.py."""
+
+    width: int = 128
+    latent_dim: int = 64
+    pair: Literal["linear", "mlp"] = "mlp"
+    inputs: tuple[str, ...] = ("chosen", "rejected")
+    aggregation: Literal["mean", "sum", "attention"] = "attention"
+    pool: Literal["mean", "sum"] = "mean"
+    prior_choice: bool = True
+    residual: bool = True
+    heads: int = 8
+    dropout: float = 0.0
+    gaussian: bool = False
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    """The reward model; see models/rewards.py."""
+
+    kind: Literal["btl", "dpl", "np_btl"] = "np_btl"
+    link: Literal["probit", "logistic", "logistic_published"] = "probit"
+    encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
+    target: Literal["linear", "mlp"] = "mlp"
+    width: int = 128
+    head: Literal["concat", "bilinear"] = "concat"
+    norm: Literal["none", "batch"] = "none"
+    population: Literal["none", "linear", "mlp"] = "none"
+    text_width: int = 0  # learnt embedding a text, for new users on known texts
+
+
+@dataclasses.dataclass
+class ObjectiveConfig:
+    """What is minimised; see losses.py. `kl_weight` counts only with a Gaussian latent."""
+
+    kind: Literal["elbo", "published", "vpl"] = "vpl"
+    kl_weight: float = 0.01
+    samples: int = 1
+
+
+@dataclasses.dataclass
+class OptimConfig:
+    """AdamW with linear warm-up, cosine decay and clipping by global norm."""
+
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    final_fraction: float = 0.0  # of the learning rate, at the end of the cosine
+    weight_decay: float = 1e-2
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float = 1.0
+
+
+@dataclasses.dataclass
+class TrainConfig:
+    """The loop. Steps are counted in batches of `users` episodes."""
+
+    steps: int = 3000
+    users: int = 64
+    max_context: int = 10
+    targets: int = 20
+    steps_per_call: int = 50
+    validate_every: int = 250
+    checkpoint_every: int = 500
+    keep: int = 2
+    parallel: Literal["auto", "none", "pmap"] = "auto"
+    population_steps: int = 1000  # population BTL: baseline, and start of `model.population`
+    oracle_steps: int = 1000  # specialists; 0 for none
+
+
+@dataclasses.dataclass
+class EvaluateConfig:
+    """The clean protocol (METHOD, section 4)."""
+
+    k: tuple[int, ...] = (0, 1, 3, 5, 10)
+    draws: int = 4  # random contexts a user
+    samples: int = 16  # of a Gaussian latent, whose predictions are averaged
+    bootstrap: int = 1000
+    shuffles: int = 4  # permutations of the shuffled-context control
+    shuffle_within_group: bool = False
+
+
+@dataclasses.dataclass
+class Config:
+    """One experiment. `name` is only a label."""
+
+    name: str = ""
+    seed: int = 0
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+
+
+def to_json(config: Config) -> str:
+    """The configuration as JSON text, every field spelt out."""
+    return json.dumps(dataclasses.asdict(config), indent=2)
+
+
+def from_dict(kind: type, values: dict[str, Any], place: str = "config") -> Any:
+    """A dataclass from a dictionary; an unknown or ill-typed key is a `UserError` that names it."""
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise UserError(f"{place}.{unknown[0]}: unknown key; known are {', '.join(sorted(hints))}")
+    return kind(**{name: _convert(hints[name], value, f"{place}.{name}") for name, value in values.items()})
+
+
+def read(path: Path) -> Config:
+    """The configuration that `to_json` wrote."""
+    try:
+        return from_dict(Config, json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON ({error}); restore it, or train into a new workdir") from error
+
+
+def check(config: Config) -> None:
+    """Raises `UserError` on a value that its field does not allow, naming the key."""
+    from_dict(Config, dataclasses.asdict(config))
+    positive = {
+        "train.steps": config.train.steps,
+        "train.users": config.train.users,
+        "train.targets": config.train.targets,
+        "train.steps_per_call": config.train.steps_per_call,
+        "train.validate_every": config.train.validate_every,
+        "train.checkpoint_every": config.train.checkpoint_every,
+        "train.keep": config.train.keep,
+        "evaluate.draws": config.evaluate.draws,
+        "evaluate.samples": config.evaluate.samples,
+        "evaluate.bootstrap": config.evaluate.bootstrap,
+        "evaluate.shuffles": config.evaluate.shuffles,
+        "objective.samples": config.objective.samples,
+        "optim.learning_rate": config.optim.learning_rate,
+        "model.encoder.width": config.model.encoder.width,
+        "model.encoder.latent_dim": config.model.encoder.latent_dim,
+    }
+    for name, value in positive.items():
+        if value <= 0:
+            raise UserError(f"config.{name}: must be positive, got {value}")
+    if not config.evaluate.k or min(config.evaluate.k) < 0:
+        raise UserError(f"config.evaluate.k: needs context sizes ≥ 0, got {config.evaluate.k}")
+    for name in ("validate_every", "checkpoint_every"):
+        if getattr(config.train, name) % config.train.steps_per_call:
+            raise UserError(
+                f"config.train.{name}: must be a multiple of steps_per_call ({config.train.steps_per_call})"
+            )
+    if config.model.encoder.aggregation == "attention" and config.model.encoder.width % config.model.encoder.heads:
+        raise UserError(
+            f"config.model.encoder.width: {config.model.encoder.width} is not a multiple of "
+            f"heads ({config.model.encoder.heads})"
+        )
+
+
+def _convert(hint: Any, value: Any, place: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise UserError(f"{place}: must be a group of settings, got {value!r}")
+        return from_dict(typing.cast(type, hint), value, place)
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        choices = typing.get_args(hint)
+        if value not in choices:
+            raise UserError(f"{place}: must be one of {', '.join(map(str, choices))}; got {value!r}")
+        return value
+    if origin is tuple:
+        item = typing.get_args(hint)[0]
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{place}: must be a list of {item.__name__}; got {value!r}")
+        return tuple(_convert(item, v, place) for v in value)
+    if origin is types.UnionType:
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise UserError(f"{place}: must be {hint.__name__}; got {value!r}")
+    return value

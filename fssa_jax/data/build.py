@@ -1,0 +1,215 @@
+"""From checked rows, or from a benchmark's own generator, to a `Dataset`."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from fssa_jax.config import Config, DataConfig
+from fssa_jax.data import dataset as datasets
+from fssa_jax.data import styles, synthetic
+from fssa_jax.data.dataset import SPLITS, Dataset, Split, Truth, make_table
+from fssa_jax.data.features import Featuriser, Text, TfidfFeaturiser, read_vectors, vectors_beside
+from fssa_jax.data.rows import Row, read_rows
+from fssa_jax.data.splits import disjoint_pools, split_users
+from fssa_jax.errors import UserError
+
+POOLS = ("context", "target")
+
+
+def load_dataset(config: Config) -> Dataset:
+    """The data set that the configuration names. Prepared directories are read, all else is built."""
+    data = config.data
+    if data.source == "styles":
+        return styles_dataset(data, context=max(config.evaluate.k), targets=config.train.targets)
+    if data.source in ("synthetic", "synthetic_published"):
+        return synthetic_dataset(data, context=max(config.evaluate.k), targets=config.train.targets)
+    if not data.path:
+        raise UserError("config.data.path: name a file of rows, for example --config.data.path=rows.jsonl")
+    if datasets.is_prepared(Path(data.path)):
+        return datasets.load(Path(data.path))
+    return rows_dataset(data)
+
+
+def rows_dataset(data: DataConfig, rows: list[Row] | None = None) -> Dataset:
+    """Checks splits and pools, or makes them; numbers the texts; computes the features."""
+    report: dict = {"source": data.path, "skipped": [], "duplicates": 0}
+    if rows is None:
+        rows, reading = read_rows(data.path, data.on_error)
+        report |= {"read": reading.read, "duplicates": reading.duplicates, "skipped": reading.skipped}
+    ids: dict[Text, int] = {}
+    by_user: dict[str, list[Row]] = {}
+    for row in rows:
+        by_user.setdefault(row.user, []).append(row)
+        for response in (row.chosen, row.rejected):
+            ids.setdefault((row.prompt, response), len(ids))
+    texts = list(ids)
+    split_of = _user_splits(by_user, data.split_seed)
+    if data.hold_out_items and not any(row.split_item for row in rows):
+        raise UserError(f"{data.path}: config.data.hold_out_items needs a column 'split_item'")
+    groups = sorted({row.group for row in rows})
+    rng = np.random.default_rng(data.split_seed)
+    members: dict[str, list[tuple[str, list, int]]] = {name: [] for name in SPLITS}
+    left_out: list[str] = []
+    dropped = Counter()
+    for user, mine in sorted(by_user.items()):
+        split = split_of[user]
+        if data.hold_out_items and split == "train":
+            mine = [row for row in mine if row.split_item == "train"]
+        pools = _user_pools(user, mine, ids, rng, dropped)
+        for p, (a, b) in enumerate(pools):
+            if len(a) > data.max_rows:
+                keep = rng.permutation(len(a))[: data.max_rows]
+                dropped["beyond max_rows"] += len(a) - data.max_rows
+                pools[p] = (a[keep], b[keep])
+        if len(pools[0][0]) < data.min_context or len(pools[1][0]) < data.min_targets:
+            left_out.append(user)
+            continue
+        members[split].append((user, pools, groups.index(Counter(r.group for r in mine).most_common(1)[0][0])))
+    for name in SPLITS:
+        if not members[name]:
+            raise UserError(
+                f"{data.path}: no {name} user with {data.min_context} context and {data.min_targets} target rows "
+                f"({len(by_user)} users, {len(left_out)} left out); give more rows a user, or lower data.min_context"
+            )
+    splits = {
+        name: Split([m[0] for m in split], make_table([m[1] for m in split], [m[2] for m in split]))
+        for name, split in members.items()
+    }
+    report |= {
+        "rows": len(rows),
+        "users": {name: len(split.users) for name, split in splits.items()},
+        "texts": len(texts),
+        "left_out_users": left_out,
+        "left_out_rows": dict(dropped),
+    }
+    featuriser, features = _features(data, texts, splits["train"])
+    return Dataset(texts, features, splits, groups, featuriser, report=report)
+
+
+def _user_splits(by_user: dict[str, list[Row]], seed: int) -> dict[str, str]:
+    """The splits that the rows give, or made by hash where they give none."""
+    given: dict[str, str] = {}
+    for user, mine in by_user.items():
+        named = {row.split_user for row in mine}
+        if len(named) > 1:
+            places = ", ".join(next(r.place for r in mine if r.split_user == s) for s in sorted(named))
+            raise UserError(
+                f"{places}: user {user!r} is in two splits ({', '.join(sorted(s or 'none' for s in named))}); "
+                "give every row of a user the same split_user"
+            )
+        given[user] = named.pop()
+    if not any(given.values()):
+        return split_users(list(by_user), seed)
+    without = next((user for user, split in given.items() if not split), None)
+    if without is not None:
+        raise UserError(f"{by_user[without][0].place}: user {without!r} has no split_user, but others have")
+    return given
+
+
+def _user_pools(
+    user: str, mine: list[Row], ids: dict[Text, int], rng: np.random.Generator, dropped: Counter
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """[(chosen, rejected) of the context pool, of the target pool] as ids of texts."""
+    chosen = np.array([ids[row.prompt, row.chosen] for row in mine], np.int32)
+    rejected = np.array([ids[row.prompt, row.rejected] for row in mine], np.int32)
+    named = [row.pool for row in mine]
+    if not any(named):
+        pool = disjoint_pools(chosen, rejected, rng) if mine else np.zeros(0, int)
+        dropped["texts in both pools"] += int((pool < 0).sum())
+    else:
+        if not all(named):
+            row = mine[named.index("")]
+            raise UserError(f"{row.place}: user {user!r} has no pool here, but has in other rows; fill in 'pool'")
+        pool = np.array([POOLS.index(name) for name in named])
+        texts = [np.concatenate([chosen[pool == p], rejected[pool == p]]) for p in (0, 1)]
+        both = np.intersect1d(*texts)
+        if len(both):
+            where = next(r for r, a, b in zip(mine, chosen, rejected, strict=True) if both[0] in (a, b))
+            text = where.chosen if ids[where.prompt, where.chosen] == both[0] else where.rejected
+            raise UserError(
+                f"{where.place}: text {text[:60]!r} is in both pools of user {user!r}; "
+                "leave 'pool' out to have disjoint pools made"
+            )
+    return [(chosen[pool == p], rejected[pool == p]) for p in (0, 1)]
+
+
+def _features(data: DataConfig, texts: list[Text], train: Split) -> tuple[Featuriser, np.ndarray]:
+    vectors, order = data.vectors, data.texts
+    if data.features in ("auto", "given") and not vectors:
+        vectors, order = vectors_beside(data.path)
+    if data.features == "given" and not vectors:
+        raise UserError(f"{data.path}: no single .npy file beside it; name one with --config.data.vectors=FILE")
+    if vectors and data.features in ("auto", "given"):
+        featuriser: Featuriser = read_vectors(vectors, order, texts)
+    else:
+        table = train.table
+        real = np.arange(table.chosen.shape[2]) < np.asarray(table.count)[..., None]
+        known = np.unique(np.concatenate([np.asarray(table.chosen)[real], np.asarray(table.rejected)[real]]))
+        featuriser = TfidfFeaturiser.fit([texts[i] for i in known], data.components)
+    features = featuriser.transform(texts)
+    if not np.isfinite(features).all():
+        raise UserError(f"{data.path}: features are not finite")
+    return featuriser, features
+
+
+def styles_dataset(data: DataConfig, context: int, targets: int) -> Dataset:
+    """The `styles` benchmark: train_users to learn from, eval_users each to validate and to test.
+
+    In the held-out splits users 2i and 2i + 1 are in conflict and see the same targets.
+    """
+    rng = np.random.default_rng(data.split_seed)
+    texts, style_of, prompt_of = styles.texts()
+    weights, log_prior = styles.people()
+    number = {tuple(w): i for i, w in enumerate(weights.tolist())}
+    prompts = styles.prompt_splits()
+    splits = {}
+    for name in SPLITS:
+        count = data.train_users if name == "train" else data.eval_users
+        mine = weights[rng.choice(len(weights), count, p=np.exp(log_prior) / np.exp(log_prior).sum())]
+        # Context and targets never share a prompt, hence no text.
+        context_prompts, target_prompts = np.array_split(rng.permutation(prompts[name]), 2)
+        shown = styles.draw_pairs(rng, context_prompts, prompt_of, (count, max(context, 1)))
+        asked = styles.draw_pairs(rng, target_prompts, prompt_of, (count, targets))
+        if name != "train":
+            mine[1::2] = styles.conflicting(mine[0::2][: count // 2])
+            asked[1::2] = asked[0::2][: count // 2]
+        pools = [styles.choose(rng, mine, pairs, style_of) for pairs in (shown, asked)]
+        person = [number[tuple(w)] for w in mine.tolist()]
+        choices = [[(pools[p][0][u], pools[p][1][u]) for p in (0, 1)] for u in range(count)]
+        users = [f"{name}-{u}: {styles.person_name(weights[i])}" for u, i in enumerate(person)]
+        splits[name] = Split(users, make_table(choices, person))
+    train_texts = [text for text, prompt in zip(texts, prompt_of, strict=True) if prompt in set(prompts["train"])]
+    featuriser = TfidfFeaturiser.fit(train_texts, data.components)
+    rewards = styles.SCALE * (style_of.astype(np.float32) - 0.5) @ weights.T
+    names = [styles.person_name(w) for w in weights]
+    report = {"source": "styles", "users": {n: len(s.users) for n, s in splits.items()}, "texts": len(texts)}
+    return Dataset(
+        texts, featuriser.transform(texts), splits, names, featuriser, Truth(rewards, log_prior), report
+    )
+
+
+def synthetic_dataset(data: DataConfig, context: int, targets: int) -> Dataset:
+    """The two-user task. With fresh draws training needs no table; its train split is a sample only."""
+    rng = np.random.default_rng(data.split_seed)
+    published = data.source == "synthetic_published"
+    pairs, split_of = synthetic.published_pairs()
+    values: list[np.ndarray] = []
+    splits = {}
+    first_id = 0
+    for name in SPLITS:
+        count = data.train_users if name == "train" else data.eval_users
+        args = (count, max(context, 1), targets, first_id)
+        if published:
+            y, table = synthetic.published_table(rng, pairs[split_of == name], *args)
+        else:
+            y, table = synthetic.fresh_table(rng, *args)
+        values.append(y)
+        first_id += len(y)
+        kinds = np.asarray(table.group)
+        splits[name] = Split([f"{name}-{u}: kind {kinds[u]}" for u in range(count)], table)
+    features = np.concatenate(values)
+    texts: list[Text] = [("", f"{y:.6f}") for y in features[:, 0]]
+    truth = Truth(synthetic.people_rewards(features).astype(np.float32), np.log(np.full(2, 0.5, np.float32)))
+    report = {"source": data.source, "users": {n: len(s.users) for n, s in splits.items()}, "texts": len(texts)}
+    return Dataset(texts, features, splits, list(synthetic.KINDS), synthetic.NumberFeaturiser(), truth, report)

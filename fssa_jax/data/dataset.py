@@ -1,0 +1,127 @@
+"""A prepared data set: texts, their features, and tables of choices, in memory and as a directory."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fssa_jax.data.features import Featuriser, GivenFeaturiser, Text, TfidfFeaturiser
+from fssa_jax.data.synthetic import NumberFeaturiser
+from fssa_jax.errors import UserError
+from fssa_jax.files import whole_directory
+from fssa_jax.types import ChoiceTable
+
+SPLITS = ("train", "val", "test")
+_FORMAT = 1
+
+
+@dataclasses.dataclass
+class Split:
+    """The users of one split and their choices; row i of the table belongs to users[i]."""
+
+    users: list[str]
+    table: ChoiceTable
+
+
+@dataclasses.dataclass
+class Truth:
+    """What a benchmark of our own making knows: every possible person's reward of every text, in nats."""
+
+    rewards: np.ndarray  # (texts, people)
+    log_prior: np.ndarray  # (people,)
+
+
+@dataclasses.dataclass
+class Dataset:
+    """Everything that training and evaluation read. `report` says what was left out, and why."""
+
+    texts: list[Text]
+    features: np.ndarray  # (texts, d) float32
+    splits: dict[str, Split]
+    groups: list[str]
+    featuriser: Featuriser
+    truth: Truth | None = None
+    report: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def make_table(choices: list[list[tuple[np.ndarray, np.ndarray]]], group: list[int]) -> ChoiceTable:
+    """Pads choices[user][pool] = (chosen ids, rejected ids) to a rectangle."""
+    users = len(choices)
+    rows = max((len(pool[0]) for user in choices for pool in user), default=1)
+    chosen = np.zeros((users, 2, max(rows, 1)), np.int32)
+    rejected = np.zeros_like(chosen)
+    count = np.zeros((users, 2), np.int32)
+    for u, user in enumerate(choices):
+        for p, (a, b) in enumerate(user):
+            chosen[u, p, : len(a)], rejected[u, p, : len(b)], count[u, p] = a, b, len(a)
+    return ChoiceTable(chosen, rejected, count, np.asarray(group, np.int32).reshape(users))  # type: ignore[arg-type]
+
+
+def save(dataset: Dataset, directory: Path) -> None:
+    """Writes the directory whole or not at all."""
+    with whole_directory(directory) as target:
+        meta = {
+            "format": _FORMAT,
+            "featuriser": _KINDS[type(dataset.featuriser)],
+            "groups": dataset.groups,
+            "users": {name: split.users for name, split in dataset.splits.items()},
+            "report": dataset.report,
+        }
+        (target / "meta.json").write_text(json.dumps(meta, ensure_ascii=False, indent=1), encoding="utf-8")
+        lines = (json.dumps(text, ensure_ascii=False) for text in dataset.texts)
+        (target / "texts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        np.save(target / "features.npy", dataset.features)
+        arrays = {
+            f"{name}/{field.name}": np.asarray(getattr(split.table, field.name))
+            for name, split in dataset.splits.items()
+            for field in dataclasses.fields(ChoiceTable)
+        }
+        np.savez(target / "tables.npz", **arrays)  # type: ignore[arg-type]
+        if dataset.truth is not None:
+            np.savez(target / "truth.npz", rewards=dataset.truth.rewards, log_prior=dataset.truth.log_prior)
+        dataset.featuriser.save(target)
+
+
+def is_prepared(directory: Path) -> bool:
+    """Whether `save` wrote this directory."""
+    return (directory / "meta.json").is_file() and (directory / "tables.npz").is_file()
+
+
+def load(directory: Path) -> Dataset:
+    """Reads what `save` wrote; the features stay memory-mapped."""
+    try:
+        meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
+        if meta.get("format") != _FORMAT:
+            raise UserError(f"{directory}: prepared by another version; run launch.prepare_data again")
+        lines = (directory / "texts.jsonl").read_text(encoding="utf-8").split("\n")
+        texts: list[Text] = [tuple(json.loads(line)) for line in lines if line]
+        features = np.load(directory / "features.npy", mmap_mode="r", allow_pickle=False)
+        with np.load(directory / "tables.npz", allow_pickle=False) as arrays:
+            splits = {
+                name: Split(
+                    users,
+                    ChoiceTable(**{f.name: arrays[f"{name}/{f.name}"] for f in dataclasses.fields(ChoiceTable)}),
+                )
+                for name, users in meta["users"].items()
+            }
+        truth = None
+        if (directory / "truth.npz").exists():
+            with np.load(directory / "truth.npz", allow_pickle=False) as arrays:
+                truth = Truth(arrays["rewards"], arrays["log_prior"])
+        featuriser: Featuriser
+        if meta["featuriser"] == "tfidf":
+            featuriser = TfidfFeaturiser.load(directory)
+        elif meta["featuriser"] == "number":
+            featuriser = NumberFeaturiser()
+        else:
+            featuriser = GivenFeaturiser(texts, features, str(directory))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{directory}: damaged ({error}); run launch.prepare_data again") from error
+    if len(features) != len(texts):
+        raise UserError(f"{directory}: {len(features)} features for {len(texts)} texts; run launch.prepare_data again")
+    return Dataset(texts, features, splits, meta["groups"], featuriser, truth, meta["report"])
+
+
+_KINDS = {TfidfFeaturiser: "tfidf", GivenFeaturiser: "given", NumberFeaturiser: "number"}

@@ -1,0 +1,162 @@
+"""Features of texts: vectors that are given, or TF-IDF and truncated SVD that need no download.
+
+Any object with `transform(texts) -> (n, d) float32` and `save(directory)` can stand in a `Dataset`.
+"""
+
+import json
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from fssa_jax.data.rows import read_lines
+from fssa_jax.errors import UserError
+
+Text = tuple[str, str]  # (prompt, response)
+
+# Words, and every other visible sign by itself: emoji and punctuation are style.
+_TOKENS = r"(?u)\w+|[^\w\s]"
+
+
+class Featuriser(Protocol):
+    """What turns texts into features, now and, for new texts, when the model is used."""
+
+    def transform(self, texts: list[Text]) -> np.ndarray: ...
+
+    def save(self, directory: Path) -> None: ...
+
+
+class TfidfFeaturiser:
+    """TF-IDF over words and signs of the response, truncated SVD, and the log of its length.
+
+    Every column is standardised on the training texts. The prompt is left out: it is the same for both
+    responses of a choice, and a linear model of words cannot relate the two.
+    """
+
+    def __init__(self, vectoriser: TfidfVectorizer, components: np.ndarray, mean: np.ndarray, scale: np.ndarray):
+        self._vectoriser = vectoriser
+        self._components = components
+        self._mean = mean
+        self._scale = scale
+
+    @classmethod
+    def fit(cls, texts: list[Text], components: int, seed: int = 0) -> "TfidfFeaturiser":
+        """Learns the vocabulary and the `components` leading directions from training texts."""
+        vectoriser = _vectoriser()
+        matrix = vectoriser.fit_transform([response for _, response in texts])
+        rank = min(components, *(n - 1 for n in matrix.shape))
+        if rank < 1:
+            raise UserError("data.features: too few distinct texts or words for tfidf; give vectors instead")
+        svd = TruncatedSVD(rank, random_state=seed).fit(matrix)
+        raw = cls(vectoriser, svd.components_.astype(np.float32), np.zeros(rank + 1), np.ones(rank + 1))
+        features = raw.transform(texts)
+        raw._mean = features.mean(0)
+        # Directions without variance in training must not become the largest features of new texts.
+        spread = features.std(0)
+        raw._scale = np.maximum(spread, 0.1 * spread[:rank].max() + 1e-6)
+        return raw
+
+    def transform(self, texts: list[Text]) -> np.ndarray:
+        """Features (n, components + 1) of texts, new ones too."""
+        responses = [response for _, response in texts]
+        projected = self._vectoriser.transform(responses) @ self._components.T
+        tokens = self._vectoriser.build_tokenizer()
+        length = np.log1p([len(tokens(response)) for response in responses])
+        return ((np.column_stack([projected, length]) - self._mean) / self._scale).astype(np.float32)
+
+    def save(self, directory: Path) -> None:
+        """Plain JSON and arrays; nothing is pickled."""
+        vocabulary = sorted(self._vectoriser.vocabulary_, key=self._vectoriser.vocabulary_.__getitem__)
+        (directory / "tfidf.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+        np.savez(
+            directory / "tfidf.npz",
+            idf=self._vectoriser.idf_,
+            components=self._components,
+            mean=self._mean,
+            scale=self._scale,
+        )
+
+    @classmethod
+    def load(cls, directory: Path) -> "TfidfFeaturiser":
+        vocabulary = json.loads((directory / "tfidf.json").read_text(encoding="utf-8"))
+        with np.load(directory / "tfidf.npz", allow_pickle=False) as arrays:
+            vectoriser = _vectoriser(vocabulary)
+            vectoriser.idf_ = arrays["idf"]
+            return cls(vectoriser, arrays["components"], arrays["mean"], arrays["scale"])
+
+
+def _vectoriser(vocabulary: list[str] | None = None) -> TfidfVectorizer:
+    return TfidfVectorizer(
+        token_pattern=_TOKENS, sublinear_tf=True, ngram_range=(1, 2), min_df=1 if vocabulary else 2,
+        # Not normalised: a text with unknown words keeps the same features for the words that are known.
+        norm=None, max_features=50_000, vocabulary=vocabulary,
+    )  # fmt: skip
+
+
+class GivenFeaturiser:
+    """Vectors that came with the rows: known texts only."""
+
+    def __init__(self, texts: list[Text], vectors: np.ndarray, source: str):
+        self._index = {text: i for i, text in enumerate(texts)}
+        self._vectors = vectors
+        self._source = source
+
+    def transform(self, texts: list[Text]) -> np.ndarray:
+        missing = [text for text in texts if text not in self._index]
+        if missing:
+            raise UserError(
+                f"{self._source}: no vector for {len(missing)} texts, the first is {missing[0][1][:60]!r}; "
+                "add their vectors, or train with --config.data.features=tfidf"
+            )
+        return self._vectors[[self._index[text] for text in texts]].astype(np.float32)
+
+    def save(self, directory: Path) -> None:
+        """Nothing: the vectors of all known texts are saved with the data."""
+
+
+def read_vectors(vectors: str, texts: str, known: list[Text]) -> GivenFeaturiser:
+    """Vectors from a .npy file, row i for line i of `texts`, or for known[i] where no texts are named.
+
+    Raises:
+      UserError: unreadable, wrong length, wrong shape, not finite.
+    """
+    try:
+        array = np.load(vectors, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{vectors}: not a readable .npy array ({error})") from error
+    if array.ndim != 2 or not np.issubdtype(array.dtype, np.number):
+        raise UserError(f"{vectors}: must be a (texts, d) array of numbers, got {array.dtype} {array.shape}")
+    order = known
+    if texts:
+        order = []
+        for place, line in read_lines(texts):
+            try:
+                prompt, response = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{place}: must be a JSON list [prompt, response]") from error
+            order.append((prompt, response))
+    if len(array) != len(order):
+        what = texts or "the distinct texts of the rows, in order of appearance"
+        raise UserError(f"{vectors}: {len(array)} rows, but {what} has {len(order)}; write one vector a text")
+    bad = np.flatnonzero(~np.isfinite(np.asarray(array, np.float32)).all(axis=1))
+    if len(bad):
+        raise UserError(f"{vectors}: row {bad[0]} is not finite (and {len(bad) - 1} more); mend the vectors")
+    return GivenFeaturiser(order, array, vectors)
+
+
+def vectors_beside(path: str) -> tuple[str, str]:
+    """The .npy and the texts file beside rows X.jsonl(.gz|…): X.*.npy or X.npy, and X.texts.jsonl(.gz).
+
+    ("", "") if there is no array, or more than one.
+    """
+    file = Path(path)
+    if not file.is_file():
+        return "", ""
+    stem = file.name.split(".")[0]
+    arrays = sorted(file.parent.glob(f"{stem}.npy")) + sorted(file.parent.glob(f"{stem}.*.npy"))
+    if len(arrays) != 1:
+        return "", ""
+    texts = sorted(file.parent.glob(f"{stem}.texts.jsonl*"))
+    return str(arrays[0]), str(texts[0]) if texts else ""

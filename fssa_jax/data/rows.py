@@ -1,0 +1,194 @@
+"""Reading preference rows from JSONL(.gz), CSV, Parquet, a `datasets` directory or a hub name.
+
+A row is `user_id, prompt, response_a, response_b, choice` (0 = a, 1 = b), and optionally `item_id,
+group, split_user, split_item, pool, attributes`. A bad row is an error that names file, row and column;
+with on_error="skip" it is counted and listed instead.
+"""
+
+import csv
+import dataclasses
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from fssa_jax.errors import UserError
+
+REQUIRED = ("user_id", "prompt", "response_a", "response_b", "choice")
+_ALLOWED = {
+    "split_user": ("train", "val", "test"),
+    "split_item": ("train", "val", "test"),
+    "pool": ("context", "target"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One checked choice; optional columns are "" where absent."""
+
+    user: str
+    prompt: str
+    chosen: str
+    rejected: str
+    group: str = ""
+    split_user: str = ""
+    split_item: str = ""
+    pool: str = ""
+    place: str = ""
+
+
+@dataclasses.dataclass
+class RowReport:
+    """What reading left out, for the user to see."""
+
+    read: int = 0
+    duplicates: int = 0
+    skipped: list[str] = dataclasses.field(default_factory=list)
+
+
+def read_rows(path: str, on_error: Literal["raise", "skip"] = "raise") -> tuple[list[Row], RowReport]:
+    """Rows of a file, directory or hub name, checked, duplicates kept once and counted.
+
+    Raises:
+      UserError: the source cannot be read, or (on_error "raise") the first bad row; also when nothing
+        usable is left.
+    """
+    report = RowReport()
+    rows: dict[tuple[str, str, str, str], Row] = {}
+    for place, record in _records(path, report, on_error):
+        report.read += 1
+        try:
+            row = parse_row(record, place)
+        except UserError as error:
+            if on_error == "raise":
+                raise
+            report.skipped.append(str(error))
+            continue
+        key = (row.user, row.prompt, row.chosen, row.rejected)
+        if key in rows:
+            report.duplicates += 1
+        else:
+            rows[key] = row
+    if not rows:
+        detail = f" ({report.skipped[0]})" if report.skipped else ""
+        raise UserError(f"{path}: no usable row{detail}; a row needs {', '.join(REQUIRED)}")
+    return list(rows.values()), report
+
+
+def parse_row(record: Any, place: str) -> Row:
+    """One row from a dictionary; `place` (file and row number) begins every error."""
+    if not isinstance(record, dict):
+        raise UserError(f"{place}: not an object with named columns; write one JSON object a line")
+    for name in REQUIRED:
+        if record.get(name) is None:
+            raise UserError(f"{place}: column {name!r} is missing; needed are {', '.join(REQUIRED)}")
+    text = {name: str(record[name]) for name in REQUIRED}
+    for name in ("user_id", "response_a", "response_b"):
+        if not text[name].strip():
+            raise UserError(f"{place}: column {name!r} is empty; remove the row or fill it in")
+    if isinstance(record["choice"], bool) or text["choice"].strip() not in ("0", "1"):
+        raise UserError(f"{place}: column 'choice' must be 0 (a) or 1 (b), got {record['choice']!r}")
+    if text["response_a"] == text["response_b"]:
+        raise UserError(f"{place}: columns 'response_a' and 'response_b' are identical; remove the row")
+    optional = {name: str(record[name]) if record.get(name) is not None else "" for name in ("group", *_ALLOWED)}
+    for name, allowed in _ALLOWED.items():
+        if optional[name] and optional[name] not in allowed:
+            raise UserError(f"{place}: column {name!r} must be {' or '.join(allowed)}, got {optional[name]!r}")
+    a, b = text["response_a"], text["response_b"]
+    chosen, rejected = (a, b) if text["choice"].strip() == "0" else (b, a)
+    return Row(text["user_id"], text["prompt"], chosen, rejected, place=place, **optional)
+
+
+def _records(path: str, report: RowReport, on_error: str) -> Iterator[tuple[str, Any]]:
+    file = Path(path)
+    if file.is_dir():
+        yield from _dataset_records(path, from_disk=True)
+    elif not file.exists():
+        if file.suffix in (".jsonl", ".json", ".gz", ".csv", ".parquet") or not _looks_like_hub_name(path):
+            raise UserError(f"{path}: no such file; give a .jsonl, .jsonl.gz, .csv or .parquet file")
+        yield from _dataset_records(path, from_disk=False)
+    elif path.endswith((".jsonl", ".jsonl.gz", ".json", ".json.gz")):
+        yield from _jsonl_records(path, report, on_error)
+    elif file.suffix == ".csv":
+        yield from _csv_records(path)
+    elif file.suffix == ".parquet":
+        yield from _parquet_records(path)
+    else:
+        raise UserError(f"{path}: unknown kind of file; give .jsonl, .jsonl.gz, .csv or .parquet")
+
+
+def _looks_like_hub_name(path: str) -> bool:
+    return path.count("/") <= 1 and not path.startswith((".", "/", "~"))
+
+
+def read_lines(path: str) -> Iterator[tuple[str, str]]:
+    """(place, line) of a UTF-8 text file, plain or gzipped, blank lines left out."""
+    try:
+        with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as stream:
+            for number, raw in enumerate(stream, 1):
+                try:
+                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise UserError(f"{path}:{number}: not UTF-8 ({error.reason}); convert the file") from error
+                if line.strip():
+                    yield f"{path}:{number}", line
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read ({error}); is the file complete?") from error
+
+
+def _jsonl_records(path: str, report: RowReport, on_error: str) -> Iterator[tuple[str, Any]]:
+    for place, line in read_lines(path):
+        try:
+            yield place, json.loads(line)
+        except json.JSONDecodeError as error:
+            message = f"{place}: not JSON ({error.msg} at column {error.colno}); write one object a line"
+            if on_error == "raise":
+                raise UserError(message) from error
+            report.read += 1
+            report.skipped.append(message)
+
+
+def _csv_records(path: str) -> Iterator[tuple[str, Any]]:
+    # Whole text first: a wrong encoding is then found with its line before any row is used.
+    text = (line for _, line in read_lines(path))
+    reader = csv.DictReader(text)
+    for name in REQUIRED:
+        if name not in (reader.fieldnames or ()):
+            raise UserError(f"{path}:1: column {name!r} is missing; needed are {', '.join(REQUIRED)}")
+    for record in reader:
+        yield f"{path}:{reader.line_num}", {k: v if v != "" or k in REQUIRED else None for k, v in record.items()}
+
+
+def _parquet_records(path: str) -> Iterator[tuple[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(path)
+        for name in REQUIRED:
+            if name not in table.schema_arrow.names:
+                raise UserError(f"{path}: column {name!r} is missing; needed are {', '.join(REQUIRED)}")
+        number = 0
+        for batch in table.iter_batches():
+            for record in batch.to_pylist():
+                number += 1
+                yield f"{path}: row {number}", record
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable Parquet file ({error})") from error
+
+
+def _dataset_records(path: str, from_disk: bool) -> Iterator[tuple[str, Any]]:
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(path) if from_disk else datasets.load_dataset(path)
+    except Exception as error:  # the library raises many kinds, all of them about this path
+        kind = "a `datasets` directory" if from_disk else "a dataset on the hub that can be reached"
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not {kind} ({reason})") from error
+    parts = loaded if isinstance(loaded, dict) else {"": loaded}
+    for split, part in parts.items():
+        for number, record in enumerate(part, 1):
+            yield f"{path}{f'[{split}]' if split else ''}: row {number}", record

@@ -1,0 +1,6 @@
+"""Mistakes that a user can mend."""
+
+
+class UserError(Exception):
+    """Bad input. The message is one line that names the place and the remedy; programs print it and
+    exit with status 2, without a traceback."""

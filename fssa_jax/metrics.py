@@ -1,0 +1,142 @@
+"""How predictions of choices are judged: accuracy, calibration, steering, intervals over users.
+
+All targets are ordered (chosen, rejected), so a prediction is p, the probability given to what the
+person really chose, and the outcome is always 1. Pure functions on arrays.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from fssa_jax.losses import masked_mean
+
+
+def preference_accuracy(log_p: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """1 where the choice was the more probable one, ½ at a tie, 0 otherwise.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import preference_accuracy
+    >>> print(preference_accuracy(jnp.log(jnp.array([0.9, 0.5, 0.2]))))
+    [1.  0.5 0. ]
+    """
+    log_rejected = log_not(log_p)
+    return 0.5 * (1.0 + jnp.sign(log_p - log_rejected))
+
+
+def log_not(log_p: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """log(1 − p) from log p, finite for p → 1."""
+    return jnp.log(jnp.maximum(-jnp.expm1(log_p), jnp.finfo(log_p.dtype).tiny))
+
+
+def calibration_counts(
+    p: Float[Array, "users targets"], mask: Bool[Array, "users targets"], bins: int = 15
+) -> Float[Array, "users bins 3"]:
+    """Per user and confidence bin: number of predictions, sum of confidences, sum of hits.
+
+    The confidence is max(p, 1 − p) in [½, 1], cut into `bins` of equal width; ties hit by ½.
+    """
+    confidence = jnp.maximum(p, 1 - p)
+    hit = 0.5 * (1.0 + jnp.sign(p - 0.5))
+    index = jnp.clip(((confidence - 0.5) * 2 * bins).astype(jnp.int32), 0, bins - 1)
+    one_hot = jax.nn.one_hot(index, bins) * mask[..., None]
+    values = jnp.stack([jnp.ones_like(p), confidence, hit], axis=-1)
+    return jnp.einsum("utb,utv->ubv", one_hot, values)
+
+
+def ece_from_counts(counts: Float[Array, "*batch bins 3"]) -> Float[Array, "*batch"]:
+    """Expected calibration error from the sums that `calibration_counts` gives (added over users)."""
+    total = jnp.maximum(counts[..., 0].sum(-1), 1e-9)
+    return jnp.abs(counts[..., 1] - counts[..., 2]).sum(-1) / total
+
+
+def expected_calibration_error(
+    p: Float[Array, "users targets"], mask: Bool[Array, "users targets"] | None = None, bins: int = 15
+) -> Float[Array, ""]:
+    """ECE = Σ_b (n_b / n) |mean confidence_b − accuracy_b|          (Guo et al., arXiv 1706.04599, eq. 3)
+
+    Args:
+      p: probability given to the choice that was made, in [0, 1].
+      mask: which predictions count; all by default. Without any the error is 0.
+      bins: number of equal bins of the confidence max(p, 1 − p) over [½, 1].
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import expected_calibration_error
+    >>> print(expected_calibration_error(jnp.array([[0.8, 0.8, 0.8, 0.8, 0.2]])).round(3))
+    0.0
+    """
+    mask = jnp.ones(p.shape, bool) if mask is None else mask
+    return ece_from_counts(calibration_counts(p, mask, bins).sum(0))
+
+
+def steering_score(accuracy_a: Float[Array, "*batch"], accuracy_b: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """S = acc_A + acc_B − 1 on pairs where A and B disagree: 0 ignores the person, 1 steers perfectly.
+
+    Accuracies are fractions, and so is S (METHOD: the clean protocol; there in points).
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import steering_score
+    >>> print(steering_score(jnp.array(0.9), jnp.array(0.7)).round(3))
+    0.6
+    """
+    return accuracy_a + accuracy_b - 1.0
+
+
+def contested_steering(
+    accuracy: Float[Array, " n"], item: Int[Array, " n"], side: Bool[Array, " n"], items: int
+) -> Float[Array, ""]:
+    """Steering score over all items on which somebody chose either side; NaN if there is none.
+
+    For every contested item: mean accuracy for the people who chose one side, plus mean accuracy for
+    those who chose the other, minus 1; then the mean over contested items.
+
+    Args:
+      accuracy: of n predictions.
+      item: which unordered pair of responses each prediction is about, in [0, items).
+      side: which of the two responses the person chose.
+      items: number of items.
+    """
+    segment = item * 2 + side.astype(item.dtype)
+    total = jax.ops.segment_sum(accuracy, segment, items * 2).reshape(items, 2)
+    number = jax.ops.segment_sum(jnp.ones_like(accuracy), segment, items * 2).reshape(items, 2)
+    contested = (number > 0).all(-1)
+    mean = total / jnp.maximum(number, 1.0)
+    score = steering_score(mean[:, 0], mean[:, 1])
+    return jnp.where(contested.any(), masked_mean(score, contested), jnp.nan)
+
+
+def bootstrap_weights(key: Key[Array, ""], users: int, resamples: int) -> Float[Array, "resamples users"]:
+    """How often each user occurs in each bootstrap resample of the users."""
+    draws = jax.random.randint(key, (resamples, users), 0, users)
+    return jax.vmap(lambda d: jnp.zeros(users).at[d].add(1.0))(draws)
+
+
+def interval(samples: Float[Array, " n"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The central 95 % of bootstrap samples."""
+    low, high = jnp.nanpercentile(samples, jnp.array([2.5, 97.5]))
+    return low, high
+
+
+def bayes_log_predictive(
+    context_reward: Float[Array, "*batch n people"],
+    mask: Bool[Array, "*batch n"],
+    target_reward: Float[Array, "*batch t people"],
+    log_prior: Float[Array, " people"],
+) -> Float[Array, "*batch t"]:
+    """The Bayes limit: log p(choice | context) when the set of possible people is known.
+
+    p(u | C) ∝ p(u) Π_i σ(Δr_u(i)),   p(t | C) = Σ_u p(u | C) σ(Δr_u(t))           (METHOD, section 7)
+
+    Args:
+      context_reward: r_u(chosen) − r_u(rejected) of every context choice under every possible person.
+      mask: which context choices are real.
+      target_reward: the same for the targets.
+      log_prior: log p(u).
+
+    Returns:
+      The log-probability of every target choice under the posterior mean: no model can beat it in
+      expectation, whatever it does with the context.
+    """
+    evidence = jnp.where(mask[..., None], jax.nn.log_sigmoid(context_reward), 0).sum(-2)
+    prior = log_prior.reshape((1,) * (evidence.ndim - 1) + log_prior.shape)
+    log_posterior = jax.nn.log_softmax(prior + evidence, axis=-1)
+    return jax.nn.logsumexp(log_posterior[..., None, :] + jax.nn.log_sigmoid(target_reward), axis=-1)

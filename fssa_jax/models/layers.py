@@ -1,0 +1,87 @@
+"""Layers that Linen lacks, or that must be exactly those of the published networks."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+class MLP(nn.Module):
+    """Dense layers of the given widths with ReLU between them; none after the last."""
+
+    widths: Sequence[int]
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch h"]:
+        for i, width in enumerate(self.widths):
+            x = nn.Dense(width, name=f"dense_{i}")(x if i == 0 else nn.relu(x))
+        return x
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all but the last axis, as the published reward decoder uses it.
+
+    Linen's own keeps the biased batch variance in its running average; torch keeps the unbiased one.
+    Under pmap the statistics are those of the whole batch (`axis_name`).
+    """
+
+    axis_name: str | None = None
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch h"], train: bool) -> Float[Array, "*batch h"]:
+        h = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (h,))
+        bias = self.param("bias", nn.initializers.zeros, (h,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (h,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (h,))
+        mean, var = running_mean.value, running_var.value
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            n = x.size // h
+            mean, square = x.mean(axes), (x**2).mean(axes)
+            if self.axis_name is not None and not self.is_initializing():
+                mean, square = jax.lax.pmean((mean, square), self.axis_name)
+                n *= jax.lax.axis_size(self.axis_name)
+            var = square - mean**2
+            if not self.is_initializing():
+                keep = 1 - self.momentum
+                running_mean.value = keep * running_mean.value + self.momentum * mean
+                running_var.value = keep * running_var.value + self.momentum * var * (n / max(n - 1, 1))
+        flat = (x.reshape(-1, h) - mean[None]) * (jax.lax.rsqrt(var + self.epsilon) * scale)[None] + bias[None]
+        return flat.reshape(x.shape)
+
+
+class MaskedSelfAttention(nn.Module):
+    """Multi-head self-attention over the choices of one context; padding is neither read nor counted.
+
+    With `residual` the layer is x + attention(norm(x)), so that the set of choices, not its size, sets
+    the scale of the output. Without it, and without a norm, it is the published layer.
+    """
+
+    heads: int
+    residual: bool = True
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "*batch n h"], mask: Bool[Array, "*batch n"], deterministic: bool
+    ) -> Float[Array, "*batch n h"]:
+        width = x.shape[-1]
+        if width % self.heads:
+            raise ValueError(f"width {width} is not a multiple of {self.heads} heads")
+        y = nn.LayerNorm(name="norm")(x) if self.residual else x
+        split = (*x.shape[:-1], self.heads, width // self.heads)
+        query, key, value = (
+            nn.Dense(width, name=name)(y).reshape(split) for name in ("query", "key", "value")
+        )
+        scores = jnp.einsum("...qhd,...khd->...hqk", query, key) * (width // self.heads) ** -0.5
+        # A finite floor, not −inf: a context without a real row must give finite values and gradients.
+        scores = jnp.where(mask[..., None, None, :], scores, -1e9)
+        weights = nn.Dropout(self.dropout, deterministic=deterministic)(jax.nn.softmax(scores))
+        mixed = jnp.einsum("...hqk,...khd->...qhd", weights, value).reshape(x.shape)
+        out = nn.Dense(width, name="out")(mixed)
+        return x + out if self.residual else out

@@ -1,0 +1,63 @@
+"""The few frozen pytrees that travel through everything."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from jaxtyping import Array, Bool, Float, Int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Comparisons:
+    """n pairwise choices of one user, the chosen response first.
+
+    `chosen` and `rejected` hold features (*batch, n, d), or ids of texts (*batch, n) that are still to
+    be looked up in a feature table. Rows where `mask` (*batch, n) is False are padding and never count.
+    There is no "choice" array: the order carries the choice.
+    """
+
+    chosen: Array
+    rejected: Array
+    mask: Bool[Array, "*batch n"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Episode:
+    """One user's task: read the context, predict the targets. A batch has a leading axis on every leaf.
+
+    `user` and `group` are the rows of the user and of the user's group in the table that it came from.
+    """
+
+    context: Comparisons
+    targets: Comparisons
+    user: Int[Array, "*batch"]
+    group: Int[Array, "*batch"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DiagGaussian:
+    """A normal distribution with diagonal covariance; `scale` is the standard deviation."""
+
+    mean: Float[Array, "*batch m"]
+    scale: Float[Array, "*batch m"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ChoiceTable:
+    """Every choice of a set of users as ids of texts, padded to a rectangle that lives on the device.
+
+    Axis 1 is the pool: 0 context, 1 target. A user's texts never occur in both pools, so that a context
+    drawn from one pool tells nothing about the very texts of the other.
+    """
+
+    chosen: Int[Array, "users 2 rows"]
+    rejected: Int[Array, "users 2 rows"]
+    count: Int[Array, "users 2"]
+    group: Int[Array, " users"]
+
+
+PyTree = Any
