@@ -42,13 +42,15 @@ class EncoderConfig:
     latent_dim: int = 64
     pair: Literal["linear", "mlp"] = "mlp"
     inputs: tuple[str, ...] = ("chosen", "rejected")
-    aggregation: Literal["mean", "sum", "attention"] = "attention"
+    aggregation: Literal["mean", "sum", "attention", "bayes"] = "attention"
     pool: Literal["mean", "sum"] = "mean"
     prior_choice: bool = True
     residual: bool = True
     heads: int = 8
     dropout: float = 0.0
     gaussian: bool = False
+    observations: tuple[str, ...] = ("difference",)  # of "bayes": difference, responses, or both
+    rounds: int = 1  # of "bayes"
 
 
 @dataclasses.dataclass
@@ -58,12 +60,13 @@ class ModelConfig:
     kind: Literal["btl", "dpl", "np_btl"] = "np_btl"
     link: Literal["probit", "logistic", "logistic_published"] = "probit"
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
-    target: Literal["linear", "mlp"] = "mlp"
+    target: Literal["none", "linear", "mlp"] = "mlp"  # none: learnt embeddings alone
     width: int = 128
     head: Literal["concat", "bilinear"] = "concat"
     norm: Literal["none", "batch"] = "none"
     population: Literal["none", "linear", "mlp"] = "none"
-    text_width: int = 0  # learnt embedding a text, for new users on known texts
+    learn_texts: bool = False  # an embedding a text, for new users on known texts
+    text_dropout: float = 0.0  # share of the texts whose embedding a training step leaves out
 
 
 @dataclasses.dataclass
@@ -73,6 +76,8 @@ class ObjectiveConfig:
     kind: Literal["elbo", "published", "vpl"] = "vpl"
     kl_weight: float = 0.01
     samples: int = 1
+    text_penalty: float = 0.0  # L2 of the learnt embeddings, summed over texts
+    text_bias_penalty: float = 0.0  # L2 of the learnt population rewards, summed over texts
 
 
 @dataclasses.dataclass
@@ -87,6 +92,7 @@ class OptimConfig:
     b2: float = 0.999
     eps: float = 1e-8
     clip_norm: float = 1.0
+    average_decay: float = 0.0  # of an exponential average of the parameters, used to predict; 0: none
 
 
 @dataclasses.dataclass
@@ -103,6 +109,7 @@ class TrainConfig:
     keep: int = 2
     parallel: Literal["auto", "none", "pmap"] = "auto"
     population_steps: int = 1000  # population BTL: baseline, and start of `model.population`
+    population_learning_rate: float = 0.0  # 0: the same as optim.learning_rate
     oracle_steps: int = 1000  # specialists; 0 for none
 
 
@@ -184,6 +191,14 @@ def check(config: Config) -> None:
             raise UserError(
                 f"config.train.{name}: must be a multiple of steps_per_call ({config.train.steps_per_call})"
             )
+    model = config.model
+    if model.target == "none" and not model.learn_texts:
+        raise UserError("config.model.target: 'none' needs config.model.learn_texts=True")
+    if model.encoder.aggregation == "bayes" and model.encoder.latent_dim != model.width:
+        raise UserError(
+            f"config.model.encoder.latent_dim: with aggregation 'bayes' it must be model.width ({model.width}), "
+            f"got {model.encoder.latent_dim}"
+        )
     if config.model.encoder.aggregation == "attention" and config.model.encoder.width % config.model.encoder.heads:
         raise UserError(
             f"config.model.encoder.width: {config.model.encoder.width} is not a multiple of "

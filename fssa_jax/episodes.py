@@ -65,9 +65,7 @@ def draw_episode(
     )
 
 
-def evaluation_episode(
-    key: Key[Array, ""], table: ChoiceTable, user: Int[Array, ""], *, max_context: int
-) -> Episode:
+def evaluation_episode(key: Key[Array, ""], table: ChoiceTable, user: Int[Array, ""], *, max_context: int) -> Episode:
     """All targets of one user and the longest context, whose first k rows are the context of size k.
 
     The targets do not depend on the key or on k, and the contexts are nested: curves over k are
@@ -89,6 +87,4 @@ def truncate_context(episode: Episode, k: int | Int[Array, ""]) -> Episode:
     context = episode.context
     first = jnp.arange(context.mask.shape[-1]) < k
     mask = context.mask & jnp.broadcast_to(first, context.mask.shape)
-    return Episode(
-        Comparisons(context.chosen, context.rejected, mask), episode.targets, episode.user, episode.group
-    )
+    return Episode(Comparisons(context.chosen, context.rejected, mask), episode.targets, episode.user, episode.group)

@@ -18,9 +18,7 @@ _MAX_DPL_DIFFERENCE = 1e6
 _MIN_DPL_VARIANCE = 1e-8
 
 
-def btl_log_likelihood(
-    chosen: Float[Array, "*batch"], rejected: Float[Array, "*batch"]
-) -> Float[Array, "*batch"]:
+def btl_log_likelihood(chosen: Float[Array, "*batch"], rejected: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """Log-probability of a choice under the Bradley-Terry-Luce model.
 
     log p(y⁺ ≻ y⁻ | x) = log σ(r(x, y⁺) − r(x, y⁻))                        (arXiv 2412.13998, section 2)

@@ -11,9 +11,7 @@ from fssa_jax.types import DiagGaussian
 Objective = Literal["elbo", "published", "vpl"]
 
 
-def masked_mean(
-    values: Float[Array, "*batch n"], mask: Bool[Array, "*batch n"]
-) -> Float[Array, "*batch"]:
+def masked_mean(values: Float[Array, "*batch n"], mask: Bool[Array, "*batch n"]) -> Float[Array, "*batch"]:
     """Mean over the last axis where `mask` holds; 0, with zero gradient, where nothing does."""
     total = jnp.sum(jnp.where(mask, values, 0), axis=-1)
     return total / jnp.maximum(mask.sum(axis=-1), 1).astype(total.dtype)

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from fssa_jax.losses import masked_mean
+# Equal probabilities that rounding made differ are still ties.
+_TIE = 2e-6
 
 
 def preference_accuracy(log_p: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
@@ -19,13 +20,8 @@ def preference_accuracy(log_p: Float[Array, "*batch"]) -> Float[Array, "*batch"]
     >>> print(preference_accuracy(jnp.log(jnp.array([0.9, 0.5, 0.2]))))
     [1.  0.5 0. ]
     """
-    log_rejected = log_not(log_p)
-    return 0.5 * (1.0 + jnp.sign(log_p - log_rejected))
-
-
-def log_not(log_p: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """log(1 − p) from log p, finite for p → 1."""
-    return jnp.log(jnp.maximum(-jnp.expm1(log_p), jnp.finfo(log_p.dtype).tiny))
+    above = log_p + jnp.log(2.0)
+    return 0.5 * (1.0 + jnp.where(jnp.abs(above) < _TIE, 0.0, jnp.sign(above)))
 
 
 def calibration_counts(
@@ -36,7 +32,7 @@ def calibration_counts(
     The confidence is max(p, 1 − p) in [½, 1], cut into `bins` of equal width; ties hit by ½.
     """
     confidence = jnp.maximum(p, 1 - p)
-    hit = 0.5 * (1.0 + jnp.sign(p - 0.5))
+    hit = preference_accuracy(jnp.log(jnp.maximum(p, jnp.finfo(p.dtype).tiny)))
     index = jnp.clip(((confidence - 0.5) * 2 * bins).astype(jnp.int32), 0, bins - 1)
     one_hot = jax.nn.one_hot(index, bins) * mask[..., None]
     values = jnp.stack([jnp.ones_like(p), confidence, hit], axis=-1)
@@ -81,27 +77,29 @@ def steering_score(accuracy_a: Float[Array, "*batch"], accuracy_b: Float[Array, 
     return accuracy_a + accuracy_b - 1.0
 
 
-def contested_steering(
-    accuracy: Float[Array, " n"], item: Int[Array, " n"], side: Bool[Array, " n"], items: int
-) -> Float[Array, ""]:
-    """Steering score over all items on which somebody chose either side; NaN if there is none.
+def contested_weights(
+    item: Int[Array, "users targets"],
+    side: Bool[Array, "users targets"],
+    mask: Bool[Array, "users targets"],
+    items: int,
+) -> Float[Array, "users targets"]:
+    """Weights w that turn accuracies into a steering score over all items that people disagree on.
 
-    For every contested item: mean accuracy for the people who chose one side, plus mean accuracy for
-    those who chose the other, minus 1; then the mean over contested items.
+    An item is an unordered pair of responses; it is contested if among the users somebody chose either
+    side. With w = 1 / (number of users on that side), and 0 where nobody disagrees, the mean over
+    contested items of acc_A + acc_B − 1 is S = 2 Σ w·acc / Σ w − 1.
 
     Args:
-      accuracy: of n predictions.
-      item: which unordered pair of responses each prediction is about, in [0, items).
-      side: which of the two responses the person chose.
+      item: which pair each target is about, in [0, items).
+      side: which of the pair's responses the user chose.
+      mask: which targets are real.
       items: number of items.
     """
-    segment = item * 2 + side.astype(item.dtype)
-    total = jax.ops.segment_sum(accuracy, segment, items * 2).reshape(items, 2)
-    number = jax.ops.segment_sum(jnp.ones_like(accuracy), segment, items * 2).reshape(items, 2)
+    segment = (item * 2 + side.astype(item.dtype)).reshape(-1)
+    number = jax.ops.segment_sum(mask.reshape(-1).astype(jnp.float32), segment, items * 2).reshape(items, 2)
     contested = (number > 0).all(-1)
-    mean = total / jnp.maximum(number, 1.0)
-    score = steering_score(mean[:, 0], mean[:, 1])
-    return jnp.where(contested.any(), masked_mean(score, contested), jnp.nan)
+    weight = jnp.where(contested[:, None], 1 / jnp.maximum(number, 1.0), 0.0)
+    return weight.reshape(-1)[segment].reshape(item.shape) * mask
 
 
 def bootstrap_weights(key: Key[Array, ""], users: int, resamples: int) -> Float[Array, "resamples users"]:

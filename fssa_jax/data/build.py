@@ -49,33 +49,14 @@ def rows_dataset(data: DataConfig, rows: list[Row] | None = None) -> Dataset:
         raise UserError(f"{data.path}: config.data.hold_out_items needs a column 'split_item'")
     groups = sorted({row.group for row in rows})
     rng = np.random.default_rng(data.split_seed)
-    members: dict[str, list[tuple[str, list, int]]] = {name: [] for name in SPLITS}
     left_out: list[str] = []
-    dropped = Counter()
-    for user, mine in sorted(by_user.items()):
-        split = split_of[user]
-        if data.hold_out_items and split == "train":
-            mine = [row for row in mine if row.split_item == "train"]
-        pools = _user_pools(user, mine, ids, rng, dropped)
-        for p, (a, b) in enumerate(pools):
-            if len(a) > data.max_rows:
-                keep = rng.permutation(len(a))[: data.max_rows]
-                dropped["beyond max_rows"] += len(a) - data.max_rows
-                pools[p] = (a[keep], b[keep])
-        if len(pools[0][0]) < data.min_context or len(pools[1][0]) < data.min_targets:
-            left_out.append(user)
-            continue
-        members[split].append((user, pools, groups.index(Counter(r.group for r in mine).most_common(1)[0][0])))
+    dropped: Counter[str] = Counter()
+    splits = {}
     for name in SPLITS:
-        if not members[name]:
-            raise UserError(
-                f"{data.path}: no {name} user with {data.min_context} context and {data.min_targets} target rows "
-                f"({len(by_user)} users, {len(left_out)} left out); give more rows a user, or lower data.min_context"
-            )
-    splits = {
-        name: Split([m[0] for m in split], make_table([m[1] for m in split], [m[2] for m in split]))
-        for name, split in members.items()
-    }
+        mine = {user: rows for user, rows in by_user.items() if split_of[user] == name}
+        if data.hold_out_items and name == "train":
+            mine = {user: [row for row in rows if row.split_item == "train"] for user, rows in mine.items()}
+        splits[name] = rows_split(data, name, mine, ids, groups, rng, left_out, dropped)
     report |= {
         "rows": len(rows),
         "users": {name: len(split.users) for name, split in splits.items()},
@@ -85,6 +66,44 @@ def rows_dataset(data: DataConfig, rows: list[Row] | None = None) -> Dataset:
     }
     featuriser, features = _features(data, texts, splits["train"])
     return Dataset(texts, features, splits, groups, featuriser, report=report)
+
+
+def rows_split(
+    data: DataConfig,
+    name: str,
+    by_user: dict[str, list[Row]],
+    ids: dict[Text, int],
+    groups: list[str],
+    rng: np.random.Generator,
+    left_out: list[str],
+    dropped: Counter[str],
+) -> Split:
+    """The users of one split who have enough rows; who and what is left out is added to the two counts.
+
+    Raises:
+      UserError: nobody has enough rows.
+    """
+    users, choices, group = [], [], []
+    for user, mine in sorted(by_user.items()):
+        pools = _user_pools(user, mine, ids, rng, dropped)
+        for p, (a, b) in enumerate(pools):
+            if len(a) > data.max_rows:
+                keep = rng.permutation(len(a))[: data.max_rows]
+                dropped["beyond max_rows"] += len(a) - data.max_rows
+                pools[p] = (a[keep], b[keep])
+        if len(pools[0][0]) < data.min_context or len(pools[1][0]) < data.min_targets:
+            left_out.append(user)
+            continue
+        users.append(user)
+        choices.append(pools)
+        most = Counter(row.group for row in mine).most_common(1)[0][0]
+        group.append(groups.index(most) if most in groups else 0)
+    if not users:
+        raise UserError(
+            f"{data.path}: no {name} user with {data.min_context} context and {data.min_targets} target rows "
+            f"({len(by_user)} users in this split); give more rows a user, or lower config.data.min_context"
+        )
+    return Split(users, make_table(choices, group))
 
 
 def _user_splits(by_user: dict[str, list[Row]], seed: int) -> dict[str, str]:
@@ -123,7 +142,7 @@ def _user_pools(
             raise UserError(f"{row.place}: user {user!r} has no pool here, but has in other rows; fill in 'pool'")
         pool = np.array([POOLS.index(name) for name in named])
         texts = [np.concatenate([chosen[pool == p], rejected[pool == p]]) for p in (0, 1)]
-        both = np.intersect1d(*texts)
+        both = np.intersect1d(texts[0], texts[1])
         if len(both):
             where = next(r for r, a, b in zip(mine, chosen, rejected, strict=True) if both[0] in (a, b))
             text = where.chosen if ids[where.prompt, where.chosen] == both[0] else where.rejected
@@ -156,7 +175,7 @@ def _features(data: DataConfig, texts: list[Text], train: Split) -> tuple[Featur
 def styles_dataset(data: DataConfig, context: int, targets: int) -> Dataset:
     """The `styles` benchmark: train_users to learn from, eval_users each to validate and to test.
 
-    In the held-out splits users 2i and 2i + 1 are in conflict and see the same targets.
+    In the held-out splits users 2i and 2i + 1 want the opposite and see the same targets.
     """
     rng = np.random.default_rng(data.split_seed)
     texts, style_of, prompt_of = styles.texts()
@@ -172,10 +191,10 @@ def styles_dataset(data: DataConfig, context: int, targets: int) -> Dataset:
         shown = styles.draw_pairs(rng, context_prompts, prompt_of, (count, max(context, 1)))
         asked = styles.draw_pairs(rng, target_prompts, prompt_of, (count, targets))
         if name != "train":
-            mine[1::2] = styles.conflicting(mine[0::2][: count // 2])
+            mine[1::2] = -mine[0::2][: count // 2]
             asked[1::2] = asked[0::2][: count // 2]
         pools = [styles.choose(rng, mine, pairs, style_of) for pairs in (shown, asked)]
-        person = [number[tuple(w)] for w in mine.tolist()]
+        person = [number[tuple(w)] for w in (mine + 0.0).tolist()]
         choices = [[(pools[p][0][u], pools[p][1][u]) for p in (0, 1)] for u in range(count)]
         users = [f"{name}-{u}: {styles.person_name(weights[i])}" for u, i in enumerate(person)]
         splits[name] = Split(users, make_table(choices, person))
@@ -184,9 +203,7 @@ def styles_dataset(data: DataConfig, context: int, targets: int) -> Dataset:
     rewards = styles.SCALE * (style_of.astype(np.float32) - 0.5) @ weights.T
     names = [styles.person_name(w) for w in weights]
     report = {"source": "styles", "users": {n: len(s.users) for n, s in splits.items()}, "texts": len(texts)}
-    return Dataset(
-        texts, featuriser.transform(texts), splits, names, featuriser, Truth(rewards, log_prior), report
-    )
+    return Dataset(texts, featuriser.transform(texts), splits, names, featuriser, Truth(rewards, log_prior), report)
 
 
 def synthetic_dataset(data: DataConfig, context: int, targets: int) -> Dataset:

@@ -5,7 +5,7 @@ Any object with `transform(texts) -> (n, d) float32` and `save(directory)` can s
 
 import json
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from sklearn.decomposition import TruncatedSVD
@@ -45,12 +45,13 @@ class TfidfFeaturiser:
     def fit(cls, texts: list[Text], components: int, seed: int = 0) -> "TfidfFeaturiser":
         """Learns the vocabulary and the `components` leading directions from training texts."""
         vectoriser = _vectoriser()
-        matrix = vectoriser.fit_transform([response for _, response in texts])
+        matrix: Any = vectoriser.fit_transform([response for _, response in texts])
         rank = min(components, *(n - 1 for n in matrix.shape))
         if rank < 1:
             raise UserError("data.features: too few distinct texts or words for tfidf; give vectors instead")
         svd = TruncatedSVD(rank, random_state=seed).fit(matrix)
-        raw = cls(vectoriser, svd.components_.astype(np.float32), np.zeros(rank + 1), np.ones(rank + 1))
+        directions = np.asarray(svd.components_, np.float32)
+        raw = cls(vectoriser, directions, np.zeros(rank + 1), np.ones(rank + 1))
         features = raw.transform(texts)
         raw._mean = features.mean(0)
         # Directions without variance in training must not become the largest features of new texts.
@@ -91,7 +92,8 @@ def _vectoriser(vocabulary: list[str] | None = None) -> TfidfVectorizer:
     return TfidfVectorizer(
         token_pattern=_TOKENS, sublinear_tf=True, ngram_range=(1, 2), min_df=1 if vocabulary else 2,
         # Not normalised: a text with unknown words keeps the same features for the words that are known.
-        norm=None, max_features=50_000, vocabulary=vocabulary,
+        norm=None,  # type: ignore[arg-type]
+        max_features=50_000, vocabulary=vocabulary,
     )  # fmt: skip
 
 

@@ -17,13 +17,10 @@ from fssa_jax.data.features import Text
 
 ATTRIBUTES = ("long", "formal", "emoji", "hedged", "question")
 
-# P(w = −1, 0, +1). Most people like long and plain answers: the population has preferences of its own.
-# On the contested attributes w and −w are equally likely, so that of two people in conflict (see
-# `conflicting`) each is as likely as a person drawn alone.
-WEIGHT_PRIOR = np.array(
-    [[0.15, 0.15, 0.70], [0.40, 0.20, 0.40], [0.40, 0.20, 0.40], [0.60, 0.20, 0.20], [0.40, 0.20, 0.40]]
-)
-CONTESTED = np.array([False, True, True, False, True])
+# P(w = −1, 0, +1). Symmetric: for every person there is one who wants the exact opposite and is as likely,
+# and the population has no preference of its own. What a model gets right beyond ½ it has learnt from the
+# person's context, and another person's context is worth nothing.
+WEIGHT_PRIOR = np.array([[0.4, 0.2, 0.4]] * len(ATTRIBUTES))
 SCALE = 2.5
 
 _TOPICS = {
@@ -162,11 +159,6 @@ def prompt_splits() -> dict[str, np.ndarray]:
     count = len(_PROMPTS)
     bounds = np.array([0, 28, 32, 40]) * count
     return {name: np.arange(bounds[i], bounds[i + 1]) for i, name in enumerate(("train", "val", "test"))}
-
-
-def conflicting(weights: np.ndarray) -> np.ndarray:
-    """The people (n, 5) who want the opposite of `weights` on every contested attribute."""
-    return np.where(CONTESTED, -weights, weights)
 
 
 def draw_pairs(

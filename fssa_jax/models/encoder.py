@@ -11,7 +11,8 @@ from fssa_jax.models.layers import MLP, MaskedSelfAttention
 from fssa_jax.types import Comparisons, DiagGaussian
 
 PairInput = Literal["chosen", "rejected", "difference", "margin"]
-Aggregation = Literal["mean", "sum", "attention"]
+Aggregation = Literal["mean", "sum", "attention", "bayes"]
+Observation = Literal["difference", "responses"]
 
 # A posterior narrower than this is a point for every purpose, and its KL divergence stays finite.
 _MIN_SCALE = 1e-4
@@ -29,7 +30,9 @@ class NPEncoder(nn.Module):
       pair: encoder of one choice, "linear" or "mlp" (one hidden layer).
       inputs: what the pair encoder reads of a choice. "margin" is the choice's reward difference under
         the population model: a choice against the crowd tells more.
-      aggregation: "mean", "sum", or "attention" (masked self-attention, then `pool`).
+      aggregation: "mean", "sum", "attention" (masked self-attention, then `pool`), or "bayes" (see
+        `BayesAggregation`; it reads encoded responses and leaves all other settings but `latent_dim`,
+        `gaussian`, `observations` and `rounds` unused).
       pool: how attention's outputs are brought together, "mean" or "sum".
       prior_choice: put one learnt pseudo-choice into every context. The mean over k + 1 then tells k
         apart and is defined for k = 0, and its norm does not grow with k.
@@ -50,18 +53,33 @@ class NPEncoder(nn.Module):
     heads: int = 8
     dropout: float = 0.0
     gaussian: bool = False
+    observations: tuple[Observation, ...] = ("difference",)
+    rounds: int = 1
 
     @nn.compact
     def __call__(
         self,
         context: Comparisons,
-        margin: Float[Array, "*batch n"] | None = None,
+        rewards: Float[Array, "*batch n 2"] | None = None,
+        repeats: Float[Array, "*batch n 2"] | None = None,
         train: bool = False,
     ) -> DiagGaussian:
-        """Args: context with features (*batch, n, d); margin, needed if `inputs` names it; train turns
-        dropout on. Returns: DiagGaussian (*batch, m)."""
+        """Reads a context.
+
+        Args:
+          context: choices with features (*batch, n, d); for "bayes" encoded responses (*batch, n, m).
+          rewards: population rewards of (chosen, rejected); needed if `inputs` names "margin".
+          repeats: how often the context shows each response; for "bayes" only.
+          train: turns dropout on.
+
+        Returns:
+          q(z | C), (*batch, m).
+        """
+        if self.aggregation == "bayes":
+            bayes = BayesAggregation(self.observations, self.rounds, self.gaussian, name="bayes")
+            return bayes(context, rewards, repeats)
         mask = context.mask
-        x = self._pair_inputs(context, margin)
+        x = self._pair_inputs(context, rewards)
         widths = (self.width,) if self.pair == "linear" else (self.width, self.width)
         h = MLP(widths, name="pair")(x)
         if self.prior_choice:
@@ -82,14 +100,86 @@ class NPEncoder(nn.Module):
         mean, raw = jnp.split(out, 2, axis=-1)
         return DiagGaussian(mean, jnp.maximum(jax.nn.softplus(raw), _MIN_SCALE))
 
-    def _pair_inputs(self, context: Comparisons, margin: Array | None) -> Float[Array, "*batch n p"]:
+    def _pair_inputs(self, context: Comparisons, rewards: Array | None) -> Float[Array, "*batch n p"]:
         parts = {
             "chosen": context.chosen,
             "rejected": context.rejected,
             "difference": context.chosen - context.rejected,
         }
         if "margin" in self.inputs:
-            if margin is None:
-                raise ValueError("inputs name 'margin': pass the population margin of the choices")
-            parts["margin"] = margin[..., None]
+            if rewards is None:
+                raise ValueError("inputs name 'margin': the model needs a population reward")
+            parts["margin"] = rewards[..., :1] - rewards[..., 1:]
         return jnp.concatenate([parts[name] for name in self.inputs], axis=-1)
+
+
+class BayesAggregation(nn.Module):
+    """q(z | C) by conditioning a normal prior on the choices, in closed form.
+
+    Every choice is read as observations of logits o + ⟨a, z⟩ being positive: of f(y⁺) − f(y⁻) being
+    preferred ("difference"), and of y⁺ being liked and y⁻ disliked, each by itself ("responses": right
+    where a choice means that a person agreed with one text and disagreed with the other). The offset o
+    is the population's. With prior N(μ, Λ₀⁻¹), one round is one Newton step to the posterior's mode:
+
+        g = σ(o + A z),   Λ = Λ₀ + Aᵀ diag(w g (1 − g)) A,   z ← z + Λ⁻¹ (Aᵀ w (1 − g) − Λ₀ (z − μ))
+
+    It is Bayesian context aggregation (Volpp et al., ICLR 2021) with full covariance. Prior, weights w and
+    offsets are learnt with the rest of the model; nothing is fitted to the person by gradient descent.
+    Order and padding do not matter, and an empty context gives the prior.
+    """
+
+    observations: tuple[Observation, ...]
+    rounds: int
+    gaussian: bool
+
+    @nn.compact
+    def __call__(self, context: Comparisons, rewards: Array | None, repeats: Array | None) -> DiagGaussian:
+        m = context.chosen.shape[-1]
+        batch = context.mask.shape[:-1]
+        prior_mean = self.param("prior_mean", nn.initializers.zeros, (m,))
+        prior_precision = jnp.exp(self.param("prior_log_precision", nn.initializers.zeros, (m + 1,)))
+        mean = jnp.concatenate([prior_mean, jnp.zeros(1)])  # the last coordinate: how easily a person likes
+        directions, offsets, weights = self._observe(context, rewards, repeats)
+        z = jnp.broadcast_to(mean, (*batch, m + 1))
+        prior = jnp.broadcast_to(prior_precision, z.shape)
+        eye = jnp.broadcast_to(jnp.eye(m + 1), (*batch, m + 1, m + 1))
+        chol = eye
+        for _ in range(self.rounds):
+            logits = offsets + jnp.einsum("...oi,...i->...o", directions, z)
+            dislike = jax.nn.sigmoid(-logits)
+            curvature = weights * dislike * (1 - dislike)
+            precision = jnp.einsum("...oi,...o,...oj->...ij", directions, curvature, directions)
+            gradient = jnp.einsum("...oi,...o->...i", directions, weights * dislike)
+            gradient = gradient - prior * (z - jnp.broadcast_to(mean, z.shape))
+            chol = jnp.linalg.cholesky(precision + prior[..., None] * eye)
+            z = z + jax.scipy.linalg.cho_solve((chol, True), gradient[..., None])[..., 0]
+        if not self.gaussian:
+            return DiagGaussian(z[..., :m], jnp.zeros((*batch, m)))
+        inverse = jax.scipy.linalg.solve_triangular(chol, eye, lower=True)
+        scale = jnp.sqrt(jnp.sum(inverse**2, axis=-2))
+        return DiagGaussian(z[..., :m], jnp.maximum(scale[..., :m], _MIN_SCALE))
+
+    def _observe(
+        self, context: Comparisons, rewards: Array | None, repeats: Array | None
+    ) -> tuple[Float[Array, "*batch o m1"], Float[Array, "*batch o"], Float[Array, "*batch o"]]:
+        """Directions, offsets and weights of all observations; padding has weight 0."""
+        real = context.mask.astype(context.chosen.dtype)
+        rewards = jnp.zeros((*real.shape, 2)) if rewards is None else rewards
+        repeats = jnp.ones((*real.shape, 2)) if repeats is None else repeats
+        one = jnp.ones((*real.shape, 1))
+        kinds = {
+            "difference": [((context.chosen - context.rejected, 0 * one), rewards[..., 0] - rewards[..., 1], real)],
+            "responses": [
+                ((context.chosen, one), rewards[..., 0], real / repeats[..., 0]),
+                ((-context.rejected, -one), -rewards[..., 1], real / repeats[..., 1]),
+            ],
+        }
+        directions, offsets, weights = [], [], []
+        for kind in self.observations:
+            scale = jnp.exp(self.param(f"{kind}_log_weight", nn.initializers.zeros, ()))
+            slope = self.param(f"{kind}_offset", nn.initializers.ones, ())
+            for direction, offset, weight in kinds[kind]:
+                directions.append(jnp.concatenate(direction, axis=-1))
+                offsets.append(slope * offset)
+                weights.append(scale * weight)
+        return jnp.concatenate(directions, -2), jnp.concatenate(offsets, -1), jnp.concatenate(weights, -1)

@@ -75,9 +75,7 @@ class MaskedSelfAttention(nn.Module):
             raise ValueError(f"width {width} is not a multiple of {self.heads} heads")
         y = nn.LayerNorm(name="norm")(x) if self.residual else x
         split = (*x.shape[:-1], self.heads, width // self.heads)
-        query, key, value = (
-            nn.Dense(width, name=name)(y).reshape(split) for name in ("query", "key", "value")
-        )
+        query, key, value = (nn.Dense(width, name=name)(y).reshape(split) for name in ("query", "key", "value"))
         scores = jnp.einsum("...qhd,...khd->...hqk", query, key) * (width // self.heads) ** -0.5
         # A finite floor, not −inf: a context without a real row must give finite values and gradients.
         scores = jnp.where(mask[..., None, None, :], scores, -1e9)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from fssa_jax.likelihoods import Link, btl_log_likelihood, dpl_log_likelihood
 from fssa_jax.models.encoder import NPEncoder
 from fssa_jax.models.layers import MLP, BatchNorm
-from fssa_jax.types import Comparisons, DiagGaussian
+from fssa_jax.types import Comparisons, DiagGaussian, Episode
 
 Norm = Literal["none", "batch"]
 Latent = Literal["none", "context", "group"]
@@ -43,7 +43,10 @@ class ConcatHead(nn.Module):
 
 
 class BilinearHead(nn.Module):
-    """r = ⟨enc(y), W z + b⟩: linear in the latent, so that people can be blended and compared."""
+    """r = ⟨enc(y), W z + b⟩: linear in the latent, so that people can be blended and compared.
+
+    W starts at the identity: at first z lives in the space of the encoded responses.
+    """
 
     outputs: int = 1
 
@@ -53,7 +56,12 @@ class BilinearHead(nn.Module):
     ) -> Float[Array, "*out"]:
         del train
         h = encoded.shape[-1]
-        weights = nn.Dense(h * self.outputs, name="latent")(z).reshape(*z.shape[:-1], self.outputs, h)
+
+        def identity(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
+            return jnp.tile(jnp.eye(shape[0], h, dtype=dtype), (1, self.outputs))
+
+        dense = nn.Dense(h * self.outputs, kernel_init=identity, name="latent")
+        weights = dense(z).reshape(*z.shape[:-1], self.outputs, h)
         return jnp.einsum("...th,s...oh->s...to", encoded, weights)
 
 
@@ -82,10 +90,13 @@ class RewardModel(nn.Module):
     * latent "group" is an oracle: it is told the person's group and learns one latent for each.
 
     Attributes:
+      target: encoder of a response's features, "linear" or "mlp"; "none" with learnt texts alone.
+      head: how the encoded response and z make a reward.
       population: in a model with a latent, "none", or a term s(y) added to the reward of the person.
-      target: encoder of a response, "linear" or "mlp".
-      learnt_texts: number of texts that have a learnt embedding of `text_width` beside their features
-        (for new users on known texts); 0 for none. Responses are then given as ids of texts.
+      learnt_texts: number of texts that have a learnt embedding, added to the encoded response, and a
+        learnt population reward (for new users on known texts); 0 for none. Responses are then given as
+        ids of texts.
+      text_dropout: share of the texts whose learnt embedding is left out of a training step.
     """
 
     likelihood: Literal["btl", "dpl"] = "btl"
@@ -93,30 +104,30 @@ class RewardModel(nn.Module):
     latent: Latent = "context"
     encoder: NPEncoder | None = None
     groups: int = 0
-    target: Literal["linear", "mlp"] = "mlp"
+    target: Literal["none", "linear", "mlp"] = "mlp"
     width: int = 128
     head: Literal["concat", "bilinear"] = "concat"
     norm: Norm = "none"
     population: Literal["none", "linear", "mlp"] = "none"
     learnt_texts: int = 0
-    text_width: int = 0
+    text_dropout: float = 0.0
     axis_name: str | None = None
 
     def setup(self):
         outputs = 2 if self.likelihood == "dpl" else 1
-        if self.learnt_texts:
-            init = nn.initializers.normal(0.01)
-            self.text_embedding = nn.Embed(self.learnt_texts, self.text_width, embedding_init=init)
-        if self.latent == "none":
+        if self.latent == "none" or self.population != "none":
             kind = "linear" if self.population == "linear" else "mlp"
             self.population_reward = PopulationReward(kind, self.width, outputs, self.norm, self.axis_name)
+            if self.learnt_texts:
+                self.text_bias = nn.Embed(self.learnt_texts, 1, embedding_init=nn.initializers.zeros)
+        if self.latent == "none":
             return
-        if self.population != "none":
-            self.population_reward = PopulationReward(
-                self.population, self.width, outputs, self.norm, self.axis_name
-            )
-        widths = (self.width,) if self.target == "linear" else (self.width, self.width)
-        self.target_encoder = MLP(widths)
+        if self.learnt_texts:
+            init = nn.initializers.normal(0.1)
+            self.text_embedding = nn.Embed(self.learnt_texts, self.width, embedding_init=init)
+        if self.target != "none":
+            widths = (self.width,) if self.target == "linear" else (self.width, self.width)
+            self.target_encoder = MLP(widths)
         if self.head == "bilinear":
             self.reward_head = BilinearHead(outputs)
         else:
@@ -129,35 +140,87 @@ class RewardModel(nn.Module):
             latent_dim = self.encoder.latent_dim if self.encoder is not None else self.width
             self.group_latent = nn.Embed(self.groups, latent_dim)
 
-    def features(
-        self, responses: Array, table: Float[Array, "texts d"] | None
-    ) -> Float[Array, "*batch d"]:
-        """Features of responses: themselves, or, given as ids of texts, rows of the table with the
-        learnt embedding appended."""
-        if table is None:
-            return responses
-        rows = table[responses]
-        if self.learnt_texts:
-            rows = jnp.concatenate([rows, self.text_embedding(responses)], axis=-1)
-        return rows
+    @property
+    def sampled(self) -> bool:
+        """Whether z is a random variable, q(z | C) a distribution."""
+        return self.latent == "context" and self.encoder is not None and self.encoder.gaussian
 
-    def lookup(self, comparisons: Comparisons, table: Float[Array, "texts d"] | None) -> Comparisons:
-        """The same choices with features in place of ids."""
+    def lookup(
+        self, comparisons: Comparisons, table: Float[Array, "texts d"] | None, train: bool = False
+    ) -> Comparisons:
+        """The same choices with features in place of ids; unchanged where no table is given.
+
+        With learnt texts the features are [learnt embedding, table row, learnt population reward].
+        """
+        if table is None:
+            return comparisons
+        keep = None
+        if self.text_dropout and train and self.latent != "none":
+            rate = 1 - self.text_dropout
+            keep = jax.random.bernoulli(self.make_rng("dropout"), rate, (self.learnt_texts,)) / rate
         return Comparisons(
-            self.features(comparisons.chosen, table),
-            self.features(comparisons.rejected, table),
+            self._features(comparisons.chosen, table, keep),
+            self._features(comparisons.rejected, table, keep),
             comparisons.mask,
         )
 
-    def encode(self, context: Comparisons, train: bool = False) -> DiagGaussian:
-        """q(z | C) for contexts of features (*batch, n, d)."""
+    def _features(self, ids: Array, table: Array, keep: Array | None) -> Float[Array, "*batch d"]:
+        parts = [table[ids]]
+        if self.learnt_texts:
+            # Texts that came after training have features only; their learnt part is 0.
+            known = (ids < self.learnt_texts)[..., None]
+            ids = jnp.minimum(ids, self.learnt_texts - 1)
+            if self.latent != "none":
+                learnt = self.text_embedding(ids) * (1 if keep is None else keep[ids][..., None])
+                parts.insert(0, jnp.where(known, learnt, 0))
+            if self._has_population:
+                parts.append(jnp.where(known, self.text_bias(ids), 0))
+        return jnp.concatenate(parts, axis=-1)
+
+    @property
+    def _has_population(self) -> bool:
+        return self.latent == "none" or self.population != "none"
+
+    def _encode_responses(self, features: Float[Array, "*batch d"]) -> Float[Array, "*batch h"]:
+        """f(y): the target encoder of the features, plus the learnt embedding where there is one."""
+        if not self.learnt_texts:
+            return self.target_encoder(features)
+        end = features.shape[-1] - (1 if self._has_population else 0)
+        learnt, given = features[..., : self.width], features[..., self.width : end]
+        return learnt if self.target == "none" else self.target_encoder(given) + learnt
+
+    def _population(self, features: Float[Array, "*batch d"], train: bool) -> Float[Array, "*batch o"]:
+        """s(y): of the given features, plus the learnt population reward where there is one."""
+        if not self.learnt_texts:
+            return self.population_reward(features, train)
+        start = 0 if self.latent == "none" else self.width
+        given, learnt = features[..., start:-1], features[..., -1:]
+        return self.population_reward(given, train) + learnt
+
+    def encode(
+        self, context: Comparisons, train: bool = False, repeats: Float[Array, "*batch n 2"] | None = None
+    ) -> DiagGaussian:
+        """q(z | C) for contexts of features (*batch, n, d).
+
+        `repeats` says how often the context shows each (chosen, rejected) response, see `count_repeats`.
+        """
         assert self.encoder is not None
-        margin = None
-        if "margin" in self.encoder.inputs:
-            chosen = self.population_reward(context.chosen, train)[..., 0]
-            rejected = self.population_reward(context.rejected, train)[..., 0]
-            margin = chosen - rejected
-        return self.context_encoder(context, margin, train)
+        rewards = None
+        if self.population != "none":
+            rewards = jnp.concatenate(
+                [self._population(c, train)[..., :1] for c in (context.chosen, context.rejected)], axis=-1
+            )
+        if self.encoder.aggregation == "bayes":
+            chosen, rejected = self._encode_responses(context.chosen), self._encode_responses(context.rejected)
+            context = Comparisons(chosen, rejected, context.mask)
+        return self.context_encoder(context, rewards, repeats, train)
+
+    def infer(
+        self, context: Comparisons, table: Float[Array, "texts d"] | None = None, train: bool = False
+    ) -> DiagGaussian:
+        """q(z | C) for contexts of features, or of ids of texts in the table: repeated texts are counted."""
+        repeats = count_repeats(context) if table is not None else None
+        return self.encode(self.lookup(context, table, train), train, repeats)
 
     def group_z(self, group: Array) -> Float[Array, "*batch m"]:
         """The learnt latent of a group (latent "group" only)."""
@@ -180,13 +243,13 @@ class RewardModel(nn.Module):
           mean and the standard deviation.
         """
         if self.latent == "none":
-            out = self.population_reward(features, train)[None]
+            out = self._population(features, train)[None]
         else:
             if z is None:
                 raise ValueError("a model with a latent needs z")
-            out = self.reward_head(self.target_encoder(features), z, train)
+            out = self.reward_head(self._encode_responses(features), z, train)
             if self.population != "none":
-                out = out + self.population_reward(features, train)[None]
+                out = out + self._population(features, train)[None]
         if self.likelihood == "dpl":
             mean, raw = jnp.split(out, 2, axis=-1)
             return jnp.concatenate([mean, jax.nn.softplus(raw)], axis=-1)
@@ -208,9 +271,21 @@ class RewardModel(nn.Module):
             return btl_log_likelihood(chosen[..., 0], rejected[..., 0])
         return dpl_log_likelihood(chosen[..., 0], chosen[..., 1], rejected[..., 0], rejected[..., 1], self.link)
 
-    def __call__(self, context: Comparisons, targets: Comparisons, group: Array) -> Array:
-        """Log-likelihood of the targets at the mean latent: touches every parameter (for `init`)."""
+    def __call__(self, episode: Episode, table: Float[Array, "texts d"] | None = None) -> Array:
+        """Log-likelihood of the targets at the mean latent, (1, *batch, t). Touches every parameter."""
+        targets = self.lookup(episode.targets, table)
         if self.latent == "none":
             return self.log_likelihood(targets)
-        z = self.group_z(group) if self.latent == "group" else self.encode(context).mean
+        group = self.latent == "group"
+        z = self.group_z(episode.group) if group else self.infer(episode.context, table).mean
         return self.log_likelihood(targets, z[None])
+
+
+def count_repeats(context: Comparisons) -> Float[Array, "*batch n 2"]:
+    """How often a context of ids shows each of its responses on the same side, at least 1.
+
+    A person who chose one response over five others has said one thing about it, not five.
+    """
+    ids = jnp.stack([context.chosen, context.rejected], axis=-1)
+    same = (ids[..., :, None, :] == ids[..., None, :, :]) & context.mask[..., None, :, None]
+    return jnp.maximum(same.sum(-2), 1).astype(jnp.float32)

@@ -1,0 +1,267 @@
+"""The clean protocol (METHOD, section 4): every series at every k, with intervals over users."""
+
+import dataclasses
+import logging
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fssa_jax import metrics
+from fssa_jax.config import EvaluateConfig
+from fssa_jax.data.dataset import Dataset, Split, Truth
+from fssa_jax.episodes import truncate_context
+from fssa_jax.errors import UserError
+from fssa_jax.models.rewards import RewardModel
+from fssa_jax.predict import evaluation_episodes, make_predictor
+from fssa_jax.types import Comparisons, Episode, PyTree
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class Trained:
+    """A model with its variables."""
+
+    model: RewardModel
+    variables: PyTree
+
+
+@dataclasses.dataclass
+class Evaluation:
+    """report.json as a dictionary, and what the plots need beside it."""
+
+    report: dict[str, Any]
+    users: np.ndarray  # rows of the split's table
+    latents: np.ndarray  # (users, m) at the largest k
+    accuracy_by_user: np.ndarray  # (k, users)
+
+
+def evaluate(
+    trained: Trained,
+    split: Split,
+    dataset: Dataset,
+    settings: EvaluateConfig,
+    *,
+    population: Trained | None = None,
+    oracle: Trained | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Scores a model and everything beside it on the same users, targets and contexts.
+
+    Series, each {k: {"mean", "low", "high"}} with fractions: accuracy, nll, ece, steering; control
+    (accuracy with another person's context), population, oracle, bayes (accuracies), and the same with
+    _nll, _ece and _steering for each. Where only a part of the target rows has both texts unseen in
+    training, those rows are scored apart: accuracy_unseen and population_unseen.
+
+    Raises:
+      UserError: the largest k is larger than any user's context.
+    """
+    ks = tuple(sorted(set(settings.k)))
+    table = jax.tree.map(jnp.asarray, split.table)
+    users, left_out = eligible_users(split, max(ks))
+    features = jnp.asarray(dataset.features)
+    episodes = [
+        evaluation_episodes(seed, draw, table, jnp.asarray(users), max_context=max(ks))
+        for draw in range(settings.draws)
+    ]
+    targets = episodes[0].targets
+    mask = np.asarray(targets.mask)
+    score = _Scores(ks, mask, targets, settings, seed)
+
+    predict = make_predictor(trained.model, settings.samples)
+    own, latents, kl = zip(*(predict(trained.variables, features, e, ks) for e in episodes), strict=True)
+    score.add("", np.stack(own))
+    conditional = trained.model.latent == "context"
+    if conditional:
+        shuffled = [
+            _with_contexts_of(episodes[i % len(episodes)], _shuffle(seed + i, split, users, settings))
+            for i in range(settings.shuffles)
+        ]
+        log_p = [predict(trained.variables, features, e, ks)[0] for e in shuffled]
+        score.add("control", np.stack(log_p))
+    for name, other in (("population", population), ("oracle", oracle)):
+        if other is not None:
+            log_p, _, _ = make_predictor(other.model, 1)(other.variables, features, episodes[0], (0,))
+            score.add(name, np.repeat(log_p, len(ks), axis=0)[None])
+    if dataset.truth is not None:
+        score.add("bayes", np.stack([bayes_log_p(dataset.truth, e, ks) for e in episodes]))
+
+    unseen = mask & ~_seen_in_training(targets, dataset)
+    if 0 < unseen.sum() < mask.sum():
+        score.add("unseen", np.stack(own), unseen)
+        if population is not None:
+            score.add("population_unseen", score.log_p["population"], unseen)
+
+    report: dict[str, Any] = {"k": list(ks), **score.report}
+    report["users"] = {"scored": len(users), "left_out": left_out, "draws": settings.draws}
+    report["targets"] = {"rows": int(mask.sum()), "unseen": int(unseen.sum())}
+    if conditional:
+        report["latent"] = latent_health(latents[0], kl[0], trained.model)
+    return Evaluation(report, users, latents[0], score.accuracy_by_user)
+
+
+def eligible_users(split: Split, k: int) -> tuple[np.ndarray, list[str]]:
+    """Rows of the users with at least k context choices and a target, and the names of the others."""
+    count = np.asarray(split.table.count)
+    fit = (count[:, 0] >= k) & (count[:, 1] > 0)
+    if not fit.any():
+        longest = count[count[:, 1] > 0, 0].max(initial=0)
+        raise UserError(
+            f"config.evaluate.k: {k} is larger than any context; the longest has {longest} choices. "
+            f"Give k up to {longest}, or more rows a user"
+        )
+    return np.flatnonzero(fit), [split.users[i] for i in np.flatnonzero(~fit)]
+
+
+def latent_health(mean: np.ndarray, kl: np.ndarray, model: RewardModel) -> dict[str, float]:
+    """Signs of posterior collapse: variance of z across users, active units, KL to N(0, I) (METHOD, 4).
+
+    A unit is active if the variance of its posterior mean across users is above .01 (arXiv 1509.00519).
+    """
+    variance = mean.var(axis=0)
+    health = {
+        "units": mean.shape[1],
+        "active_units": int((variance > 0.01).sum()),
+        "variance": float(variance.sum()),
+    }
+    if model.encoder is not None and model.encoder.gaussian:
+        health["kl"] = float(kl.sum(axis=-1).mean())
+    return health
+
+
+def collapse_warnings(health: dict[str, float], moved: float) -> list[str]:
+    """What is wrong with the latent, by name. `moved` is the mean change of a probability by the context."""
+    warnings = []
+    if health["active_units"] == 0:
+        kl = f", KL {health['kl']:.3g}" if "kl" in health else ""
+        warnings.append(
+            f"latent collapse: 0 of {health['units']} units are active across users{kl}; "
+            "lower config.objective.kl_weight or raise the learning rate"
+        )
+    if moved < 1e-3:
+        warnings.append(
+            f"context ignored: a full context changes a probability by {moved:.1g} on average; "
+            "train longer, or check that users differ"
+        )
+    return warnings
+
+
+def bayes_log_p(truth: Truth, episode: Episode, ks: tuple[int, ...]) -> np.ndarray:
+    """log p (k, users, targets) of the Bayes predictor that knows all possible people."""
+    rewards = jnp.asarray(truth.rewards)
+    log_prior = jnp.asarray(truth.log_prior)
+
+    @jax.jit
+    def batch(episode: Episode):
+        def delta(c: Comparisons):
+            return rewards[c.chosen] - rewards[c.rejected]
+
+        context, targets = delta(episode.context), delta(episode.targets)
+
+        def at(k):
+            mask = truncate_context(episode, k).context.mask
+            return metrics.bayes_log_predictive(context, mask, targets, log_prior)
+
+        return jax.lax.map(at, jnp.asarray(ks))
+
+    users = episode.user.shape[0]
+    parts = [np.asarray(batch(jax.tree.map(lambda x, i=i: x[i : i + 200], episode))) for i in range(0, users, 200)]
+    return np.concatenate(parts, axis=1)
+
+
+class _Scores:
+    """Turns log-probabilities (draws, k, users, targets) into the series of the report."""
+
+    def __init__(self, ks, mask: np.ndarray, targets: Comparisons, settings: EvaluateConfig, seed: int):
+        self.ks = ks
+        self.mask = mask
+        self.report: dict[str, Any] = {}
+        self.log_p: dict[str, np.ndarray] = {}
+        self.accuracy_by_user = np.zeros(0)
+        self._weights = np.asarray(
+            metrics.bootstrap_weights(jax.random.key(seed), len(mask), settings.bootstrap), np.float64
+        )
+        chosen, rejected = np.asarray(targets.chosen), np.asarray(targets.rejected)
+        pairs = np.stack([np.minimum(chosen, rejected), np.maximum(chosen, rejected)], -1).reshape(-1, 2)
+        unique, item = np.unique(pairs, axis=0, return_inverse=True)
+        self._contested = np.asarray(
+            metrics.contested_weights(
+                jnp.asarray(item.reshape(chosen.shape)), jnp.asarray(chosen < rejected), jnp.asarray(mask), len(unique)
+            ),
+            np.float64,
+        )
+
+    def add(self, name: str, log_p: np.ndarray, mask: np.ndarray | None = None) -> None:
+        """Adds the series of one predictor; the model's own has no name."""
+        self.log_p[name] = log_p
+        mask = self.mask if mask is None else mask
+        hits = np.asarray(metrics.preference_accuracy(jnp.asarray(log_p))).mean(0)
+        accuracy = self._per_user(hits, mask)
+        if name == "":
+            self.accuracy_by_user = accuracy
+        nll = self._per_user(-log_p.mean(0), mask)
+        counts = np.stack([
+            sum(np.asarray(metrics.calibration_counts(jnp.exp(draw[k]), jnp.asarray(mask))) for draw in log_p)
+            for k in range(len(self.ks))
+        ])  # fmt: skip
+        flat = counts.reshape(*counts.shape[:2], -1)
+        prefix = f"{name}_" if name else ""
+        own = {"": "accuracy", "unseen": "accuracy_unseen"}
+        self.report[own.get(name, name)] = self._means(accuracy)
+        self.report[f"{prefix}nll"] = self._means(nll)
+        self.report[f"{prefix}ece"] = self._over_k(
+            lambda k, w: metrics.ece_from_counts(jnp.asarray((w @ flat[k]).reshape(len(w), *counts.shape[2:])))
+        )
+        if (self._contested * mask).sum() > 0:
+            weight = self._contested * mask
+            gain, total = (hits * weight).sum(-1), weight.sum(-1)
+            self.report[f"{prefix}steering"] = self._over_k(
+                lambda k, w: 2 * (w @ gain[k]) / np.maximum(w @ total, 1e-12) - 1
+            )
+
+    def _per_user(self, values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """(k, users) means over the real targets; NaN for a user without any."""
+        count = mask.sum(-1)
+        return np.where(count > 0, (values * mask).sum(-1) / np.maximum(count, 1), np.nan)
+
+    def _means(self, values: np.ndarray) -> dict[str, Any]:
+        real = ~np.isnan(values)
+        filled = np.where(real, values, 0)
+        return self._over_k(lambda k, w: (w @ filled[k]) / np.maximum(w @ real[k], 1e-12))
+
+    def _over_k(self, statistic) -> dict[str, Any]:
+        everybody = np.ones((1, self._weights.shape[1]))
+        out = {}
+        for i, k in enumerate(self.ks):
+            mean = float(np.asarray(statistic(i, everybody))[0])
+            low, high = metrics.interval(jnp.asarray(np.asarray(statistic(i, self._weights), np.float32)))
+            out[str(k)] = {"mean": mean, "low": float(low), "high": float(high)}
+        return out
+
+
+def _shuffle(seed: int, split: Split, users: np.ndarray, settings: EvaluateConfig) -> np.ndarray:
+    """Whose context each user gets: never the user's own, where there is another to take."""
+    rng = np.random.default_rng(seed)
+    owner = np.arange(len(users))
+    group = np.asarray(split.table.group)[users] if settings.shuffle_within_group else np.zeros(len(users))
+    for g in np.unique(group):
+        members = rng.permutation(np.flatnonzero(group == g))
+        owner[members] = np.roll(members, 1)
+    return owner
+
+
+def _with_contexts_of(episode: Episode, owner: np.ndarray) -> Episode:
+    context = jax.tree.map(lambda x: x[owner], episode.context)
+    return Episode(context, episode.targets, episode.user, episode.group)
+
+
+def _seen_in_training(targets: Comparisons, dataset: Dataset) -> np.ndarray:
+    """Where at least one of the two texts occurs in the training rows."""
+    table = dataset.splits["train"].table
+    real = np.arange(table.chosen.shape[2]) < np.asarray(table.count)[..., None]
+    seen = np.zeros(len(dataset.features), bool)
+    seen[np.asarray(table.chosen)[real]] = True
+    seen[np.asarray(table.rejected)[real]] = True
+    return seen[np.asarray(targets.chosen)] | seen[np.asarray(targets.rejected)]

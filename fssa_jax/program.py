@@ -1,0 +1,72 @@
+"""What every program shares: flags, logging, and one clear line on a user's mistake."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+from fssa_jax.errors import UserError
+from fssa_jax.train import Stopped
+
+
+def run(main: Callable[[], None], usage: str) -> None:
+    """Parses the flags and calls main().
+
+    Exit status: 0 when done or stopped by SIGTERM with everything saved, 2 on a user's mistake, which is
+    printed in one line without a traceback.
+    """
+    # --help shows the program's own text.
+    sys.modules["__main__"].__doc__ = usage
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        try:
+            return flags.FLAGS(argv)
+        except (flags.Error, KeyError, AttributeError, ValueError, TypeError, OSError, SyntaxError) as error:
+            _fail(f"{_reason(error)}; see --help")
+            raise  # not reached: _fail exits
+
+    def guarded(argv: Sequence[str]) -> None:
+        if len(argv) > 1:
+            _fail(f"unknown argument {argv[1]!r}; see --help")
+        _quiet_logging()
+        try:
+            main()
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr)
+        except UserError as error:
+            _fail(str(error))
+        except BrokenPipeError:
+            os._exit(1)
+
+    if any(argument in ("--help", "-h", "-help") for argument in sys.argv[1:]):
+        print(usage.strip() + "\n\nFlags:")
+        for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
+            default = "" if flag.default in (None, "", False) else f" (default: {flag.default})"
+            print(f"  --{flag.name}: {flag.help}{default}")
+        return
+    app.run(guarded, flags_parser=parse)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    return " ".join(text.split())
+
+
+def _fail(message: str) -> None:
+    sys.stdout.flush()
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _quiet_logging() -> None:
+    """Our own messages, and only warnings of everybody else."""
+    absl_logging.use_python_logging()
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.ERROR)
+    logging.getLogger("fssa_jax").setLevel(logging.INFO)

@@ -1,0 +1,318 @@
+"""The evaluation of a work directory: report.json, pictures, and one report.html that opens by itself."""
+
+import base64
+import dataclasses
+import html
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fssa_jax import plots
+from fssa_jax.data import synthetic
+from fssa_jax.data.build import rows_split
+from fssa_jax.data.dataset import Split
+from fssa_jax.data.rows import Row, read_rows
+from fssa_jax.episodes import truncate_context
+from fssa_jax.evaluate import Evaluation, Trained, collapse_warnings, evaluate
+from fssa_jax.files import whole_directory
+from fssa_jax.predict import evaluation_episodes, make_predictor
+from fssa_jax.steer import rank
+from fssa_jax.train import report_left_out
+from fssa_jax.workdir import Workdir
+
+_SERIES = {
+    "accuracy": "accuracy",
+    "bayes": "Bayes limit",
+    "oracle": "oracle, told the group",
+    "population": "population BTL",
+    "control": "another person's context",
+}
+_USERS_SHOWN = 4
+
+
+def evaluate_workdir(workdir: Path, data: str = "", split: str = "test") -> dict[str, Any]:
+    """Evaluates a trained work directory and writes its report/ whole. Returns report.json.
+
+    Args:
+      data: rows of other people, every one of whom is scored; empty for the split of the workdir's data.
+
+    Raises:
+      UserError: no or damaged work directory, bad rows, k larger than any context.
+    """
+    work = Workdir.open(workdir)
+    main = work.trained()
+    assert main is not None
+    people = work.dataset.splits[split]
+    if data:
+        people = _add_rows(work, data)
+    result = evaluate(
+        main,
+        people,
+        work.dataset,
+        work.config.evaluate,
+        population=work.trained("population") or _itself_if_population(main),
+        oracle=None if data else work.trained("oracle"),
+        seed=work.config.seed,
+    )
+    result.report["data"] = data or f"{split} split"
+    result.report["config"] = work.config.name
+    result.report["seed"] = work.config.seed
+    result.report["run"] = work.run
+    moved = _context_effect(result.report)
+    result.report["warnings"] = collapse_warnings(result.report["latent"], moved) if "latent" in result.report else []
+    with whole_directory(workdir / "report") as target:
+        (target / "report.json").write_text(json.dumps(result.report, indent=1), encoding="utf-8")
+        pictures = _draw(work, main, people, result, target)
+        ranking = _example(work, people, result, target) if not data else ""
+        page = _page(work, result.report, pictures, target, ranking)
+        (target / "report.html").write_text(page, encoding="utf-8")
+    return result.report
+
+
+def format_table(report: dict[str, Any]) -> str:
+    """The series as text, in per cent, one column a k."""
+    ks = [str(k) for k in report["k"]]
+    lines = [f"{'':26s}" + "".join(f"{'k = ' + k:>16s}" for k in ks)]
+    rows = [(name, label) for name, label in _SERIES.items() if name in report]
+    rows += [(name, name.replace("_", " ")) for name in ("steering", "bayes_steering", "control_steering")
+             if name in report]  # fmt: skip
+    rows += [(name, name.replace("_", " ")) for name in ("accuracy_unseen", "population_unseen") if name in report]
+    for name, label in rows:
+        cells = (f"{100 * report[name][k]['mean']:.1f} ±{_half_width(report[name][k]):.1f}" for k in ks)
+        lines.append(f"{label + ', %':26s}" + "".join(f"{cell:>16s}" for cell in cells))
+    for name, label in (("nll", "NLL, nats"), ("bayes_nll", "Bayes NLL"), ("ece", "ECE")):
+        if name in report:
+            lines.append(f"{label:26s}" + "".join(f"{report[name][k]['mean']:16.3f}" for k in ks))
+    return "\n".join(lines)
+
+
+def _half_width(cell: dict[str, float]) -> float:
+    return 50 * (cell["high"] - cell["low"])
+
+
+def _context_effect(report: dict[str, Any]) -> float:
+    """How far the context moves the scores: 0 means that it is ignored."""
+    first, last = str(report["k"][0]), str(report["k"][-1])
+    if first == last:
+        return 1.0
+    return abs(report["nll"][last]["mean"] - report["nll"][first]["mean"])
+
+
+def _itself_if_population(main: Trained) -> Trained | None:
+    """A model without latent is its own population model."""
+    return main if main.model.latent == "none" else None
+
+
+def _add_rows(work: Workdir, data: str) -> Split:
+    """The users of a file of rows as one split; new texts get features and are appended to the data set."""
+    rows, reading = read_rows(data, work.config.data.on_error)
+    rows = [dataclasses.replace(row, split_user="test") for row in rows]
+    texts = list(dict.fromkeys((row.prompt, text) for row in rows for text in (row.chosen, row.rejected)))
+    known = {text: i for i, text in enumerate(work.dataset.texts)}
+    new = [text for text in texts if text not in known]
+    number = known | {text: len(known) + i for i, text in enumerate(new)}
+    by_user: dict[str, list[Row]] = {}
+    for row in rows:
+        by_user.setdefault(row.user, []).append(row)
+    rng = np.random.default_rng(work.config.data.split_seed)
+    left_out: list[str] = []
+    dropped: Counter[str] = Counter()
+    settings = dataclasses.replace(work.config.data, path=data)
+    split = rows_split(settings, "test", by_user, number, work.dataset.groups, rng, left_out, dropped)
+    work.dataset.report = {"duplicates": reading.duplicates, "skipped": reading.skipped,
+                           "left_out_users": left_out, "left_out_rows": dict(dropped)}  # fmt: skip
+    report_left_out(work.dataset)
+    if new:
+        features = np.concatenate([np.asarray(work.dataset.features), work.dataset.featuriser.transform(new)])
+        work.dataset.features = features
+        work.dataset.texts = [*work.dataset.texts, *new]
+    # What other people would choose is not known, even on a benchmark of our own.
+    work.dataset.truth = None
+    return split
+
+
+def _draw(work: Workdir, main: Trained, people: Split, result: Evaluation, target: Path) -> list[tuple[str, str]]:
+    """Writes the pictures; returns (file name, caption) of each."""
+    pictures = [("accuracy.png", "Accuracy on a person's other choices against the number of choices seen. Bands: 95 % over users.")]  # fmt: skip  # noqa: E501
+    plots.accuracy_curves(result.report, target / "accuracy.png")
+    if main.model.latent != "context":
+        return pictures
+    # Users at even distances in the order of their accuracy: neither the best nor the worst alone.
+    order = np.argsort(result.accuracy_by_user[-1], kind="stable")
+    shown = order[np.linspace(0, len(order) - 1, min(_USERS_SHOWN, len(order))).round().astype(int)]
+    rows = result.users[shown]
+    names = [people.users[i] for i in rows]
+    table = jax.tree.map(jnp.asarray, people.table)
+    ks = result.report["k"]
+    episodes = evaluation_episodes(work.config.seed, 0, table, jnp.asarray(rows), max_context=max(ks))
+    if work.config.data.source.startswith("synthetic"):
+        _synthetic_curves(main, episodes, work, names, ks, target / "curves.png")
+        caption = "Inferred reward curves of four users as the context grows, and their true reward."
+    else:
+        steps = tuple(range(max(ks) + 1))
+        features = jnp.asarray(work.dataset.features)
+        log_p, _, _ = make_predictor(main.model, work.config.evaluate.samples)(
+            main.variables, features, episodes, steps
+        )
+        real = np.asarray(episodes.targets.mask)
+        curves = [np.exp(log_p[:, i][:, real[i]]) for i in range(len(rows))]
+        plots.reward_traces(names, curves, target / "curves.png")
+        caption = "Four users, from the least to the most accurately predicted: what the model thinks of each of their later choices as it reads more of their context."  # noqa: E501
+    pictures.append(("curves.png", caption))
+    colour, labels = _latent_colours(work, people, result.users)
+    plots.latents(result.latents, colour, labels, target / "latents.png")
+    pictures.append(("latents.png", "Latents z of the users after the longest context, on two principal components."))
+    return pictures
+
+
+def _synthetic_curves(main, episodes, work: Workdir, names, ks, path: Path) -> None:
+    y = np.linspace(0, 1, 201, dtype=np.float32)
+
+    def apply(module, context):
+        z = module.infer(context, jnp.asarray(work.dataset.features)).mean
+        features = jnp.broadcast_to(jnp.asarray(y)[None, :, None], (z.shape[0], len(y), 1))
+        return module.rewards(features, z[None])[0, :, :, 0]
+
+    curves = [
+        np.asarray(main.model.apply(main.variables, truncate_context(episodes, k).context, method=apply)) for k in ks
+    ]
+    inferred = {name: np.stack([curve[i] for curve in curves]) for i, name in enumerate(names)}
+    kinds = np.asarray(episodes.group)
+    true = {name: np.asarray(synthetic.reward(jnp.asarray(y), int(kinds[i]))) for i, name in enumerate(names)}
+    plots.reward_curves(y, inferred, true, ks, path)
+
+
+def _latent_colours(work: Workdir, people: Split, users: np.ndarray) -> tuple[np.ndarray, list[str] | None]:
+    """By group where there are few; by what the people truly want where that is known; else the largest groups."""
+    group = np.asarray(people.table.group)[users]
+    names = work.dataset.groups
+    if len(names) > 12 and work.dataset.truth is not None:
+        wanted = work.dataset.truth.rewards[:, group].T
+        centred = wanted - wanted.mean(0)
+        direction = np.linalg.svd(centred, full_matrices=False)[2][0]
+        return centred @ direction, None
+    largest = np.argsort(-np.bincount(group, minlength=len(names)), kind="stable")[:9]
+    place = {int(g): i for i, g in enumerate(largest)}
+    other = len(largest)
+    colour = np.array([place.get(int(g), other) for g in group])
+    labels = [names[g] or "all" for g in largest] + (["other groups"] if (colour == other).any() else [])
+    return colour, labels
+
+
+def _example(work: Workdir, people: Split, result: Evaluation, target: Path) -> str:
+    """Five choices of a test person, and responses to rank, as files for launch.steer; the ranking as HTML.
+
+    The person is the one of median accuracy among those scored.
+    """
+    if not any(response for _, response in work.dataset.texts[:1]) or work.config.model.kind != "np_btl":
+        return ""
+    order = np.argsort(result.accuracy_by_user[-1], kind="stable")
+    user = int(result.users[order[len(order) // 2]])
+    table, texts = people.table, work.dataset.texts
+    n = min(5, int(np.asarray(table.count)[user, 0]))
+    choices, lines = [], []
+    for i in range(n):
+        (prompt, a), (_, b) = (texts[int(np.asarray(side)[user, 0, i])] for side in (table.chosen, table.rejected))
+        # Either place for the chosen response, so that the file looks like any other.
+        first, second, choice = (a, b, 0) if i % 2 == 0 else (b, a, 1)
+        record = {"user_id": people.users[user], "prompt": prompt, "response_a": first, "response_b": second,
+                  "choice": choice}  # fmt: skip
+        lines.append(json.dumps(record, ensure_ascii=False))
+        choices.append(Row(people.users[user], prompt, a, b))
+    rng = np.random.default_rng(0)
+    asked = texts[int(np.asarray(table.chosen)[user, 1, 0])][0]
+    same = [text for text in _test_texts(people, texts) if text[0] == asked]
+    picked = [same[i] for i in sorted(rng.permutation(len(same))[:6])]
+    (target / "example_choices.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    records = (json.dumps({"prompt": p, "response": r}, ensure_ascii=False) for p, r in picked)
+    (target / "example_responses.jsonl").write_text("\n".join(records) + "\n", encoding="utf-8")
+    ranking = rank(work, choices, picked)[0]
+    said = "".join(
+        f"<li><span class=p>{html.escape(c.prompt)}</span><br><b>✓ {html.escape(c.chosen)}</b>"
+        f"<br><s>{html.escape(c.rejected)}</s></li>"
+        for c in choices
+    )
+    head = "".join(f"<th>{k}</th>" for k in range(len(ranking.probabilities)))
+    body = "".join(
+        f"<tr><td class=l>{html.escape(ranking.responses[i])}</td>"
+        + "".join(f"<td style='background:rgba(39,87,196,{p:.2f})'>{p:.0%}</td>" for p in ranking.probabilities[:, i])
+        + "</tr>"
+        for i in ranking.order
+    )
+    return (
+        f"<h2>One person</h2><p>{html.escape(people.users[user])}: the test person of median accuracy. "
+        f"Their first choices:</p><ol>{said}</ol><p>How likely each response to “{html.escape(asked)}” is to be "
+        f"their favourite, after so many of these choices:</p><table><tr><th class=l>response</th>{head}</tr>{body}"
+        "</table>"
+    )
+
+
+def _test_texts(people: Split, texts: list) -> list:
+    table = people.table
+    real = np.arange(table.chosen.shape[2]) < np.asarray(table.count)[:, 1:]
+    ids = np.unique(np.concatenate([np.asarray(s)[:, 1][real] for s in (table.chosen, table.rejected)]))
+    return [texts[i] for i in ids]
+
+
+_STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;color:#1b1b1b;max-width:60rem;margin:3rem auto;padding:0 1.2rem}
+h1{font-size:1.7rem;margin-bottom:.2rem} h2{margin-top:2.4rem;font-size:1.2rem} .sub{color:#666}
+table{border-collapse:collapse;font-size:.86rem;width:100%} th,td{padding:.35rem .6rem;text-align:right;
+border-bottom:1px solid #e8e8e8;font-variant-numeric:tabular-nums} .l{text-align:left} tr.main td{font-weight:600}
+figure{margin:1.2rem 0} img{max-width:100%} figcaption{color:#666;font-size:.88rem} s{color:#999} .p{color:#666}
+li{margin:.5rem 0} .warn{background:#fff3d6;padding:.6rem 1rem;border-radius:.4rem} small{color:#888}
+"""
+
+
+def _page(work: Workdir, report: dict[str, Any], pictures, target: Path, example: str) -> str:
+    ks = [str(k) for k in report["k"]]
+    head = "".join(f"<th>k = {k}</th>" for k in ks)
+
+    def row(name: str, label: str, digits: int, scale: float) -> str:
+        cells = "".join(
+            f"<td>{scale * report[name][k]['mean']:.{digits}f}<br><small>{scale * report[name][k]['low']:.{digits}f} – "
+            f"{scale * report[name][k]['high']:.{digits}f}</small></td>"
+            for k in ks
+        )
+        return f"<tr{' class=main' if name == 'accuracy' else ''}><td class=l>{label}</td>{cells}</tr>"
+
+    accuracy = [(n, f"{label}, accuracy %") for n, label in _SERIES.items()]
+    accuracy += [("accuracy_unseen", "both texts unseen in training"), ("population_unseen", "same, population BTL")]
+    rows = "".join(row(n, label, 1, 100) for n, label in accuracy if n in report)
+    steering = [("steering", "this model"), ("bayes_steering", "Bayes limit"), ("control_steering", "another person's context")]  # noqa: E501  # fmt: skip
+    rows += "".join(row(n, f"steering score S, {label}", 1, 100) for n, label in steering if n in report)
+    other = [("nll", "NLL, nats"), ("bayes_nll", "NLL of the Bayes limit"), ("ece", "calibration error ECE")]
+    rows += "".join(row(n, label, 3, 1) for n, label in other if n in report)
+    figures = "".join(
+        f"<figure><img alt='{html.escape(caption)}' src='data:image/png;base64,"
+        f"{base64.b64encode((target / name).read_bytes()).decode()}'>"
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        for name, caption in pictures
+    )
+    warnings = "".join(f"<p class=warn>{html.escape(w)}</p>" for w in report["warnings"])
+    users = report["users"]
+    first, last = ks[0], ks[-1]
+    gain = 100 * (report["accuracy"][last]["mean"] - report["accuracy"][first]["mean"])
+    left_out = f" {len(users['left_out'])} users with fewer than {last} context choices are not scored." if users["left_out"] else ""  # noqa: E501  # fmt: skip
+    devices = html.escape(", ".join(work.run.get("devices", [])))
+    return f"""<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(work.config.name)} — report</title>
+<meta name=viewport content="width=device-width"><style>{_STYLE}</style>
+<h1>{html.escape(work.config.name or "Reward model")}</h1>
+<p class=sub>{users["scored"]} held-out users, {report["targets"]["rows"]} of their choices predicted,
+{users["draws"]} random contexts each ({html.escape(report["data"])}).{left_out} Seed {report["seed"]}, {devices}.</p>
+{warnings}<p>With {last} choices of a person in its context the model predicts
+<b>{100 * report["accuracy"][last]["mean"]:.1f} %</b> of the person's other choices,
+{abs(gain):.1f} points {"more" if gain >= 0 else "less"} than with {first}.</p>
+{figures}{example}
+<h2>All figures</h2><table><tr><th class=l>mean over users, 95 % interval</th>{head}</tr>{rows}</table>
+<p class=sub>The same targets for every k; contexts are nested and share no text with the targets. Ties count ½.
+S = accuracy for those who chose one side + accuracy for those who chose the other − 100, on pairs that people
+disagree about: 0 ignores the person, 100 steers perfectly.</p>
+<details><summary>Configuration</summary><pre>{html.escape(json.dumps(dataclasses.asdict(work.config), indent=1))}</pre>
+</details></html>
+"""

@@ -1,0 +1,163 @@
+"""Rank given responses for the maker of some choices."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fssa_jax.data.features import Text
+from fssa_jax.data.rows import Row, parse_row, read_lines
+from fssa_jax.distributions import gaussian_sample
+from fssa_jax.errors import UserError
+from fssa_jax.types import Comparisons, DiagGaussian
+from fssa_jax.workdir import Workdir
+
+
+@dataclasses.dataclass
+class Ranking:
+    """Responses to one prompt, scored for one person.
+
+    `rewards` and `probabilities` are (k + 1, n): after none, one, … all k of the person's choices. A
+    probability is that of being chosen from all n responses, softmax(r), averaged over z.
+    """
+
+    prompt: str
+    responses: list[str]
+    rewards: np.ndarray
+    probabilities: np.ndarray
+
+    @property
+    def order(self) -> list[int]:
+        """Responses from best to worst after all choices."""
+        return np.argsort(-self.probabilities[-1], kind="stable").tolist()
+
+
+def read_choices(path: str) -> list[Row]:
+    """The choices of one person, in the file's order; `user_id` may be left out.
+
+    Raises:
+      UserError: bad rows, no rows, or several people.
+    """
+    rows = []
+    for place, line in read_lines(path):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{place}: not JSON ({error.msg}); write one choice a line") from error
+        if isinstance(record, dict):
+            record = {"user_id": "you", **record}
+        rows.append(parse_row(record, place))
+    if not rows:
+        raise UserError(f"{path}: no choices; write rows of prompt, response_a, response_b, choice")
+    people = sorted({row.user for row in rows})
+    if len(people) > 1:
+        raise UserError(f"{path}: choices of {len(people)} people ({people[0]}, {people[1]} …); give one person's")
+    return rows
+
+
+def read_responses(path: str) -> list[Text]:
+    """(prompt, response) of JSON lines with these two columns.
+
+    Raises:
+      UserError: a line that is not such an object, or none at all.
+    """
+    texts: list[Text] = []
+    for place, line in read_lines(path):
+        try:
+            record = json.loads(line)
+            texts.append((str(record["prompt"]), str(record["response"])))
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{place}: needs columns 'prompt' and 'response' ({error})") from error
+    if not texts:
+        raise UserError(f"{path}: no responses to rank; write rows of prompt, response")
+    return texts
+
+
+def rank(work: Workdir, choices: list[Row], responses: list[Text]) -> list[Ranking]:
+    """Scores responses for the maker of the choices, one `Ranking` a prompt.
+
+    One forward pass of the encoder for each number of choices; nothing is trained.
+    """
+    trained = work.trained()
+    assert trained is not None
+    if trained.model.latent == "none":
+        raise UserError(f"{work.path}: a {work.config.model.kind} model does not read choices; train np_btl")
+    if trained.model.likelihood != "btl":
+        raise UserError(f"{work.path}: ranking needs BTL rewards")
+    model, variables = trained.model, trained.variables
+
+    pairs = [(row.prompt, text) for row in choices for text in (row.chosen, row.rejected)]
+    ids, features = _number(work, pairs + responses)
+    n = len(choices)
+    chosen, rejected = ids[0 : 2 * n : 2], ids[1 : 2 * n : 2]
+    # Row j of the batch is the person after j choices.
+    shape = (n + 1, n)
+    mask = jnp.arange(n)[None] < jnp.arange(n + 1)[:, None]
+    context = Comparisons(jnp.broadcast_to(chosen[None], shape), jnp.broadcast_to(rejected[None], shape), mask)
+    samples = work.config.evaluate.samples
+    asked = jnp.broadcast_to(ids[2 * n :][None], (n + 1, len(responses)))
+    rewards = _score(model, variables, features, context, asked, samples)
+
+    rankings = []
+    for prompt in dict.fromkeys(prompt for prompt, _ in responses):
+        index = [i for i, (p, _) in enumerate(responses) if p == prompt]
+        r = rewards[:, :, index]
+        probabilities = np.exp(r - r.max(-1, keepdims=True))
+        probabilities = (probabilities / probabilities.sum(-1, keepdims=True)).mean(0)
+        rankings.append(Ranking(prompt, [responses[i][1] for i in index], r.mean(0), probabilities))
+    return rankings
+
+
+def _score(model, variables, features, context: Comparisons, responses: jax.Array, samples: int) -> np.ndarray:
+    """Rewards (samples, k + 1, n)."""
+
+    def apply(module, context, responses):
+        q: DiagGaussian = module.infer(context, features)
+        z = q.mean[None]
+        if module.sampled:
+            noise = jax.random.normal(jax.random.key(0), (samples, 1, q.mean.shape[-1]))
+            z = gaussian_sample(q, jnp.broadcast_to(noise, (samples, *q.mean.shape)))
+        pseudo = Comparisons(responses, responses, jnp.ones(responses.shape, bool))
+        return module.rewards(module.lookup(pseudo, features).chosen, z)[..., 0]
+
+    return np.asarray(jax.jit(lambda v, c, r: model.apply(v, c, r, method=apply))(variables, context, responses))
+
+
+def _number(work: Workdir, texts: list[Text]) -> tuple[jax.Array, jax.Array]:
+    """Ids of texts, and the feature table with the new ones appended."""
+    known = {text: i for i, text in enumerate(work.dataset.texts)}
+    new = [text for text in dict.fromkeys(texts) if text not in known]
+    number = known | {text: len(known) + i for i, text in enumerate(new)}
+    features = np.asarray(work.dataset.features)
+    if new:
+        features = np.concatenate([features, work.dataset.featuriser.transform(new)])
+    return jnp.asarray([number[text] for text in texts]), jnp.asarray(features)
+
+
+def format_ranking(ranking: Ranking, trace: bool = False, width: int = 72) -> str:
+    """A table for people: best first, with the place that the response had before any choice."""
+    before = np.argsort(np.argsort(-ranking.probabilities[0], kind="stable"), kind="stable")
+    lines = [f"{ranking.prompt or '(no prompt)'}"]
+    for place, i in enumerate(ranking.order):
+        moved = int(before[i]) - place
+        arrow = f"↑{moved}" if moved > 0 else f"↓{-moved}" if moved < 0 else "="
+        text = " ".join(ranking.responses[i].split())
+        text = text if len(text) <= width else f"{text[: width - 1]}…"
+        lines.append(f"  {place + 1:2d}. {ranking.probabilities[-1, i]:6.1%}  {arrow:>3}  {text}")
+    if trace:
+        lines.append("  probability of being preferred, after each choice:")
+        lines.append("    choices " + "".join(f"{k:>7d}" for k in range(len(ranking.probabilities))))
+        for place, i in enumerate(ranking.order):
+            row = "".join(f"{p:7.1%}" for p in ranking.probabilities[:, i])
+            lines.append(f"    no. {place + 1:2d}  {row}")
+    return "\n".join(lines)
+
+
+def steer(workdir: Path, choices: str, responses: str) -> tuple[list[Row], list[Ranking]]:
+    """The program's body: reads both files and ranks."""
+    rows = read_choices(choices)
+    texts = read_responses(responses)
+    return rows, rank(Workdir.open(workdir), rows, texts)

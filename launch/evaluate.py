@@ -1,0 +1,33 @@
+"""Evaluates a work directory by the clean protocol and writes its report/.
+
+  python -m launch.evaluate --workdir=runs/styles
+  python -m launch.evaluate --workdir=runs/styles --data=other_people.jsonl
+
+Prints the table and names report.json, the pictures and report.html.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from fssa_jax import program, report
+from fssa_jax.errors import UserError
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "what launch.train wrote")
+_DATA = flags.DEFINE_string("data", "", "rows of other people, all of them scored, in place of the test split")
+_SPLIT = flags.DEFINE_enum("split", "test", ["test", "val"], "split of the workdir's own data")
+
+
+def main() -> None:
+    """Evaluates --workdir."""
+    if not _WORKDIR.value:
+        raise UserError("--workdir is needed; see --help")
+    result = report.evaluate_workdir(Path(_WORKDIR.value), _DATA.value, _SPLIT.value)
+    print(report.format_table(result))
+    for warning in result["warnings"]:
+        print(f"warning: {warning}")
+    print(f"Report: {Path(_WORKDIR.value) / 'report' / 'report.html'}")
+
+
+if __name__ == "__main__":
+    program.run(main, __doc__ or "")

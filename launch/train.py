@@ -1,0 +1,33 @@
+"""Trains a reward model into a work directory; the same command again goes on where it stopped.
+
+  python -m launch.train --config=configs/styles.py:np_btl --workdir=runs/styles
+  python -m launch.train --config=configs/rows.py:np_btl --config.data.path=rows.jsonl --workdir=runs/mine
+
+Any setting can be changed: --config.optim.learning_rate=3e-4. fssa_jax/config.py lists them all.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from fssa_jax import program, train
+from fssa_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py[:VARIANT], for example configs/styles.py:np_btl")
+_WORKDIR = flags.DEFINE_string("workdir", None, "directory for checkpoints, metrics and data")
+
+
+def main() -> None:
+    """Trains what --config says into --workdir."""
+    if _CONFIG.value is None or isinstance(_CONFIG.value, Exception) or not _WORKDIR.value:
+        raise UserError("--config and --workdir are needed; see --help")
+    if type(_CONFIG.value).__name__ == "_ErrorConfig":
+        raise UserError(f"--config: {_CONFIG.value}")
+    workdir = Path(_WORKDIR.value)
+    train.train(_CONFIG.value, workdir)
+    print(f"Trained. Checkpoints and metrics are in {workdir}; next: python -m launch.evaluate --workdir={workdir}")
+
+
+if __name__ == "__main__":
+    program.run(main, __doc__ or "")

@@ -1,0 +1,25 @@
+"""Strict JAX in every test, and the helpers that several files share."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fssa_jax.types import Comparisons
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def make_comparisons(seed: int, shape: tuple[int, ...], d: int, k=None) -> Comparisons:
+    """Random features (*shape, d); the first k of the last axis of `shape` are real."""
+    rng = np.random.default_rng(seed)
+    chosen, rejected = rng.normal(size=(2, *shape, d)).astype(np.float32)
+    k = shape[-1] if k is None else k
+    mask = np.broadcast_to(np.arange(shape[-1]) < np.asarray(k)[..., None], shape)
+    return Comparisons(jnp.asarray(chosen), jnp.asarray(rejected), jnp.asarray(mask))
+
+
+@pytest.fixture
+def comparisons():
+    return make_comparisons
