@@ -2,12 +2,16 @@
 
 import dataclasses
 import json
-import types
 import typing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fssa_jax.errors import UserError
+
+
+def choice(default: str, *others: str) -> Any:
+    """A field whose value must be one of these words. (Flags cannot parse a Literal type.)"""
+    return dataclasses.field(default=default, metadata={"choices": (default, *others)})
 
 
 @dataclasses.dataclass
@@ -15,12 +19,12 @@ class DataConfig:
     """Where choices come from, and the features of their texts."""
 
     # synthetic: fresh draws on the device. synthetic_published: the paper's fixed 20,000 pairs.
-    source: Literal["synthetic", "synthetic_published", "styles", "rows"] = "rows"
+    source: str = choice("rows", "synthetic", "synthetic_published", "styles")
     # rows: a file, a directory that prepare_data wrote, or a `datasets` directory or hub name.
     path: str = ""
-    on_error: Literal["raise", "skip"] = "raise"
+    on_error: str = choice("raise", "skip")
     # auto: vectors beside the rows if there are any, else tfidf. none: only the learnt embedding.
-    features: Literal["auto", "given", "tfidf", "none"] = "auto"
+    features: str = choice("auto", "given", "tfidf", "none")
     vectors: str = ""  # .npy, one row a text; default: beside the rows
     texts: str = ""  # .jsonl(.gz) of [prompt, response], in the order of the vectors
     components: int = 64  # of the truncated SVD behind tfidf
@@ -40,10 +44,10 @@ class EncoderConfig:
 
     width: int = 128
     latent_dim: int = 64
-    pair: Literal["linear", "mlp"] = "mlp"
-    inputs: tuple[str, ...] = ("chosen", "rejected")
-    aggregation: Literal["mean", "sum", "attention", "bayes"] = "attention"
-    pool: Literal["mean", "sum"] = "mean"
+    pair: str = choice("mlp", "linear")
+    inputs: tuple[str, ...] = ("chosen", "rejected")  # also: difference, margin
+    aggregation: str = choice("attention", "mean", "sum", "bayes")
+    pool: str = choice("mean", "sum")
     prior_choice: bool = True
     residual: bool = True
     heads: int = 8
@@ -57,14 +61,14 @@ class EncoderConfig:
 class ModelConfig:
     """The reward model; see models/rewards.py."""
 
-    kind: Literal["btl", "dpl", "np_btl"] = "np_btl"
-    link: Literal["probit", "logistic", "logistic_published"] = "probit"
+    kind: str = choice("np_btl", "btl", "dpl")
+    link: str = choice("probit", "logistic", "logistic_published")
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
-    target: Literal["none", "linear", "mlp"] = "mlp"  # none: learnt embeddings alone
+    target: str = choice("mlp", "none", "linear")  # none: learnt embeddings alone
     width: int = 128
-    head: Literal["concat", "bilinear"] = "concat"
-    norm: Literal["none", "batch"] = "none"
-    population: Literal["none", "linear", "mlp"] = "none"
+    head: str = choice("concat", "bilinear")
+    norm: str = choice("none", "batch")
+    population: str = choice("none", "linear", "mlp")
     learn_texts: bool = False  # an embedding a text, for new users on known texts
     text_dropout: float = 0.0  # share of the texts whose embedding a training step leaves out
 
@@ -73,7 +77,7 @@ class ModelConfig:
 class ObjectiveConfig:
     """What is minimised; see losses.py. `kl_weight` counts only with a Gaussian latent."""
 
-    kind: Literal["elbo", "published", "vpl"] = "vpl"
+    kind: str = choice("vpl", "elbo", "published")
     kl_weight: float = 0.01
     samples: int = 1
     text_penalty: float = 0.0  # L2 of the learnt embeddings, summed over texts
@@ -107,7 +111,7 @@ class TrainConfig:
     validate_every: int = 250
     checkpoint_every: int = 500
     keep: int = 2
-    parallel: Literal["auto", "none", "pmap"] = "auto"
+    parallel: str = choice("auto", "none", "pmap")
     population_steps: int = 1000  # population BTL: baseline, and start of `model.population`
     population_learning_rate: float = 0.0  # 0: the same as optim.learning_rate
     oracle_steps: int = 1000  # specialists; 0 for none
@@ -150,6 +154,11 @@ def from_dict(kind: type, values: dict[str, Any], place: str = "config") -> Any:
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise UserError(f"{place}.{unknown[0]}: unknown key; known are {', '.join(sorted(hints))}")
+    for field in dataclasses.fields(kind):
+        choices = field.metadata.get("choices")
+        if choices and field.name in values and values[field.name] not in choices:
+            got = values[field.name]
+            raise UserError(f"{place}.{field.name}: must be one of {', '.join(choices)}; got {got!r}")
     return kind(**{name: _convert(hints[name], value, f"{place}.{name}") for name, value in values.items()})
 
 
@@ -192,6 +201,13 @@ def check(config: Config) -> None:
                 f"config.train.{name}: must be a multiple of steps_per_call ({config.train.steps_per_call})"
             )
     model = config.model
+    words = {"inputs": ("chosen", "rejected", "difference", "margin"), "observations": ("difference", "responses")}
+    for name, known in words.items():
+        given = getattr(model.encoder, name)
+        if not given or set(given) - set(known):
+            raise UserError(f"config.model.encoder.{name}: must be some of {', '.join(known)}; got {given}")
+    if "margin" in model.encoder.inputs and model.population == "none":
+        raise UserError("config.model.encoder.inputs: 'margin' needs config.model.population=linear or mlp")
     if model.target == "none" and not model.learn_texts:
         raise UserError("config.model.target: 'none' needs config.model.learn_texts=True")
     if model.encoder.aggregation == "bayes" and model.encoder.latent_dim != model.width:
@@ -212,18 +228,11 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
             raise UserError(f"{place}: must be a group of settings, got {value!r}")
         return from_dict(typing.cast(type, hint), value, place)
     origin = typing.get_origin(hint)
-    if origin is Literal:
-        choices = typing.get_args(hint)
-        if value not in choices:
-            raise UserError(f"{place}: must be one of {', '.join(map(str, choices))}; got {value!r}")
-        return value
     if origin is tuple:
         item = typing.get_args(hint)[0]
         if not isinstance(value, list | tuple):
             raise UserError(f"{place}: must be a list of {item.__name__}; got {value!r}")
         return tuple(_convert(item, v, place) for v in value)
-    if origin is types.UnionType:
-        return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):

@@ -53,7 +53,7 @@ def draw_episode(
         raise ValueError(f"max_context {max_context} and max_targets {max_targets} must be ≤ {rows} rows")
     key_user, key_pool, key_k, key_context, key_targets = jax.random.split(key, 5)
     user = jax.random.randint(key_user, (), 0, table.chosen.shape[0])
-    pool = jax.random.bernoulli(key_pool).astype(jnp.int32) * swap_pools
+    pool = jax.random.bernoulli(key_pool, 0.5 if swap_pools else 0.0).astype(jnp.int32)
     k = jax.random.randint(key_k, (), 0, max_context + 1)
     context_order = nested_order(key_context, table.count[user, pool], rows)[:max_context]
     target_order = nested_order(key_targets, table.count[user, 1 - pool], rows)[:max_targets]

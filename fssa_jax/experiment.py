@@ -2,7 +2,7 @@
 
 import dataclasses
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,21 +28,18 @@ def make_model(config: Config, dataset: Dataset, role: Role = "main", axis_name:
     model = config.model
     main_latent = "context" if model.kind == "np_btl" else "none"
     latent = {"main": main_latent, "population": "none", "oracle": "group"}[role]
-    fields = {f.name: getattr(model.encoder, f.name) for f in dataclasses.fields(model.encoder)}
+    # The words were checked with the configuration; the modules' types are literal.
+    fields: dict[str, Any] = {f.name: getattr(model.encoder, f.name) for f in dataclasses.fields(model.encoder)}
+    names = ("link", "target", "width", "head", "norm", "population", "text_dropout")
+    same: dict[str, Any] = {name: getattr(model, name) for name in names}
     return RewardModel(
         likelihood="dpl" if model.kind == "dpl" and role == "main" else "btl",
-        link=model.link,
         latent=latent,  # type: ignore[arg-type]
         encoder=NPEncoder(**fields) if latent != "none" else None,
         groups=len(dataset.groups),
-        target=model.target,
-        width=model.width,
-        head=model.head,
-        norm=model.norm,
-        population=model.population,
         learnt_texts=len(dataset.texts) if model.learn_texts else 0,
-        text_dropout=model.text_dropout,
         axis_name=axis_name,
+        **same,
     )
 
 

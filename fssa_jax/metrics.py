@@ -34,7 +34,7 @@ def calibration_counts(
     confidence = jnp.maximum(p, 1 - p)
     hit = preference_accuracy(jnp.log(jnp.maximum(p, jnp.finfo(p.dtype).tiny)))
     index = jnp.clip(((confidence - 0.5) * 2 * bins).astype(jnp.int32), 0, bins - 1)
-    one_hot = jax.nn.one_hot(index, bins) * mask[..., None]
+    one_hot = jax.nn.one_hot(index, bins) * mask[..., None].astype(p.dtype)
     values = jnp.stack([jnp.ones_like(p), confidence, hit], axis=-1)
     return jnp.einsum("utb,utv->ubv", one_hot, values)
 
@@ -99,7 +99,7 @@ def contested_weights(
     number = jax.ops.segment_sum(mask.reshape(-1).astype(jnp.float32), segment, items * 2).reshape(items, 2)
     contested = (number > 0).all(-1)
     weight = jnp.where(contested[:, None], 1 / jnp.maximum(number, 1.0), 0.0)
-    return weight.reshape(-1)[segment].reshape(item.shape) * mask
+    return weight.reshape(-1)[segment].reshape(item.shape) * mask.astype(jnp.float32)
 
 
 def bootstrap_weights(key: Key[Array, ""], users: int, resamples: int) -> Float[Array, "resamples users"]:

@@ -11,10 +11,8 @@ from fssa_jax.types import PyTree
 
 AXIS = "devices"
 
-Mode = Literal["auto", "none", "pmap"]
 
-
-def resolve(mode: Mode, users: int) -> Literal["none", "pmap"]:
+def resolve(mode: str, users: int) -> Literal["none", "pmap"]:
     """What "auto" means here: pmap where there is more than one device.
 
     Raises:

@@ -24,12 +24,11 @@ def predictive(
 
     A deterministic latent needs one sample. To be used as `model.apply(..., method=predictive)`.
     """
-    targets = model.lookup(episode.targets, features)
     nothing = jnp.zeros((*episode.user.shape, 0))
     if model.latent == "none":
-        return model.log_likelihood(targets)[0], DiagGaussian(nothing, nothing)
+        return model.log_likelihood(episode.targets, None, features)[0], DiagGaussian(nothing, nothing)
     if model.latent == "group":
-        log_p = model.log_likelihood(targets, model.group_z(episode.group)[None])[0]
+        log_p = model.log_likelihood(episode.targets, model.group_z(episode.group)[None], features)[0]
         return log_p, DiagGaussian(nothing, nothing)
     q = model.infer(episode.context, features)
     if model.sampled:
@@ -38,7 +37,7 @@ def predictive(
         z = gaussian_sample(q, jnp.broadcast_to(noise, (samples, *q.mean.shape)))
     else:
         z = q.mean[None]
-    log_p = model.log_likelihood(targets, z)
+    log_p = model.log_likelihood(episode.targets, z, features)
     return jax.nn.logsumexp(log_p, axis=0) - jnp.log(log_p.shape[0]), q
 
 

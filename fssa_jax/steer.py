@@ -120,8 +120,7 @@ def _score(model, variables, features, context: Comparisons, responses: jax.Arra
         if module.sampled:
             noise = jax.random.normal(jax.random.key(0), (samples, 1, q.mean.shape[-1]))
             z = gaussian_sample(q, jnp.broadcast_to(noise, (samples, *q.mean.shape)))
-        pseudo = Comparisons(responses, responses, jnp.ones(responses.shape, bool))
-        return module.rewards(module.lookup(pseudo, features).chosen, z)[..., 0]
+        return module.rewards(responses, z, features)[..., 0]
 
     return np.asarray(jax.jit(lambda v, c, r: model.apply(v, c, r, method=apply))(variables, context, responses))
 

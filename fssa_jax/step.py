@@ -103,20 +103,25 @@ def forward(
 
     To be used as `model.apply(..., method=forward)`. `noise` None is a deterministic latent.
     """
-    targets = model.lookup(episode.targets, features, train)
+    text_mask = model.text_mask() if train else None
+
+    def log_likelihood(z: Array | None) -> Float[Array, "samples batch t"]:
+        return model.log_likelihood(episode.targets, z, features, train, text_mask)
+
+    def infer(context: Comparisons) -> DiagGaussian:
+        return model.infer(context, features, train, text_mask)
+
     if model.latent == "none":
-        return model.log_likelihood(targets, None, train), None, None
+        return log_likelihood(None), None, None
     if model.latent == "group":
-        return model.log_likelihood(targets, model.group_z(episode.group)[None], train), None, None
-    q_context = model.infer(episode.context, features, train)
+        return log_likelihood(model.group_z(episode.group)[None]), None, None
+    q_context = infer(episode.context)
     if noise is None:
-        return model.log_likelihood(targets, q_context.mean[None], train), None, None
-    q_targets = model.infer(episode.targets, features, train) if objective == "published" else None
-    union = join(episode.context, episode.targets)
-    q_union = model.infer(union, features, train) if objective == "elbo" else None
+        return log_likelihood(q_context.mean[None]), None, None
+    q_targets = infer(episode.targets) if objective == "published" else None
+    q_union = infer(join(episode.context, episode.targets)) if objective == "elbo" else None
     sampled_from, reference = latent_roles(objective, q_context, q_targets, q_union)  # type: ignore[arg-type]
-    z = gaussian_sample(sampled_from, noise)
-    return model.log_likelihood(targets, z, train), sampled_from, reference
+    return log_likelihood(gaussian_sample(sampled_from, noise)), sampled_from, reference
 
 
 def join(a: Comparisons, b: Comparisons) -> Comparisons:

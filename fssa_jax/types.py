@@ -4,7 +4,10 @@ import dataclasses
 from typing import Any
 
 import jax
-from jaxtyping import Array, Bool, Float, Int
+
+# jax.tree.map builds these classes with anything for leaves: arrays, tracers, shapes, shardings. What an
+# array must look like is said in the docstrings, and checked where functions take them.
+Leaf = Any
 
 
 @jax.tree_util.register_dataclass
@@ -17,9 +20,9 @@ class Comparisons:
     There is no "choice" array: the order carries the choice.
     """
 
-    chosen: Array
-    rejected: Array
-    mask: Bool[Array, "*batch n"]
+    chosen: Leaf
+    rejected: Leaf
+    mask: Leaf
 
 
 @jax.tree_util.register_dataclass
@@ -27,22 +30,22 @@ class Comparisons:
 class Episode:
     """One user's task: read the context, predict the targets. A batch has a leading axis on every leaf.
 
-    `user` and `group` are the rows of the user and of the user's group in the table that it came from.
+    `user` and `group` (*batch) are the rows of the user and of the user's group in the table that it came from.
     """
 
     context: Comparisons
     targets: Comparisons
-    user: Int[Array, "*batch"]
-    group: Int[Array, "*batch"]
+    user: Leaf
+    group: Leaf
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DiagGaussian:
-    """A normal distribution with diagonal covariance; `scale` is the standard deviation."""
+    """A normal distribution with diagonal covariance: `mean` and `scale`, the standard deviation, (*batch, m)."""
 
-    mean: Float[Array, "*batch m"]
-    scale: Float[Array, "*batch m"]
+    mean: Leaf
+    scale: Leaf
 
 
 @jax.tree_util.register_dataclass
@@ -51,13 +54,14 @@ class ChoiceTable:
     """Every choice of a set of users as ids of texts, padded to a rectangle that lives on the device.
 
     Axis 1 is the pool: 0 context, 1 target. A user's texts never occur in both pools, so that a context
-    drawn from one pool tells nothing about the very texts of the other.
+    drawn from one pool tells nothing about the very texts of the other. `chosen` and `rejected` are
+    (users, 2, rows) integers, `count` (users, 2) says how many rows of a pool are real, `group` is (users,).
     """
 
-    chosen: Int[Array, "users 2 rows"]
-    rejected: Int[Array, "users 2 rows"]
-    count: Int[Array, "users 2"]
-    group: Int[Array, " users"]
+    chosen: Leaf
+    rejected: Leaf
+    count: Leaf
+    group: Leaf
 
 
 PyTree = Any

@@ -112,7 +112,10 @@ def head_params(params, prefix, latent):
     weight = params[f"{prefix}net.0.weight"].T
     out = {
         "response": {"kernel": jnp.asarray(weight[:WIDTH])},
-        "norm": {"scale": jnp.asarray(params[f"{prefix}net.1.weight"]), "bias": jnp.asarray(params[f"{prefix}net.1.bias"])},
+        "norm": {
+            "scale": jnp.asarray(params[f"{prefix}net.1.weight"]),
+            "bias": jnp.asarray(params[f"{prefix}net.1.bias"]),
+        },
         "out": {"kernel": jnp.asarray(params[f"{prefix}net.3.weight"].T)},
     }
     if latent:
@@ -121,7 +124,12 @@ def head_params(params, prefix, latent):
 
 
 def head_stats(params, prefix):
-    return {"norm": {"mean": jnp.asarray(params[f"{prefix}net.1.running_mean"]), "var": jnp.asarray(params[f"{prefix}net.1.running_var"])}}
+    return {
+        "norm": {
+            "mean": jnp.asarray(params[f"{prefix}net.1.running_mean"]),
+            "var": jnp.asarray(params[f"{prefix}net.1.running_var"]),
+        }
+    }
 
 
 def test_reward_decoder():
@@ -150,9 +158,14 @@ def test_btl_head():
 
 def test_dpl_head_with_the_published_link():
     arrays = load("head_dpl")
-    (mean_a, std_a), (mean_b, std_b) = (jnp.moveaxis(jnp.asarray(arrays["in/rewards_mean_std"][..., i, :]), -1, 0) for i in (0, 1))
+    (mean_a, std_a), (mean_b, std_b) = (
+        jnp.moveaxis(jnp.asarray(arrays["in/rewards_mean_std"][..., i, :]), -1, 0) for i in (0, 1)
+    )
     link = "logistic_published"
-    ours = [dpl_log_likelihood(mean_a, std_a, mean_b, std_b, link), dpl_log_likelihood(mean_b, std_b, mean_a, std_a, link)]
+    ours = [
+        dpl_log_likelihood(mean_a, std_a, mean_b, std_b, link),
+        dpl_log_likelihood(mean_b, std_b, mean_a, std_a, link),
+    ]
     np.testing.assert_allclose(jnp.stack(ours, -1), arrays["out/logp_choices"], **TOLERANCE)
 
 
@@ -250,7 +263,7 @@ def test_train_step(name):
     # The eval-mode forward after the step: running statistics in place of those of the batch.
     variables = {"params": after, "batch_stats": new_stats}
     pairs = jnp.asarray(arrays["in/pairs_T"].reshape(3, 14, 16))
-    z = None if name != "nppl_attn_det" else model.apply(variables, episode.context, method="encode").mean[None]
+    z = None if name != "nppl_attn_det" else model.apply(variables, episode.context, method="infer").mean[None]
     rewards = model.apply(variables, pairs, z, method="rewards")
     expected = arrays["out/rewards_eval_after_step"]
     np.testing.assert_allclose(rewards.reshape(expected.shape), expected, **TOLERANCE)

@@ -5,7 +5,7 @@ Any object with `transform(texts) -> (n, d) float32` and `save(directory)` can s
 
 import json
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from sklearn.decomposition import TruncatedSVD
@@ -20,6 +20,7 @@ Text = tuple[str, str]  # (prompt, response)
 _TOKENS = r"(?u)\w+|[^\w\s]"
 
 
+@runtime_checkable
 class Featuriser(Protocol):
     """What turns texts into features, now and, for new texts, when the model is used."""
 

@@ -12,7 +12,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fssa_jax.errors import UserError
 
@@ -48,7 +48,7 @@ class RowReport:
     skipped: list[str] = dataclasses.field(default_factory=list)
 
 
-def read_rows(path: str, on_error: Literal["raise", "skip"] = "raise") -> tuple[list[Row], RowReport]:
+def read_rows(path: str, on_error: str = "raise") -> tuple[list[Row], RowReport]:
     """Rows of a file, directory or hub name, checked, duplicates kept once and counted.
 
     Raises:

@@ -143,20 +143,19 @@ class BayesAggregation(nn.Module):
         z = jnp.broadcast_to(mean, (*batch, m + 1))
         prior = jnp.broadcast_to(prior_precision, z.shape)
         eye = jnp.broadcast_to(jnp.eye(m + 1), (*batch, m + 1, m + 1))
-        chol = eye
+        precision = prior[..., None] * eye
         for _ in range(self.rounds):
             logits = offsets + jnp.einsum("...oi,...i->...o", directions, z)
             dislike = jax.nn.sigmoid(-logits)
             curvature = weights * dislike * (1 - dislike)
-            precision = jnp.einsum("...oi,...o,...oj->...ij", directions, curvature, directions)
+            precision = jnp.einsum("...oi,...oj->...ij", directions * curvature[..., None], directions)
+            precision = precision + prior[..., None] * eye
             gradient = jnp.einsum("...oi,...o->...i", directions, weights * dislike)
             gradient = gradient - prior * (z - jnp.broadcast_to(mean, z.shape))
-            chol = jnp.linalg.cholesky(precision + prior[..., None] * eye)
-            z = z + jax.scipy.linalg.cho_solve((chol, True), gradient[..., None])[..., 0]
+            z = z + _solve(precision, gradient)
         if not self.gaussian:
             return DiagGaussian(z[..., :m], jnp.zeros((*batch, m)))
-        inverse = jax.scipy.linalg.solve_triangular(chol, eye, lower=True)
-        scale = jnp.sqrt(jnp.sum(inverse**2, axis=-2))
+        scale = jnp.sqrt(jnp.diagonal(jnp.linalg.inv(precision), axis1=-2, axis2=-1))
         return DiagGaussian(z[..., :m], jnp.maximum(scale[..., :m], _MIN_SCALE))
 
     def _observe(
@@ -183,3 +182,18 @@ class BayesAggregation(nn.Module):
                 offsets.append(slope * offset)
                 weights.append(scale * weight)
         return jnp.concatenate(directions, -2), jnp.concatenate(offsets, -1), jnp.concatenate(weights, -1)
+
+
+def _solve(matrix: Float[Array, "*batch m m"], vector: Float[Array, "*batch m"]) -> Float[Array, "*batch m"]:
+    """matrix⁻¹ vector for symmetric positive definite matrices.
+
+    The gradient is one more solve with the same factor; differentiating the Cholesky factor itself costs
+    several times the whole forward pass.
+    """
+    factor = jax.scipy.linalg.cho_factor(jax.lax.stop_gradient(matrix), lower=True)
+    return jax.lax.custom_linear_solve(
+        lambda x: jnp.einsum("...ij,...j->...i", matrix, x),
+        vector,
+        lambda _, b: jax.scipy.linalg.cho_solve(factor, b[..., None])[..., 0],
+        symmetric=True,
+    )

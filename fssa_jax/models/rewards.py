@@ -1,6 +1,6 @@
 """Reward models: BTL, DPL and NP-BTL from one module (arXiv 2412.13998, section 3)."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -82,6 +82,16 @@ class PopulationReward(nn.Module):
         return ConcatHead(self.width, self.outputs, self.norm, self.axis_name, name="head")(encoded, None, train)
 
 
+class Encoded(NamedTuple):
+    """What the model makes of responses before it knows the person: f(y) (*batch, m) and s(y) (*batch, outputs).
+
+    None for a part that the model does not have.
+    """
+
+    response: Array | None
+    population: Array | None
+
+
 class RewardModel(nn.Module):
     """Rewards of responses for a person, r(x, y, z), and the likelihood of choices under them.
 
@@ -145,82 +155,81 @@ class RewardModel(nn.Module):
         """Whether z is a random variable, q(z | C) a distribution."""
         return self.latent == "context" and self.encoder is not None and self.encoder.gaussian
 
-    def lookup(
-        self, comparisons: Comparisons, table: Float[Array, "texts d"] | None, train: bool = False
-    ) -> Comparisons:
-        """The same choices with features in place of ids; unchanged where no table is given.
-
-        With learnt texts the features are [learnt embedding, table row, learnt population reward].
-        """
-        if table is None:
-            return comparisons
-        keep = None
-        if self.text_dropout and train and self.latent != "none":
-            rate = 1 - self.text_dropout
-            keep = jax.random.bernoulli(self.make_rng("dropout"), rate, (self.learnt_texts,)) / rate
-        return Comparisons(
-            self._features(comparisons.chosen, table, keep),
-            self._features(comparisons.rejected, table, keep),
-            comparisons.mask,
-        )
-
-    def _features(self, ids: Array, table: Array, keep: Array | None) -> Float[Array, "*batch d"]:
-        parts = [table[ids]]
-        if self.learnt_texts:
-            # Texts that came after training have features only; their learnt part is 0.
-            known = (ids < self.learnt_texts)[..., None]
-            ids = jnp.minimum(ids, self.learnt_texts - 1)
-            if self.latent != "none":
-                learnt = self.text_embedding(ids) * (1 if keep is None else keep[ids][..., None])
-                parts.insert(0, jnp.where(known, learnt, 0))
-            if self._has_population:
-                parts.append(jnp.where(known, self.text_bias(ids), 0))
-        return jnp.concatenate(parts, axis=-1)
-
     @property
     def _has_population(self) -> bool:
         return self.latent == "none" or self.population != "none"
 
-    def _encode_responses(self, features: Float[Array, "*batch d"]) -> Float[Array, "*batch h"]:
-        """f(y): the target encoder of the features, plus the learnt embedding where there is one."""
-        if not self.learnt_texts:
-            return self.target_encoder(features)
-        end = features.shape[-1] - (1 if self._has_population else 0)
-        learnt, given = features[..., : self.width], features[..., self.width : end]
-        return learnt if self.target == "none" else self.target_encoder(given) + learnt
+    def text_mask(self) -> Float[Array, " texts"] | None:
+        """Which learnt embeddings a training step keeps, scaled to keep their mean; None without dropout."""
+        if not self.text_dropout or self.latent == "none":
+            return None
+        keep = 1 - self.text_dropout
+        return jax.random.bernoulli(self.make_rng("dropout"), keep, (self.learnt_texts,)) / keep
 
-    def _population(self, features: Float[Array, "*batch d"], train: bool) -> Float[Array, "*batch o"]:
-        """s(y): of the given features, plus the learnt population reward where there is one."""
-        if not self.learnt_texts:
-            return self.population_reward(features, train)
-        start = 0 if self.latent == "none" else self.width
-        given, learnt = features[..., start:-1], features[..., -1:]
-        return self.population_reward(given, train) + learnt
+    def encode_responses(
+        self,
+        responses: Array,
+        table: Float[Array, "texts d"] | None = None,
+        train: bool = False,
+        text_mask: Float[Array, " texts"] | None = None,
+    ) -> Encoded:
+        """f(y) and s(y) of responses.
 
-    def encode(
-        self, context: Comparisons, train: bool = False, repeats: Float[Array, "*batch n 2"] | None = None
-    ) -> DiagGaussian:
-        """q(z | C) for contexts of features (*batch, n, d).
-
-        `repeats` says how often the context shows each (chosen, rejected) response, see `count_repeats`.
+        Args:
+          responses: features (*batch, d); with a table, ids of its rows (*batch).
+          table: features of all texts. Where it is smaller than the batch it is encoded whole and the
+            results are looked up, which is the same and cheaper.
         """
-        assert self.encoder is not None
-        rewards = None
-        if self.population != "none":
-            rewards = jnp.concatenate(
-                [self._population(c, train)[..., :1] for c in (context.chosen, context.rejected)], axis=-1
-            )
-        if self.encoder.aggregation == "bayes":
-            chosen, rejected = self._encode_responses(context.chosen), self._encode_responses(context.rejected)
-            context = Comparisons(chosen, rejected, context.mask)
-        return self.context_encoder(context, rewards, repeats, train)
+        if table is None:
+            return self._encode(responses, None, train, None)
+        # Batch statistics are those of the batch, not of the table.
+        if table.shape[0] > responses.size or self.norm == "batch":
+            return self._encode(table[responses], responses, train, text_mask)
+        everything = self._encode(table, jnp.arange(table.shape[0]), train, text_mask)
+        return jax.tree.map(lambda x: x[responses], everything)
+
+    def _encode(self, features: Array, ids: Array | None, train: bool, text_mask: Array | None) -> Encoded:
+        population = self.population_reward(features, train) if self._has_population else None
+        response = None
+        if self.latent != "none":
+            response = jnp.zeros(()) if self.target == "none" else self.target_encoder(features)
+        if self.learnt_texts and ids is not None:
+            # Texts that came after training have features only; their learnt part is 0.
+            known = (ids < self.learnt_texts)[..., None]
+            ids = jnp.minimum(ids, self.learnt_texts - 1)
+            if population is not None:
+                population = population + jnp.where(known, self.text_bias(ids), 0)
+            if response is not None:
+                learnt = jnp.where(known, self.text_embedding(ids), 0)
+                response = response + (learnt if text_mask is None else learnt * text_mask[ids][..., None])
+        return Encoded(response, population)
 
     def infer(
-        self, context: Comparisons, table: Float[Array, "texts d"] | None = None, train: bool = False
+        self,
+        context: Comparisons,
+        table: Float[Array, "texts d"] | None = None,
+        train: bool = False,
+        text_mask: Float[Array, " texts"] | None = None,
     ) -> DiagGaussian:
-        """q(z | C) for contexts of features, or of ids of texts in the table: repeated texts are counted."""
-        repeats = count_repeats(context) if table is not None else None
-        return self.encode(self.lookup(context, table, train), train, repeats)
+        """q(z | C) of contexts: features (*batch, n, d), or, with a table, ids of its rows (*batch, n).
+
+        Only with ids can a response that the context shows several times be counted once.
+        """
+        assert self.encoder is not None
+        repeats = rewards = None
+        if table is not None and self.encoder.aggregation == "bayes":
+            repeats = count_repeats(context)
+        chosen, rejected = context.chosen, context.rejected
+        encoded_input = self.encoder.aggregation == "bayes" or (self.learnt_texts > 0 and table is not None)
+        if encoded_input or self.population != "none":
+            a, b = (self.encode_responses(side, table, train, text_mask) for side in (chosen, rejected))
+            if a.population is not None and b.population is not None:
+                rewards = jnp.concatenate([a.population[..., :1], b.population[..., :1]], axis=-1)
+            if encoded_input:
+                chosen, rejected = a.response, b.response
+        if not encoded_input and table is not None:
+            chosen, rejected = table[chosen], table[rejected]
+        return self.context_encoder(Comparisons(chosen, rejected, context.mask), rewards, repeats, train)
 
     def group_z(self, group: Array) -> Float[Array, "*batch m"]:
         """The learnt latent of a group (latent "group" only)."""
@@ -228,28 +237,31 @@ class RewardModel(nn.Module):
 
     def rewards(
         self,
-        features: Float[Array, "*batch d"],
+        responses: Array,
         z: Float[Array, "*samples m"] | None = None,
+        table: Float[Array, "texts d"] | None = None,
         train: bool = False,
+        text_mask: Float[Array, " texts"] | None = None,
     ) -> Float[Array, "*out"]:
         """Rewards of responses.
 
         Args:
-          features: (*batch, t, d).
+          responses: features (*batch, t, d); with a table, ids of its rows (*batch, t).
           z: latents (samples, *batch, m); None for latent "none".
 
         Returns:
           (samples, *batch, t, 1), samples 1 without z; with likelihood "dpl" the last axis holds the
           mean and the standard deviation.
         """
-        if self.latent == "none":
-            out = self._population(features, train)[None]
-        else:
+        encoded = self.encode_responses(responses, table, train, text_mask)
+        out = jnp.zeros(())
+        if self.latent != "none":
             if z is None:
                 raise ValueError("a model with a latent needs z")
-            out = self.reward_head(self._encode_responses(features), z, train)
-            if self.population != "none":
-                out = out + self._population(features, train)[None]
+            assert encoded.response is not None
+            out = self.reward_head(encoded.response, z, train)
+        if encoded.population is not None:
+            out = out + encoded.population[None]
         if self.likelihood == "dpl":
             mean, raw = jnp.split(out, 2, axis=-1)
             return jnp.concatenate([mean, jax.nn.softplus(raw)], axis=-1)
@@ -259,13 +271,15 @@ class RewardModel(nn.Module):
         self,
         targets: Comparisons,
         z: Float[Array, "*samples m"] | None = None,
+        table: Float[Array, "texts d"] | None = None,
         train: bool = False,
+        text_mask: Float[Array, " texts"] | None = None,
     ) -> Float[Array, "*out"]:
-        """log p(choice | z) of every target: (samples, *batch, t)."""
+        """log p(choice | z) of every target, (samples, *batch, t); targets as features, or ids with a table."""
         n = targets.mask.shape[-1]
         # One pass over both responses: batch statistics (norm "batch") are those of all options.
-        both = jnp.concatenate([targets.chosen, targets.rejected], axis=-2)
-        rewards = self.rewards(both, z, train)
+        both = jnp.concatenate([targets.chosen, targets.rejected], axis=targets.mask.ndim - 1)
+        rewards = self.rewards(both, z, table, train, text_mask)
         chosen, rejected = rewards[..., :n, :], rewards[..., n:, :]
         if self.likelihood == "btl":
             return btl_log_likelihood(chosen[..., 0], rejected[..., 0])
@@ -273,12 +287,11 @@ class RewardModel(nn.Module):
 
     def __call__(self, episode: Episode, table: Float[Array, "texts d"] | None = None) -> Array:
         """Log-likelihood of the targets at the mean latent, (1, *batch, t). Touches every parameter."""
-        targets = self.lookup(episode.targets, table)
         if self.latent == "none":
-            return self.log_likelihood(targets)
+            return self.log_likelihood(episode.targets, None, table)
         group = self.latent == "group"
         z = self.group_z(episode.group) if group else self.infer(episode.context, table).mean
-        return self.log_likelihood(targets, z[None])
+        return self.log_likelihood(episode.targets, z[None], table)
 
 
 def count_repeats(context: Comparisons) -> Float[Array, "*batch n 2"]:

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# The whole test suite on a fresh machine: environment, ruff, pyright, pytest. Arguments go to pytest.
+set -euo pipefail
+source "$(dirname "$0")/setup.sh"
+setup requirements.txt requirements-test.txt
+export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
+"$venv/bin/ruff" format --check .
+"$venv/bin/ruff" check .
+"$venv/bin/pyright" --pythonpath "$venv/bin/python"
+"$venv/bin/python" -m pytest -n 2 --dist worksteal "$@"

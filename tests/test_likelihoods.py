@@ -1,0 +1,68 @@
+"""BTL and DPL: values against scipy, antisymmetry, and finite values and gradients at the extremes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import norm
+
+from fssa_jax import btl_log_likelihood, dpl_log_likelihood
+
+REWARD = st.floats(-3e38, 3e38)
+SCALE = st.floats(0, 3e18)
+LINKS = ("probit", "logistic", "logistic_published")
+
+
+@settings(max_examples=60, deadline=None)
+@given(a=REWARD, b=REWARD)
+def test_btl_is_finite_with_finite_gradients_for_any_rewards(a, b):
+    value, gradient = jax.value_and_grad(btl_log_likelihood, argnums=(0, 1))(jnp.float32(a), jnp.float32(b))
+    assert jnp.isfinite(value)
+    assert value <= 0
+    assert all(jnp.isfinite(g) for g in gradient)
+
+
+@settings(max_examples=60, deadline=None)
+@given(a=REWARD, s=SCALE, b=REWARD, t=SCALE, link=st.sampled_from(LINKS))
+def test_dpl_is_finite_with_finite_gradients_for_any_rewards(a, s, b, t, link):
+    arguments = [jnp.float32(x) for x in (a, s, b, t)]
+    value, gradient = jax.value_and_grad(lambda *x: dpl_log_likelihood(*x, link), argnums=(0, 1, 2, 3))(*arguments)
+    assert jnp.isfinite(value)
+    assert all(jnp.isfinite(g) for g in gradient)
+
+
+@settings(max_examples=30, deadline=None)
+@given(a=st.floats(-20, 20), b=st.floats(-20, 20), s=st.floats(0.1, 5), link=st.sampled_from(LINKS))
+def test_the_two_choices_have_probability_one_together(a, b, s, link):
+    a, b, s = (jnp.float32(x) for x in (a, b, s))
+    assert jnp.exp(btl_log_likelihood(a, b)) + jnp.exp(btl_log_likelihood(b, a)) == pytest.approx(1, abs=1e-5)
+    dpl = jnp.exp(dpl_log_likelihood(a, s, b, s, link)) + jnp.exp(dpl_log_likelihood(b, s, a, s, link))
+    assert dpl == pytest.approx(1, abs=1e-5)
+
+
+def test_probit_link_is_the_exact_normal_distribution():
+    t = np.linspace(-12, 12, 49)
+    ones = jnp.full(t.shape, np.float32(2**-0.5))
+    ours = dpl_log_likelihood(jnp.asarray(t, jnp.float32), ones, jnp.zeros(t.shape), ones)
+    np.testing.assert_allclose(ours, norm.logcdf(t), rtol=2e-5, atol=5e-7)
+
+
+def test_logistic_links_are_as_far_from_the_exact_one_as_they_are_said_to_be():
+    t = jnp.linspace(-6, 6, 4001)
+    half = jnp.full(t.shape, jnp.float32(2**-0.5))
+
+    def probability(link):
+        return jnp.exp(dpl_log_likelihood(t, half, jnp.zeros_like(t), half, link))
+
+    exact = probability("probit")
+    assert jnp.abs(probability("logistic") - exact).max() == pytest.approx(0.0177, abs=2e-4)
+    assert jnp.abs(probability("logistic_published") - exact).max() == pytest.approx(0.0945, abs=2e-4)
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises((ValueError, TypeError), match="link"):
+        dpl_log_likelihood(jnp.ones(1), jnp.ones(1), jnp.ones(1), jnp.ones(1), "probitt")
+    with pytest.raises((ValueError, TypeError), match="rejected"):
+        btl_log_likelihood(jnp.ones(3), jnp.ones(2))
