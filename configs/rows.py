@@ -1,29 +1,38 @@
-"""Anybody's rows."""
+"""Anybody's rows: a file of people's choices (columns: DESIGN contract 6, `fssa_jax/data/rows.py`).
+
+  python -m launch.train --config=configs/rows.py:np_btl --config.data.path=rows.jsonl --workdir=runs/mine
+  python -m launch.evaluate --workdir=runs/mine
+
+Variants: btl (one reward for everybody), np_btl. The defaults suit many people who judge the same texts,
+where a choice means that a person agreed with one and not with the other: a learnt embedding a text, started
+from a factorisation, and an encoder that reads each response by itself. For texts that are new in every row,
+or choices that only compare: --config.model.learn_texts=False --config.train.factor_steps=0
+--config.model.target=linear "--config.model.encoder.observations=('difference',)".
+
+RESULTS
+"""
 
 from fssa_jax.config import Config, DataConfig
+from fssa_jax.errors import UserError
 
 
 def get_config(variant: str = "np_btl") -> Config:
+    """The configuration of a variant."""
+    if variant not in ("btl", "np_btl"):
+        raise UserError(f"configs/rows.py: unknown variant {variant!r}; give btl or np_btl")
     config = Config(name=f"rows {variant}", data=DataConfig(source="rows"))
-    config.model.kind = variant  # type: ignore[assignment]
     model = config.model
-    model.head, model.target, model.population = "bilinear", "linear", "linear"
+    model.kind = variant
+    model.head, model.target, model.population = "bilinear", "none", "linear"
     model.width = model.encoder.latent_dim = 32
-    model.encoder.aggregation = "bayes"
-    model.encoder.observations = ("responses",)
-    model.learn_texts, model.text_dropout = True, 0.2
-    config.objective.text_penalty = 3e-3
-    config.optim.learning_rate, config.optim.average_decay, config.optim.warmup_steps = 2e-3, 0.98, 20
-    config.optim.weight_decay = 0.0
-    config.optim.final_fraction = 1.0
-    config.train.users, config.train.max_context, config.train.targets = 128, 25, 30
-    config.train.steps, config.train.steps_per_call = 900, 25
-    config.train.validate_every, config.train.checkpoint_every = 50, 100
-    config.train.population_steps = 300
-    config.train.population_learning_rate = 3e-2
+    model.encoder.aggregation, model.encoder.observations, model.encoder.rounds = "bayes", ("responses",), 3
+    model.learn_texts = True
     config.objective.text_bias_penalty = 4e-5
-    config.train.oracle_steps = 0
-    config.evaluate.shuffle_within_group = True
-    config.evaluate.bootstrap = 50
-    config.evaluate.k = (0, 5, 10, 20)
+    config.optim.learning_rate, config.optim.warmup_steps, config.optim.final_fraction = 5e-4, 20, 1.0
+    config.optim.weight_decay, config.optim.average_decay = 0.0, 0.98
+    config.train.users, config.train.max_context, config.train.targets = 128, 25, 30
+    config.train.steps, config.train.steps_per_call = 300, 25
+    config.train.validate_every, config.train.checkpoint_every = 25, 100
+    config.train.population_steps, config.train.population_learning_rate = 200, 3e-2
+    config.train.factor_steps, config.train.oracle_steps = 150, 200
     return config

@@ -1,20 +1,31 @@
-"""`styles`: text with known people."""
+"""`styles`: text with known people, so with a known limit (fssa_jax/data/styles.py).
+
+  python -m launch.train --config=configs/styles.py:np_btl --workdir=runs/styles
+  python -m launch.evaluate --workdir=runs/styles
+
+Variants: btl (one reward for everybody), np_btl.
+
+RESULTS
+"""
 
 from fssa_jax.config import Config, DataConfig
+from fssa_jax.errors import UserError
 
 
 def get_config(variant: str = "np_btl") -> Config:
+    """The configuration of a variant."""
+    if variant not in ("btl", "np_btl"):
+        raise UserError(f"configs/styles.py: unknown variant {variant!r}; give btl or np_btl")
     config = Config(name=f"styles {variant}")
-    config.data = DataConfig(source="styles")
+    config.data = DataConfig(source="styles", train_users=10_000, eval_users=1000)
     config.model.kind = variant
-    m = config.model
-    m.width = 32
-    m.encoder.latent_dim = 32
-    m.encoder.aggregation = "bayes"
-    m.head = "bilinear"
-    m.target = "linear"
-    config.train.steps = 600
-    config.train.population_steps = 200
-    config.train.oracle_steps = 600
+    config.model.width = config.model.encoder.latent_dim = 32
+    config.model.target = "linear"
+    # People differ by weights on what the features say: Bayesian regression is the right encoder.
+    config.model.encoder.aggregation, config.model.encoder.rounds = "bayes", 2
     config.optim.learning_rate = 3e-3
+    config.train.steps, config.train.population_steps, config.train.oracle_steps = 1500, 200, 500
+    config.train.checkpoint_every = config.train.validate_every = 500
+    config.train.population_steps = 250
+    config.evaluate.draws, config.evaluate.shuffles = 2, 2
     return config

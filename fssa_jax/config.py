@@ -77,7 +77,7 @@ class ModelConfig:
 class ObjectiveConfig:
     """What is minimised; see losses.py. `kl_weight` counts only with a Gaussian latent."""
 
-    kind: str = choice("vpl", "elbo", "published")
+    kind: str = choice("vpl", "elbo", "published", "predictive")
     kl_weight: float = 0.01
     samples: int = 1
     text_penalty: float = 0.0  # L2 of the learnt embeddings, summed over texts
@@ -114,6 +114,7 @@ class TrainConfig:
     parallel: str = choice("auto", "none", "pmap")
     population_steps: int = 1000  # population BTL: baseline, and start of `model.population`
     population_learning_rate: float = 0.0  # 0: the same as optim.learning_rate
+    factor_steps: int = 0  # of the factorisation that learnt texts start from; 0: a random start
     oracle_steps: int = 1000  # specialists; 0 for none
 
 
@@ -165,7 +166,7 @@ def from_dict(kind: type, values: dict[str, Any], place: str = "config") -> Any:
 def read(path: Path) -> Config:
     """The configuration that `to_json` wrote."""
     try:
-        return from_dict(Config, json.loads(path.read_text()))
+        return _convert(Config, json.loads(path.read_text()), "config")
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not JSON ({error}); restore it, or train into a new workdir") from error
 
@@ -189,6 +190,7 @@ def check(config: Config) -> None:
         "optim.learning_rate": config.optim.learning_rate,
         "model.encoder.width": config.model.encoder.width,
         "model.encoder.latent_dim": config.model.encoder.latent_dim,
+        "model.encoder.heads": config.model.encoder.heads,
     }
     for name, value in positive.items():
         if value <= 0:
@@ -208,6 +210,11 @@ def check(config: Config) -> None:
             raise UserError(f"config.model.encoder.{name}: must be some of {', '.join(known)}; got {given}")
     if "margin" in model.encoder.inputs and model.population == "none":
         raise UserError("config.model.encoder.inputs: 'margin' needs config.model.population=linear or mlp")
+    if config.train.factor_steps and not (model.learn_texts and "responses" in model.encoder.observations):
+        raise UserError(
+            "config.train.factor_steps: needs config.model.learn_texts=True and "
+            "'responses' in config.model.encoder.observations"
+        )
     if model.target == "none" and not model.learn_texts:
         raise UserError("config.model.target: 'none' needs config.model.learn_texts=True")
     if model.encoder.aggregation == "bayes" and model.encoder.latent_dim != model.width:

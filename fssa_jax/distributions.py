@@ -1,7 +1,8 @@
 """Diagonal normal distributions: sample, log-density, Kullback-Leibler divergence."""
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from fssa_jax.types import DiagGaussian
 
@@ -54,3 +55,9 @@ def gaussian_kl(q: DiagGaussian, p: DiagGaussian) -> Float[Array, "*batch"]:
     ratio = q.scale / p.scale
     shift = (q.mean - p.mean) / p.scale
     return jnp.sum(-jnp.log(ratio) + 0.5 * (ratio**2 + shift**2 - 1), axis=-1)
+
+
+def antithetic_noise(key: Key[Array, ""], samples: int, width: int) -> Float[Array, "samples width"]:
+    """Standard normal noise in pairs ε, −ε: averages over few samples vary less, and odd ones cancel."""
+    half = jax.random.normal(key, ((samples + 1) // 2, width))
+    return jnp.concatenate([half, -half])[:samples]

@@ -2,13 +2,14 @@
 
 from typing import Literal, NamedTuple, get_args
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from fssa_jax.distributions import gaussian_kl, standard_normal_like
 from fssa_jax.types import DiagGaussian
 
-Objective = Literal["elbo", "published", "vpl"]
+Objective = Literal["elbo", "published", "vpl", "predictive"]
 
 
 def masked_mean(values: Float[Array, "*batch n"], mask: Bool[Array, "*batch n"]) -> Float[Array, "*batch"]:
@@ -30,6 +31,9 @@ def latent_roles(
     | elbo      | q(z | C∪T)  | q(z | C∪T) ‖ q(z | C)    | neural-process ELBO, arXiv 1807.01622 eq. 5 |
     | published | q(z | C)    | q(z | C) ‖ q(z | T)      | published code of arXiv 2412.13998         |
     | vpl       | q(z | C)    | q(z | C) ‖ N(0, I)       | VPL, arXiv 2408.10075                      |
+    | predictive | q(z | C)   | q(z | C) ‖ N(0, I)       | maximum likelihood, arXiv 2007.01332       |
+
+    "predictive" is for `neural_process_loss(..., marginal=True)`, which averages probabilities.
 
     Raises:
       ValueError: the objective is unknown, or a distribution that it needs is missing.
@@ -38,7 +42,7 @@ def latent_roles(
         return q_union, q_context
     if objective == "published" and q_targets is not None:
         return q_context, q_targets
-    if objective == "vpl":
+    if objective in ("vpl", "predictive"):
         return q_context, standard_normal_like(q_context)
     if objective not in get_args(Objective):
         raise ValueError(f"objective must be one of {', '.join(get_args(Objective))}; got {objective!r}")
@@ -60,6 +64,7 @@ def neural_process_loss(
     sampled_from: DiagGaussian | None = None,
     reference: DiagGaussian | None = None,
     kl_weight: float = 0.0,
+    marginal: bool = False,
 ) -> NPLoss:
     """Negative log-likelihood of one user's targets, plus the weighted KL divergence of the latent.
 
@@ -71,6 +76,8 @@ def neural_process_loss(
       sampled_from, reference: the two distributions that `latent_roles` names. None for a
         deterministic latent: the KL term is then 0.
       kl_weight: β ≥ 0.
+      marginal: take −(1/|T|) Σ_t log (1/S) Σ_s p(t | z_s) for the first term: the likelihood of what is
+        predicted when z is integrated out, not a bound on it.
 
     Returns:
       The loss and its two terms, scalars.
@@ -81,6 +88,8 @@ def neural_process_loss(
     >>> print(out.loss.round(4))
     0.6931
     """
+    if marginal:
+        log_likelihood = jax.nn.logsumexp(log_likelihood, axis=0, keepdims=True) - jnp.log(log_likelihood.shape[0])
     nll = -jnp.mean(masked_mean(log_likelihood, jnp.broadcast_to(mask, log_likelihood.shape)))
     if sampled_from is None or reference is None:
         return NPLoss(nll, nll, jnp.zeros_like(nll))

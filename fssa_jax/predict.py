@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from fssa_jax.distributions import gaussian_sample
+from fssa_jax.distributions import antithetic_noise, gaussian_sample
 from fssa_jax.episodes import evaluation_episode, truncate_context
 from fssa_jax.models.rewards import RewardModel
 from fssa_jax.types import ChoiceTable, DiagGaussian, Episode, PyTree
@@ -33,7 +33,7 @@ def predictive(
     q = model.infer(episode.context, features)
     if model.sampled:
         # The same noise for every user and k: differences between them are differences of q.
-        noise = jax.random.normal(jax.random.key(0), (samples, 1, q.mean.shape[-1]))
+        noise = antithetic_noise(jax.random.key(0), samples, q.mean.shape[-1])[:, None]
         z = gaussian_sample(q, jnp.broadcast_to(noise, (samples, *q.mean.shape)))
     else:
         z = q.mean[None]

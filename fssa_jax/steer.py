@@ -10,7 +10,7 @@ import numpy as np
 
 from fssa_jax.data.features import Text
 from fssa_jax.data.rows import Row, parse_row, read_lines
-from fssa_jax.distributions import gaussian_sample
+from fssa_jax.distributions import antithetic_noise, gaussian_sample
 from fssa_jax.errors import UserError
 from fssa_jax.types import Comparisons, DiagGaussian
 from fssa_jax.workdir import Workdir
@@ -118,7 +118,7 @@ def _score(model, variables, features, context: Comparisons, responses: jax.Arra
         q: DiagGaussian = module.infer(context, features)
         z = q.mean[None]
         if module.sampled:
-            noise = jax.random.normal(jax.random.key(0), (samples, 1, q.mean.shape[-1]))
+            noise = antithetic_noise(jax.random.key(0), samples, q.mean.shape[-1])[:, None]
             z = gaussian_sample(q, jnp.broadcast_to(noise, (samples, *q.mean.shape)))
         return module.rewards(responses, z, features)[..., 0]
 

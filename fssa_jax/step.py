@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from fssa_jax.config import ObjectiveConfig, OptimConfig
-from fssa_jax.distributions import gaussian_sample
+from fssa_jax.distributions import antithetic_noise, gaussian_sample
 from fssa_jax.losses import latent_roles, masked_mean, neural_process_loss
 from fssa_jax.metrics import preference_accuracy
 from fssa_jax.models.rewards import RewardModel
@@ -158,17 +159,18 @@ def make_train_step(
         episode = jax.vmap(draw, in_axes=(0, None))(key_draw, data)
         noise = None
         if model.sampled:
-            shape = (objective.samples, model.encoder.latent_dim)  # type: ignore[union-attr]
-            noise = jax.vmap(lambda k: jax.random.normal(k, shape), out_axes=1)(key_noise)
+            width = model.encoder.latent_dim  # type: ignore[union-attr]
+            noise = jax.vmap(lambda k: antithetic_noise(k, objective.samples, width), out_axes=1)(key_noise)
         variables = {"params": params, "batch_stats": state.batch_stats}
         out, updated = model.apply(
             variables, episode, data.features, noise, objective.kind, True,
             method=forward, mutable=["batch_stats"], rngs={"dropout": key_dropout[0]},
         )  # fmt: skip
         log_likelihood, sampled_from, reference = out
-        terms = jax.vmap(neural_process_loss, in_axes=(1, 0, 0, 0, None))(
-            log_likelihood, episode.targets.mask, sampled_from, reference, objective.kl_weight
-        )
+        marginal = objective.kind == "predictive"
+        loss_fn = partial(neural_process_loss, kl_weight=objective.kl_weight, marginal=marginal)
+        loss_of_users = jax.vmap(loss_fn, in_axes=(1, 0, 0, 0))
+        terms = loss_of_users(log_likelihood, episode.targets.mask, sampled_from, reference)
         hits = preference_accuracy(log_likelihood).mean(0)
         metrics = {
             "loss": terms.loss.mean(),

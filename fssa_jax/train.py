@@ -26,6 +26,7 @@ from fssa_jax.data.dataset import Dataset
 from fssa_jax.errors import UserError
 from fssa_jax.evaluate import collapse_warnings, latent_health
 from fssa_jax.experiment import Role, make_draw, make_model, training_data
+from fssa_jax.factorise import factorise, observed_responses
 from fssa_jax.files import write_text
 from fssa_jax.metrics import preference_accuracy
 from fssa_jax.models.rewards import RewardModel
@@ -140,7 +141,7 @@ def fit(
     dataset: Dataset,
     directory: Path,
     stop: _StopSignal,
-    warm_start: PyTree = None,
+    population: PyTree = None,
 ) -> PyTree:
     """Trains one model to its end, or goes on with it, and returns its best variables by validation.
 
@@ -175,7 +176,7 @@ def fit(
 
     average = config.optim.average_decay
     state = init_state(model, optimizer, config.seed, training_data(config, dataset), draw, average > 0)
-    state = parallel.replicate(_with_warm_start(state, warm_start), mode)
+    state = parallel.replicate(_warm_start(role, config, dataset, state, population), mode)
     latest = Checkpoints(directory / "checkpoints" / "latest", config.train.keep)
     best = Checkpoints(directory / "checkpoints" / "best", 1)
     restored = latest.restore(state)
@@ -255,14 +256,31 @@ def fit(
     return chosen
 
 
-def _with_warm_start(state: TrainState, source: PyTree) -> TrainState:
-    """Puts the population's reward, and its learnt texts, into the parameters of a model that has them."""
-    if not source:
-        return state
-    shared = {name: source["params"][name] for name in ("population_reward", "text_bias")
-              if name in source["params"] and name in state.params}  # fmt: skip
-    average = {**state.average, **shared} if state.average else state.average
-    return dataclasses.replace(state, params={**state.params, **shared}, average=average)
+def _warm_start(role: Role, config: Config, dataset: Dataset, state: TrainState, population: PyTree) -> TrainState:
+    """Starts a model from the population's reward, and learnt texts from a factorisation, where it has them."""
+    params = dict(state.params)
+    if population:
+        shared = population["params"]
+        params |= {
+            name: shared[name] for name in ("population_reward", "text_bias") if name in shared and name in params
+        }
+    if role == "main" and config.train.factor_steps:
+        table = dataset.splits["train"].table
+        user, text, liked = (jnp.asarray(x) for x in observed_responses(table))
+        factors, offsets = factorise(
+            jax.random.key(config.seed), user, text, liked, users=len(table.chosen), texts=len(dataset.texts),
+            width=config.model.width, steps=config.train.factor_steps,
+        )  # fmt: skip
+        params["text_embedding"] = {"embedding": factors}
+        # The encoder's offset is s(y) plus this: together they are the factorisation's.
+        model = make_model(config, dataset, role)
+        everything = jnp.arange(len(dataset.texts))
+        encoded = model.apply(
+            {**state.variables, "params": params}, everything, jnp.asarray(dataset.features), method="encode_responses"
+        )
+        already = encoded.offset[:, 0] - params["text_offset"]["embedding"][:, 0]  # type: ignore[union-attr]
+        params["text_offset"] = {"embedding": (offsets - already)[:, None]}
+    return dataclasses.replace(state, params=params, average=jax.tree.map(jnp.copy, params) if state.average else {})
 
 
 def _best_or_latest(best: Checkpoints, latest: Checkpoints, like: TrainState) -> PyTree:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +118,12 @@ def load(directory: Path) -> Dataset:
             featuriser = NumberFeaturiser()
         else:
             featuriser = GivenFeaturiser(texts, features, str(directory))
-    except (OSError, ValueError, KeyError) as error:
+        groups, report = meta["groups"], meta["report"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{directory}: damaged ({error}); run launch.prepare_data again") from error
     if len(features) != len(texts):
         raise UserError(f"{directory}: {len(features)} features for {len(texts)} texts; run launch.prepare_data again")
-    return Dataset(texts, features, splits, meta["groups"], featuriser, truth, meta["report"])
+    return Dataset(texts, features, splits, groups, featuriser, truth, report)
 
 
 _KINDS = {TfidfFeaturiser: "tfidf", GivenFeaturiser: "given", NumberFeaturiser: "number"}

@@ -4,6 +4,7 @@ Any object with `transform(texts) -> (n, d) float32` and `save(directory)` can s
 """
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -46,8 +47,11 @@ class TfidfFeaturiser:
     def fit(cls, texts: list[Text], components: int, seed: int = 0) -> "TfidfFeaturiser":
         """Learns the vocabulary and the `components` leading directions from training texts."""
         vectoriser = _vectoriser()
-        matrix: Any = vectoriser.fit_transform([response for _, response in texts])
-        rank = min(components, *(n - 1 for n in matrix.shape))
+        try:
+            matrix: Any = vectoriser.fit_transform([response for _, response in texts])
+            rank = min(components, *(n - 1 for n in matrix.shape))
+        except ValueError:  # no word occurs in two texts
+            rank = 0
         if rank < 1:
             raise UserError("data.features: too few distinct texts or words for tfidf; give vectors instead")
         svd = TruncatedSVD(rank, random_state=seed).fit(matrix)
@@ -127,8 +131,10 @@ def read_vectors(vectors: str, texts: str, known: list[Text]) -> GivenFeaturiser
     """
     try:
         array = np.load(vectors, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{vectors}: not a readable .npy array ({error})") from error
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{vectors}: an archive of arrays; save one array with numpy.save")
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.number):
         raise UserError(f"{vectors}: must be a (texts, d) array of numbers, got {array.dtype} {array.shape}")
     order = known
@@ -136,10 +142,12 @@ def read_vectors(vectors: str, texts: str, known: list[Text]) -> GivenFeaturiser
         order = []
         for place, line in read_lines(texts):
             try:
-                prompt, response = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{place}: must be a JSON list [prompt, response]") from error
-            order.append((prompt, response))
+                text = json.loads(line)
+            except ValueError:
+                text = None
+            if not (isinstance(text, list) and len(text) == 2 and all(isinstance(part, str) for part in text)):
+                raise UserError(f"{place}: must be a JSON list [prompt, response] of two strings")
+            order.append(tuple(text))
     if len(array) != len(order):
         what = texts or "the distinct texts of the rows, in order of appearance"
         raise UserError(f"{vectors}: {len(array)} rows, but {what} has {len(order)}; write one vector a text")

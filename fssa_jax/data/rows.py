@@ -81,6 +81,8 @@ def parse_row(record: Any, place: str) -> Row:
     """One row from a dictionary; `place` (file and row number) begins every error."""
     if not isinstance(record, dict):
         raise UserError(f"{place}: not an object with named columns; write one JSON object a line")
+    if None in record:  # what csv.DictReader calls the cells beyond the header
+        raise UserError(f"{place}: more cells than columns; quote the texts that contain commas")
     for name in REQUIRED:
         if record.get(name) is None:
             raise UserError(f"{place}: column {name!r} is missing; needed are {', '.join(REQUIRED)}")
@@ -123,8 +125,8 @@ def _looks_like_hub_name(path: str) -> bool:
     return path.count("/") <= 1 and not path.startswith((".", "/", "~"))
 
 
-def read_lines(path: str) -> Iterator[tuple[str, str]]:
-    """(place, line) of a UTF-8 text file, plain or gzipped, blank lines left out."""
+def read_lines(path: str, keep_blank: bool = False) -> Iterator[tuple[str, str]]:
+    """(place, line) of a UTF-8 text file, plain or gzipped, blank lines left out unless they are kept."""
     try:
         with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as stream:
             for number, raw in enumerate(stream, 1):
@@ -132,7 +134,7 @@ def read_lines(path: str) -> Iterator[tuple[str, str]]:
                     line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
                     raise UserError(f"{path}:{number}: not UTF-8 ({error.reason}); convert the file") from error
-                if line.strip():
+                if keep_blank or line.strip():
                     yield f"{path}:{number}", line
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({error}); is the file complete?") from error
@@ -151,14 +153,16 @@ def _jsonl_records(path: str, report: RowReport, on_error: str) -> Iterator[tupl
 
 
 def _csv_records(path: str) -> Iterator[tuple[str, Any]]:
-    # Whole text first: a wrong encoding is then found with its line before any row is used.
-    text = (line for _, line in read_lines(path))
-    reader = csv.DictReader(text)
-    for name in REQUIRED:
-        if name not in (reader.fieldnames or ()):
-            raise UserError(f"{path}:1: column {name!r} is missing; needed are {', '.join(REQUIRED)}")
-    for record in reader:
-        yield f"{path}:{reader.line_num}", {k: v if v != "" or k in REQUIRED else None for k, v in record.items()}
+    # A quoted text may hold blank lines.
+    reader = csv.DictReader(line for _, line in read_lines(path, keep_blank=True))
+    try:
+        for name in REQUIRED:
+            if name not in (reader.fieldnames or ()):
+                raise UserError(f"{path}:1: column {name!r} is missing; needed are {', '.join(REQUIRED)}")
+        for record in reader:
+            yield f"{path}:{reader.line_num}", {k: v if v != "" or k in REQUIRED else None for k, v in record.items()}
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num + 1}: not CSV ({error})") from error
 
 
 def _parquet_records(path: str) -> Iterator[tuple[str, Any]]:

@@ -61,6 +61,7 @@ class NPEncoder(nn.Module):
         self,
         context: Comparisons,
         rewards: Float[Array, "*batch n 2"] | None = None,
+        offsets: Float[Array, "*batch n 2"] | None = None,
         repeats: Float[Array, "*batch n 2"] | None = None,
         train: bool = False,
     ) -> DiagGaussian:
@@ -69,6 +70,7 @@ class NPEncoder(nn.Module):
         Args:
           context: choices with features (*batch, n, d); for "bayes" encoded responses (*batch, n, m).
           rewards: population rewards of (chosen, rejected); needed if `inputs` names "margin".
+          offsets: log-odds that anybody likes (chosen, rejected); for "bayes" reading "responses" only.
           repeats: how often the context shows each response; for "bayes" only.
           train: turns dropout on.
 
@@ -77,7 +79,7 @@ class NPEncoder(nn.Module):
         """
         if self.aggregation == "bayes":
             bayes = BayesAggregation(self.observations, self.rounds, self.gaussian, name="bayes")
-            return bayes(context, rewards, repeats)
+            return bayes(context, rewards, offsets, repeats)
         mask = context.mask
         x = self._pair_inputs(context, rewards)
         widths = (self.width,) if self.pair == "linear" else (self.width, self.width)
@@ -133,19 +135,21 @@ class BayesAggregation(nn.Module):
     gaussian: bool
 
     @nn.compact
-    def __call__(self, context: Comparisons, rewards: Array | None, repeats: Array | None) -> DiagGaussian:
+    def __call__(
+        self, context: Comparisons, rewards: Array | None, offsets: Array | None, repeats: Array | None
+    ) -> DiagGaussian:
         m = context.chosen.shape[-1]
         batch = context.mask.shape[:-1]
         prior_mean = self.param("prior_mean", nn.initializers.zeros, (m,))
         prior_precision = jnp.exp(self.param("prior_log_precision", nn.initializers.zeros, (m + 1,)))
         mean = jnp.concatenate([prior_mean, jnp.zeros(1)])  # the last coordinate: how easily a person likes
-        directions, offsets, weights = self._observe(context, rewards, repeats)
+        directions, logit, weights = self._observe(context, rewards, offsets, repeats)
         z = jnp.broadcast_to(mean, (*batch, m + 1))
         prior = jnp.broadcast_to(prior_precision, z.shape)
         eye = jnp.broadcast_to(jnp.eye(m + 1), (*batch, m + 1, m + 1))
         precision = prior[..., None] * eye
         for _ in range(self.rounds):
-            logits = offsets + jnp.einsum("...oi,...i->...o", directions, z)
+            logits = logit + jnp.einsum("...oi,...i->...o", directions, z)
             dislike = jax.nn.sigmoid(-logits)
             curvature = weights * dislike * (1 - dislike)
             precision = jnp.einsum("...oi,...oj->...ij", directions * curvature[..., None], directions)
@@ -159,29 +163,30 @@ class BayesAggregation(nn.Module):
         return DiagGaussian(z[..., :m], jnp.maximum(scale[..., :m], _MIN_SCALE))
 
     def _observe(
-        self, context: Comparisons, rewards: Array | None, repeats: Array | None
+        self, context: Comparisons, rewards: Array | None, offsets: Array | None, repeats: Array | None
     ) -> tuple[Float[Array, "*batch o m1"], Float[Array, "*batch o"], Float[Array, "*batch o"]]:
         """Directions, offsets and weights of all observations; padding has weight 0."""
         real = context.mask.astype(context.chosen.dtype)
         rewards = jnp.zeros((*real.shape, 2)) if rewards is None else rewards
+        offsets = jnp.zeros((*real.shape, 2)) if offsets is None else offsets
         repeats = jnp.ones((*real.shape, 2)) if repeats is None else repeats
         one = jnp.ones((*real.shape, 1))
         kinds = {
             "difference": [((context.chosen - context.rejected, 0 * one), rewards[..., 0] - rewards[..., 1], real)],
             "responses": [
-                ((context.chosen, one), rewards[..., 0], real / repeats[..., 0]),
-                ((-context.rejected, -one), -rewards[..., 1], real / repeats[..., 1]),
+                ((context.chosen, one), offsets[..., 0], real / repeats[..., 0]),
+                ((-context.rejected, -one), -offsets[..., 1], real / repeats[..., 1]),
             ],
         }
-        directions, offsets, weights = [], [], []
+        directions, logits, weights = [], [], []
         for kind in self.observations:
             scale = jnp.exp(self.param(f"{kind}_log_weight", nn.initializers.zeros, ()))
             slope = self.param(f"{kind}_offset", nn.initializers.ones, ())
-            for direction, offset, weight in kinds[kind]:
+            for direction, logit, weight in kinds[kind]:
                 directions.append(jnp.concatenate(direction, axis=-1))
-                offsets.append(slope * offset)
+                logits.append(slope * logit)
                 weights.append(scale * weight)
-        return jnp.concatenate(directions, -2), jnp.concatenate(offsets, -1), jnp.concatenate(weights, -1)
+        return jnp.concatenate(directions, -2), jnp.concatenate(logits, -1), jnp.concatenate(weights, -1)
 
 
 def _solve(matrix: Float[Array, "*batch m m"], vector: Float[Array, "*batch m"]) -> Float[Array, "*batch m"]:

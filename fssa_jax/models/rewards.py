@@ -1,6 +1,6 @@
 """Reward models: BTL, DPL and NP-BTL from one module (arXiv 2412.13998, section 3)."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -57,7 +57,7 @@ class BilinearHead(nn.Module):
         del train
         h = encoded.shape[-1]
 
-        def identity(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
+        def identity(key: Array, shape: tuple[int, int], dtype: Any) -> Array:
             return jnp.tile(jnp.eye(shape[0], h, dtype=dtype), (1, self.outputs))
 
         dense = nn.Dense(h * self.outputs, kernel_init=identity, name="latent")
@@ -83,13 +83,15 @@ class PopulationReward(nn.Module):
 
 
 class Encoded(NamedTuple):
-    """What the model makes of responses before it knows the person: f(y) (*batch, m) and s(y) (*batch, outputs).
+    """What the model makes of responses before it knows the person; None for a part that it does not have.
 
-    None for a part that the model does not have.
+    f(y) (*batch, m), s(y) (*batch, outputs), and o(y) (*batch, 1), the log-odds that anybody likes y, from
+    which the "bayes" encoder starts.
     """
 
     response: Array | None
     population: Array | None
+    offset: Array | None
 
 
 class RewardModel(nn.Module):
@@ -135,6 +137,8 @@ class RewardModel(nn.Module):
         if self.learnt_texts:
             init = nn.initializers.normal(0.1)
             self.text_embedding = nn.Embed(self.learnt_texts, self.width, embedding_init=init)
+            if self._reads_responses:
+                self.text_offset = nn.Embed(self.learnt_texts, 1, embedding_init=nn.initializers.zeros)
         if self.target != "none":
             widths = (self.width,) if self.target == "linear" else (self.width, self.width)
             self.target_encoder = MLP(widths)
@@ -159,12 +163,24 @@ class RewardModel(nn.Module):
     def _has_population(self) -> bool:
         return self.latent == "none" or self.population != "none"
 
+    @property
+    def _reads_responses(self) -> bool:
+        """Whether the encoder takes each response by itself as an observation."""
+        encoder = self.encoder
+        return (
+            self.latent == "context"
+            and encoder is not None
+            and encoder.aggregation == "bayes"
+            and "responses" in encoder.observations
+        )
+
     def text_mask(self) -> Float[Array, " texts"] | None:
         """Which learnt embeddings a training step keeps, scaled to keep their mean; None without dropout."""
         if not self.text_dropout or self.latent == "none":
             return None
         keep = 1 - self.text_dropout
-        return jax.random.bernoulli(self.make_rng("dropout"), keep, (self.learnt_texts,)) / keep
+        kept = jax.random.bernoulli(self.make_rng("dropout"), keep, (self.learnt_texts,))
+        return jnp.where(kept, 1 / keep, 0.0)
 
     def encode_responses(
         self,
@@ -190,7 +206,7 @@ class RewardModel(nn.Module):
 
     def _encode(self, features: Array, ids: Array | None, train: bool, text_mask: Array | None) -> Encoded:
         population = self.population_reward(features, train) if self._has_population else None
-        response = None
+        response = offset = None
         if self.latent != "none":
             response = jnp.zeros(()) if self.target == "none" else self.target_encoder(features)
         if self.learnt_texts and ids is not None:
@@ -202,7 +218,11 @@ class RewardModel(nn.Module):
             if response is not None:
                 learnt = jnp.where(known, self.text_embedding(ids), 0)
                 response = response + (learnt if text_mask is None else learnt * text_mask[ids][..., None])
-        return Encoded(response, population)
+            if self._reads_responses:
+                offset = jnp.where(known, self.text_offset(ids), 0)
+        if self._reads_responses and population is not None:
+            offset = population[..., :1] + (0 if offset is None else offset)
+        return Encoded(response, population, offset)
 
     def infer(
         self,
@@ -216,7 +236,7 @@ class RewardModel(nn.Module):
         Only with ids can a response that the context shows several times be counted once.
         """
         assert self.encoder is not None
-        repeats = rewards = None
+        repeats = rewards = offsets = None
         if table is not None and self.encoder.aggregation == "bayes":
             repeats = count_repeats(context)
         chosen, rejected = context.chosen, context.rejected
@@ -225,11 +245,13 @@ class RewardModel(nn.Module):
             a, b = (self.encode_responses(side, table, train, text_mask) for side in (chosen, rejected))
             if a.population is not None and b.population is not None:
                 rewards = jnp.concatenate([a.population[..., :1], b.population[..., :1]], axis=-1)
+            if a.offset is not None and b.offset is not None:
+                offsets = jnp.concatenate([a.offset, b.offset], axis=-1)
             if encoded_input:
                 chosen, rejected = a.response, b.response
         if not encoded_input and table is not None:
             chosen, rejected = table[chosen], table[rejected]
-        return self.context_encoder(Comparisons(chosen, rejected, context.mask), rewards, repeats, train)
+        return self.context_encoder(Comparisons(chosen, rejected, context.mask), rewards, offsets, repeats, train)
 
     def group_z(self, group: Array) -> Float[Array, "*batch m"]:
         """The learnt latent of a group (latent "group" only)."""

@@ -1,0 +1,86 @@
+"""A matrix factorisation of choices: where the learnt embeddings of texts start from.
+
+Fitted to the training users alone, with a latent for each of them that is thrown away afterwards. What is
+kept, factors and offsets of texts, is what the encoder and the reward model share.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from fssa_jax.types import ChoiceTable
+
+# Precisions of the normal priors of factors and offsets; those of the users' latents are 1.
+_FACTOR_PRECISION = 8.0
+_OFFSET_PRECISION = 0.1
+
+
+def observed_responses(table: ChoiceTable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(user, text, liked): every text that a user ever chose (1) or rejected (0), each once."""
+    real = np.arange(table.chosen.shape[2]) < np.asarray(table.count)[..., None]
+    user = np.broadcast_to(np.arange(len(table.chosen))[:, None, None], real.shape)[real]
+    chosen, rejected = np.asarray(table.chosen)[real], np.asarray(table.rejected)[real]
+    ones = np.ones_like(user)
+    rows = np.concatenate([np.stack([user, chosen, ones]), np.stack([user, rejected, 0 * ones])], axis=1)
+    user, text, liked = np.unique(rows, axis=1)
+    return user, text, liked
+
+
+@partial(jax.jit, static_argnames=("users", "texts", "width", "steps", "learning_rate"))
+def factorise(
+    key: Key[Array, ""],
+    user: Int[Array, " n"],
+    text: Int[Array, " n"],
+    liked: Int[Array, " n"],
+    *,
+    users: int,
+    texts: int,
+    width: int,
+    steps: int = 150,
+    learning_rate: float = 3e-2,
+) -> tuple[Float[Array, "texts width"], Float[Array, " texts"]]:
+    """Factors F and offsets t of texts that explain which texts users like.
+
+    p(u likes y) = σ(t_y + a_u + ⟨z_u, F_y⟩), maximum a posteriori under normal priors
+    z, a ~ N(0, 1), F ~ N(0, 1/8), t ~ N(0, 10), by full-batch Adam. Stopped early on purpose: `steps` is a
+    regulariser like the priors.
+
+    Args:
+      key: of the random start.
+      user, text, liked: observations, as `observed_responses` gives them.
+      users, texts: how many there are; width: of F and z.
+
+    Returns:
+      F (texts, width) and t (texts,).
+    """
+    key_f, key_z = jax.random.split(key)
+    params = {
+        "factors": 0.1 * jax.random.normal(key_f, (texts, width)),
+        "latents": 0.1 * jax.random.normal(key_z, (users, width)),
+        "offsets": jnp.zeros(texts),
+        "leniency": jnp.zeros(users),
+    }
+    sign = (2 * liked - 1).astype(jnp.float32)
+
+    def loss(p: dict[str, Array]) -> Array:
+        logit = p["offsets"][text] + p["leniency"][user] + (p["latents"][user] * p["factors"][text]).sum(-1)
+        prior = (p["latents"] ** 2).sum() + _FACTOR_PRECISION * (p["factors"] ** 2).sum()
+        prior += _OFFSET_PRECISION * (p["offsets"] ** 2).sum() + (p["leniency"] ** 2).sum()
+        return (-jax.nn.log_sigmoid(sign * logit).sum() + 0.5 * prior) / sign.shape[0]
+
+    optimizer = optax.adam(learning_rate)
+
+    def update(carry, _):
+        p, state = carry
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = optimizer.update(jax.grad(loss)(p), state)
+        return (optax.apply_updates(p, updates), state), None
+
+    (fitted, _), _ = jax.lax.scan(update, (params, optimizer.init(params)), None, length=steps)
+    result: Any = fitted
+    return result["factors"], result["offsets"]
