@@ -115,13 +115,13 @@ def eligible_users(split: Split, k: int) -> tuple[np.ndarray, list[str]]:
     return np.flatnonzero(fit), [split.users[i] for i in np.flatnonzero(~fit)]
 
 
-def latent_health(mean: np.ndarray, kl: np.ndarray, model: RewardModel) -> dict[str, float]:
+def latent_health(mean: np.ndarray, kl: np.ndarray, model: RewardModel) -> dict[str, float | int]:
     """Signs of posterior collapse: variance of z across users, active units, KL to N(0, I) (METHOD, 4).
 
     A unit is active if the variance of its posterior mean across users is above .01 (arXiv 1509.00519).
     """
     variance = mean.var(axis=0)
-    health = {
+    health: dict[str, float | int] = {
         "units": mean.shape[1],
         "active_units": int((variance > 0.01).sum()),
         "variance": float(variance.sum()),
@@ -131,7 +131,7 @@ def latent_health(mean: np.ndarray, kl: np.ndarray, model: RewardModel) -> dict[
     return health
 
 
-def collapse_warnings(health: dict[str, float], moved: float) -> list[str]:
+def collapse_warnings(health: dict[str, float | int], moved: float) -> list[str]:
     """What is wrong with the latent, by name. `moved` is the mean change of a probability by the context."""
     warnings = []
     if health["active_units"] == 0:

@@ -77,7 +77,9 @@ def make_predictor(
 
 
 @partial(jax.jit, static_argnames="max_context")
-def evaluation_episodes(seed: int, draw: int, table: ChoiceTable, users: Array, *, max_context: int) -> Episode:
+def evaluation_episodes(
+    seed: int | Array, draw: int | Array, table: ChoiceTable, users: Array, *, max_context: int
+) -> Episode:
     """Episodes of the given users: the same targets for every draw, other contexts (users first axis)."""
     key = jax.random.fold_in(jax.random.key(seed), draw)
     keys = jax.vmap(partial(jax.random.fold_in, key))(users)

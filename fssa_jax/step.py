@@ -7,14 +7,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from fssa_jax.config import ObjectiveConfig, OptimConfig
 from fssa_jax.distributions import antithetic_noise, gaussian_sample
 from fssa_jax.losses import latent_roles, masked_mean, neural_process_loss
 from fssa_jax.metrics import preference_accuracy
 from fssa_jax.models.rewards import RewardModel
-from fssa_jax.types import Comparisons, DiagGaussian, Episode, PyTree
+from fssa_jax.types import Comparisons, DiagGaussian, Episode, Leaf, PyTree
 
 Metrics = dict[str, Array]
 
@@ -24,7 +24,7 @@ Metrics = dict[str, Array]
 class TrainState:
     """All that changes in training. The step is all that a batch depends on besides the seed."""
 
-    step: Int[Array, ""]
+    step: Leaf
     params: PyTree
     batch_stats: PyTree
     opt_state: PyTree
@@ -45,8 +45,8 @@ class Data:
     Both None for tasks that are drawn fresh.
     """
 
-    choices: PyTree = None
-    features: Array | None = None
+    choices: Leaf = None
+    features: Leaf = None
 
 
 DrawEpisode = Callable[[Key[Array, ""], Data], Episode]

@@ -1,0 +1,224 @@
+"""Real people: gain over the population model, against a MAP factor model on the same users, targets and contexts.
+
+  python -m benchmarks.polis --data=polis.jsonl.gz --split=val       (for choosing settings)
+  python -m benchmarks.polis --data=polis.jsonl.gz --split=test      (once, at the end)
+
+Trains configs/rows.py:np_btl with every seed and averages the seeds' margins too ("ensemble"). The reference is a
+joint logistic factorisation of the training users' choices and a Newton MAP fit for each new user. Prints JSON:
+accuracies and gains in points, means over users of each user's mean over draws, with standard errors of the gain.
+"""
+
+import copy
+import json
+import time
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+
+from configs import rows
+from fssa_jax import evaluate, program, train
+from fssa_jax.config import Config
+from fssa_jax.episodes import truncate_context
+from fssa_jax.metrics import preference_accuracy
+from fssa_jax.predict import evaluation_episodes, make_predictor
+from fssa_jax.types import ChoiceTable, Episode
+from fssa_jax.workdir import Workdir
+
+_DATA = flags.DEFINE_string("data", None, "rows of the Polis data")
+_SPLIT = flags.DEFINE_enum("split", "val", ["val", "test"], "whom to score")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds of the models")
+_DRAWS = flags.DEFINE_integer("draws", 8, "random nested contexts a user")
+_UNSEEN = flags.DEFINE_bool("unseen", True, "also train without the held-out items and score unseen statements")
+
+_KS = (0, 5, 10, 20)
+
+
+def joint_factorisation(
+    seed: int, table: ChoiceTable, start: np.ndarray, width: int = 32, precision: float = 4.0, steps: int = 120
+) -> tuple[jax.Array, jax.Array]:
+    """Rewards s (texts,) and factors V (texts, width) of σ(s⁺ − s⁻ + ⟨z_u, V⁺ − V⁻⟩), maximum a posteriori.
+
+    s stays near the population's; rows weigh inversely to their user's number. Settings were tuned on
+    validation users.
+    """
+    real = np.arange(table.chosen.shape[2]) < np.asarray(table.count)[..., None]
+    user = jnp.asarray(np.broadcast_to(np.arange(len(real))[:, None, None], real.shape)[real])
+    chosen, rejected = (jnp.asarray(np.asarray(side)[real]) for side in (table.chosen, table.rejected))
+    weight = (20 / jnp.asarray(real.sum((1, 2)), jnp.float32))[user]
+    keys = jax.random.split(jax.random.key(seed))
+    params = {
+        "V": 0.1 * jax.random.normal(keys[0], (len(start), width)),
+        "z": 0.1 * jax.random.normal(keys[1], (len(real), width)),
+        "s": jnp.asarray(start),
+    }
+
+    def loss(p):
+        logit = p["s"][chosen] - p["s"][rejected] + ((p["V"][chosen] - p["V"][rejected]) * p["z"][user]).sum(1)
+        prior = (p["z"] ** 2).sum() + precision * (p["V"] ** 2).sum() + ((p["s"] - jnp.asarray(start)) ** 2).sum()
+        return (-(weight * jax.nn.log_sigmoid(logit)).sum() + 0.5 * prior) / len(user)
+
+    optimizer = optax.adam(3e-2)
+
+    @jax.jit
+    def fit(params):
+        def update(carry, _):
+            p, state = carry
+            updates, state = optimizer.update(jax.grad(loss)(p), state)
+            return (optax.apply_updates(p, updates), state), None
+
+        return jax.lax.scan(update, (params, optimizer.init(params)), None, length=steps)[0][0]
+
+    fitted = fit(params)
+    return fitted["s"], fitted["V"]
+
+
+@partial(jax.jit, static_argnames="k")
+def map_log_p(s: jax.Array, v: jax.Array, episode: Episode, k: int) -> jax.Array:
+    """log p (users, targets) with each user's z at its posterior mode after k choices (8 Newton steps)."""
+    context = truncate_context(episode, k).context
+    a = v[context.chosen] - v[context.rejected]
+    margin = s[context.chosen] - s[context.rejected]
+    mask = context.mask.astype(s.dtype)
+
+    def newton(z, _):
+        p = jax.nn.sigmoid(margin + jnp.einsum("unm,um->un", a, z))
+        hessian = jnp.eye(a.shape[-1]) + jnp.einsum("uni,unj,un->uij", a, a, p * (1 - p) * mask)
+        gradient = jnp.einsum("uni,un->ui", a, (1 - p) * mask) - z
+        return z + jnp.linalg.solve(hessian, gradient[..., None])[..., 0], None
+
+    z, _ = jax.lax.scan(newton, jnp.zeros((a.shape[0], a.shape[-1])), None, length=8)
+    t = episode.targets
+    return jax.nn.log_sigmoid(s[t.chosen] - s[t.rejected] + jnp.einsum("utm,um->ut", v[t.chosen] - v[t.rejected], z))
+
+
+class Scores:
+    """Accuracy of each user, from log p of (draws, k, users, targets)."""
+
+    def __init__(self, mask: np.ndarray, baseline: np.ndarray):
+        self.mask = mask
+        self.baseline = self.by_user(baseline[None, None])[0]
+
+    def by_user(self, log_p: np.ndarray) -> np.ndarray:
+        """(k, users), averaged over draws."""
+        hits = np.asarray(preference_accuracy(jnp.asarray(log_p, jnp.float32))).mean(0)
+        return (hits * self.mask).sum(-1) / np.maximum(self.mask.sum(-1), 1)
+
+    def summary(self, *log_ps: np.ndarray) -> dict:
+        """Mean over models; the gain in points over the population with its standard error over users."""
+        accuracy = np.mean([self.by_user(log_p) for log_p in log_ps], axis=0)
+        nll = np.mean([(-log_p.mean(0) * self.mask).sum(-1) / self.mask.sum(-1) for log_p in log_ps], axis=0)
+        return {
+            str(k): {"accuracy": round(float(a.mean()), 4), "nll": round(float(n.mean()), 4), **gain(a, self.baseline)}
+            for k, a, n in zip(_KS, accuracy, nll, strict=True)
+        }
+
+
+def gain(accuracy: np.ndarray, other: np.ndarray) -> dict:
+    """Paired difference in points, and its standard error over users."""
+    difference = 100 * (accuracy - other)
+    return {
+        "gain": round(float(difference.mean()), 2),
+        "se": round(float(difference.std() / len(difference) ** 0.5), 2),
+    }
+
+
+def train_one(seed: int, unseen: bool = False) -> tuple[Workdir, evaluate.Trained, evaluate.Trained]:
+    """A work directory's content, the model, and its population model."""
+    config: Config = rows.get_config("np_btl")
+    config.seed = seed
+    config.data.path = _DATA.value
+    config.data.hold_out_items = unseen
+    config.evaluate.k = _KS
+    config.train.oracle_steps = 0
+    if unseen:  # new texts have features only
+        config.model.target, config.model.text_dropout = "linear", 0.2
+    with TemporaryDirectory() as directory:
+        train.train(config, Path(directory))
+        work = Workdir.open(Path(directory))
+        main, population = work.trained("main"), work.trained("population")
+        work.dataset.features = np.array(work.dataset.features)  # the directory goes away
+    assert main is not None
+    assert population is not None
+    return work, main, population
+
+
+def main() -> None:
+    """Trains, scores, prints."""
+    start = time.perf_counter()
+    trained = [train_one(int(seed)) for seed in _SEEDS.value]
+    dataset = trained[0][0].dataset
+    split = dataset.splits[_SPLIT.value]
+    table = jax.tree.map(jnp.asarray, split.table)
+    users, _ = evaluate.eligible_users(split, max(_KS))
+    features = jnp.asarray(dataset.features)
+    episodes = [evaluation_episodes(0, d, table, jnp.asarray(users), max_context=max(_KS)) for d in range(_DRAWS.value)]
+    mask = np.asarray(episodes[0].targets.mask)
+
+    def predict(model: evaluate.Trained, es) -> np.ndarray:
+        run = make_predictor(model.model, 1)
+        return np.stack([run(model.variables, features, e, _KS)[0] for e in es])
+
+    population = make_predictor(trained[0][2].model, 1)(trained[0][2].variables, features, episodes[0], (0,))[0][0]
+    scores = Scores(mask, population)
+    models = [predict(model, episodes) for _, model, _ in trained]
+    margins = np.mean([log_p - np.log(-np.expm1(np.minimum(log_p, -1e-7))) for log_p in models], axis=0)
+    ensemble = -np.logaddexp(0, -margins)
+
+    params = trained[0][2].variables["params"]
+    bias = params["text_bias"]["embedding"][:, 0]
+    start_rewards = np.asarray(features @ params["population_reward"]["out"]["kernel"])[:, 0] + np.asarray(bias)
+    reference = []
+    for seed in _SEEDS.value:
+        s, v = joint_factorisation(int(seed), dataset.splits["train"].table, start_rewards)
+        reference.append(np.stack([np.stack([np.asarray(map_log_p(s, v, e, k)) for k in _KS]) for e in episodes]))
+    group = np.asarray(table.group)[users]
+    shuffled = []
+    for draw, episode in enumerate(episodes):
+        owner = np.arange(len(users))
+        for g in np.unique(group):
+            members = np.random.default_rng(draw).permutation(np.flatnonzero(group == g))
+            owner[members] = np.roll(members, 1)
+        context = jax.tree.map(lambda x, owner=owner: x[owner], episode.context)
+        shuffled.append(Episode(context, episode.targets, episode.user, episode.group))
+
+    own = np.mean([scores.by_user(m) for m in models], axis=0)
+    theirs = np.mean([scores.by_user(m) for m in reference], axis=0)
+    out = {
+        "split": _SPLIT.value,
+        "users": len(users),
+        "population_accuracy": round(float(scores.baseline.mean()), 4),
+        "np_btl": scores.summary(*models),
+        "np_btl_gain_by_seed": [[c["gain"] for c in scores.summary(m).values()] for m in models],
+        "ensemble": scores.summary(ensemble),
+        "map_reference": scores.summary(*reference),
+        "np_btl_minus_map": {str(k): gain(a, b) for k, a, b in zip(_KS, own, theirs, strict=True)},
+        "another_persons_context": scores.summary(*[predict(model, shuffled) for _, model, _ in trained]),
+    }
+    if _UNSEEN.value:
+        out["unseen_statements"] = unseen_statements(int(_SEEDS.value[0]))
+    out["seconds"] = round(time.perf_counter() - start)
+    print(json.dumps(out, indent=1))
+
+
+def unseen_statements(seed: int) -> dict:
+    """Both texts of the target unseen: a model trained without the held-out items, on their rows alone."""
+    work, main_model, population = train_one(seed, unseen=True)
+    settings = copy.deepcopy(work.config.evaluate)
+    settings.draws, settings.shuffles = _DRAWS.value, 1
+    split = work.dataset.splits[_SPLIT.value]
+    report = evaluate.evaluate(main_model, split, work.dataset, settings, population=population).report
+    return {
+        "rows": report["targets"]["unseen"],
+        "np_btl": report.get("accuracy_unseen"),
+        "population": report.get("population_unseen"),
+    }
+
+
+if __name__ == "__main__":
+    program.run(main, __doc__ or "")

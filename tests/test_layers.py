@@ -1,0 +1,71 @@
+"""Imports point down only, and the pure layer needs neither Flax nor files nor configurations."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "fssa_jax"
+PURE = ("types", "likelihoods", "distributions", "losses", "episodes", "metrics")
+# Lower layers first; a module may import from its own layer and those below.
+LAYERS = [
+    ["errors"],
+    ["types"],
+    ["likelihoods", "distributions", "losses", "episodes", "metrics", "factorise"],
+    ["config", "files", "models", "data", "checkpoint", "parallel", "plots"],
+    ["step", "predict", "experiment", "evaluate"],
+    ["train", "workdir", "steer", "report"],
+    ["program"],
+]
+
+
+def imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def layer_of(module: str) -> int | None:
+    return next((i for i, names in enumerate(LAYERS) if module in names), None)
+
+
+def modules():
+    return [p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py"]
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    own = layer_of(path.relative_to(PACKAGE).parts[0].removesuffix(".py"))
+    assert own is not None, f"{path.name} is in no layer"
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] in ("launch", "configs", "tests", "benchmarks"):
+            pytest.fail(f"{path.name} imports {name}")
+        if parts[0] == "fssa_jax" and len(parts) > 1:
+            other = layer_of(parts[1])
+            assert other is None or other <= own, f"{path.name} imports {name} from above"
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_the_pure_layer_needs_only_jax(name):
+    outside = {n.split(".")[0] for n in imports(PACKAGE / f"{name}.py")} - {"fssa_jax"}
+    assert outside <= {"jax", "jaxtyping", "chex", "typing", "dataclasses", "functools", "math"}
+
+
+def test_the_package_init_is_reexports_only():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    docstring, *rest = tree.body
+    assert isinstance(docstring, ast.Expr)
+    assert all(isinstance(node, ast.ImportFrom) for node in rest)
+
+
+def test_programs_are_short():
+    launch = PACKAGE.parent / "launch"
+    assert {
+        p.name: len(p.read_text().splitlines()) for p in launch.glob("*.py") if len(p.read_text().splitlines()) > 60
+    } == {}

@@ -1,0 +1,62 @@
+"""pmap on 8 simulated devices equals one device: losses, parameters, and who draws what."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fssa_jax import parallel
+from fssa_jax.errors import UserError
+
+_CHILD = """
+import json, pathlib, sys, tempfile
+import jax, numpy as np
+from fssa_jax import parallel
+from fssa_jax.experiment import make_model, training_data
+from fssa_jax.step import init_state, make_optimizer, make_train_step, many_steps
+from tests import tiny
+
+config, dataset, draw = tiny.dataset(pathlib.Path(tempfile.mkdtemp()))
+config.model.norm, config.model.head = "batch", "concat"
+optimizer = make_optimizer(config.optim, 50)
+out = {}
+for mode in ("none", "pmap"):
+    axis = parallel.AXIS if mode == "pmap" else None
+    model = make_model(config, dataset, "main", axis)
+    data = parallel.replicate(training_data(config, dataset), mode)
+    state = parallel.replicate(init_state(model, optimizer, 0, training_data(config, dataset), draw), mode)
+    step = make_train_step(model, optimizer, draw, config.objective, users=16, seed=0, axis_name=axis)
+    state, metrics = parallel.compile_steps(many_steps(step, 4), mode)(state, data)
+    leaves = [np.asarray(x) for x in jax.tree.leaves((state.params, state.batch_stats))]
+    out[mode] = (np.asarray(metrics["loss"]), leaves)
+difference = max(float(np.abs(a - b).max()) for a, b in zip(out["none"][1], out["pmap"][1]))
+print(json.dumps({
+    "devices": jax.device_count(), "difference": difference, "resolved": parallel.resolve("auto", 16),
+    "losses": [x[0].tolist() for x in out.values()],
+}))
+"""
+
+
+def test_eight_devices_compute_what_one_does():
+    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    child = subprocess.run(
+        [sys.executable, "-c", _CHILD], capture_output=True, text=True, timeout=300, check=False,
+        env={**__import__("os").environ, **environment},
+    )  # fmt: skip
+    assert child.returncode == 0, child.stderr
+    result = json.loads(child.stdout.splitlines()[-1])
+    assert result["devices"] == 8
+    assert result["resolved"] == "pmap"
+    one, eight = result["losses"]
+    assert one == pytest.approx(eight, rel=1e-4)
+    assert len(set(one)) == 4
+    # Adam turns a last-bit difference of a tiny gradient into a step of the learning rate, 1e-2.
+    assert result["difference"] < 2e-3
+
+
+def test_users_that_cannot_be_shared_are_named(monkeypatch):
+    monkeypatch.setattr("jax.device_count", lambda: 8)
+    with pytest.raises(UserError, match="12 cannot be shared by 8 devices"):
+        parallel.resolve("auto", 12)
+    assert parallel.resolve("none", 12) == "none"

@@ -1,0 +1,188 @@
+"""The programs from outside: the whole road on small rows, --help, and one clear line for every mistake."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import tiny
+
+ROOT = Path(__file__).parent.parent
+TINY = [
+    "--config.train.steps=10", "--config.train.steps_per_call=5", "--config.train.validate_every=5",
+    "--config.train.checkpoint_every=5", "--config.train.users=8", "--config.train.max_context=3",
+    "--config.train.targets=3", "--config.train.population_steps=5", "--config.train.oracle_steps=5",
+    "--config.evaluate.k=(0,1,3)", "--config.evaluate.bootstrap=20", "--config.train.factor_steps=5",
+    "--config.evaluate.draws=1", "--config.evaluate.shuffles=1",
+]  # fmt: skip
+
+
+def run(program, *arguments, cwd=ROOT):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+        [sys.executable, "-m", f"launch.{program}", *map(str, arguments)],
+        cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def assert_one_clear_line(done, *words):
+    assert done.returncode == 2, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in errors[0], errors[0]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """rows → prepared directory → trained and evaluated work directory."""
+    directory = tmp_path_factory.mktemp("road")
+    records = tiny.rows()
+    rows = tiny.write_rows(directory / "rows.jsonl", records)
+    prepared = run("prepare_data", f"--source={rows}", f"--out={directory / 'prepared'}", "--config.data.components=8")
+    assert prepared.returncode == 0, prepared.stderr
+    arguments = ["--config=configs/rows.py:np_btl", f"--config.data.path={directory / 'prepared'}", *TINY]
+    done = run("train", *arguments, f"--workdir={directory / 'run'}")
+    assert done.returncode == 0, done.stderr
+    evaluated = run("evaluate", f"--workdir={directory / 'run'}")
+    assert evaluated.returncode == 0, evaluated.stderr
+    return directory, arguments, records, evaluated.stdout
+
+
+def test_evaluate_writes_the_whole_report(trained):
+    directory, _, _, printed = trained
+    report = json.loads((directory / "run" / "report" / "report.json").read_text())
+    for name in ("accuracy", "nll", "ece", "control", "population", "oracle"):
+        for k in ("0", "1", "3"):
+            cell = report[name][k]
+            assert cell["low"] <= cell["mean"] + 1e-6, name
+            assert cell["mean"] <= cell["high"] + 1e-6, name
+    assert 0 <= report["accuracy"]["3"]["mean"] <= 1
+    assert report["population"]["0"] == report["population"]["3"]
+    page = (directory / "run" / "report" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 3
+    assert "http" not in page.replace("http://www.w3.org", "")
+    for picture in ("accuracy.png", "curves.png", "latents.png"):
+        assert (directory / "run" / "report" / picture).read_bytes().startswith(b"\x89PNG")
+    assert "k = 3" in printed
+    assert "report.html" in printed
+
+
+def test_evaluate_on_other_peoples_rows(trained):
+    directory, _, _, _ = trained
+    others = tiny.rows(users=6, seed=5)
+    path = tiny.write_rows(directory / "others.jsonl", others)
+    done = run("evaluate", f"--workdir={directory / 'run'}", f"--data={path}")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((directory / "run" / "report" / "report.json").read_text())
+    assert report["users"]["scored"] == 6
+    assert report["data"] == str(path)
+    assert run("evaluate", f"--workdir={directory / 'run'}").returncode == 0
+
+
+def test_steer_ranks_for_the_maker_of_the_choices(trained):
+    directory, _, records, _ = trained
+    choices = [{k: v for k, v in r.items() if k not in ("user_id", "group")} for r in records[:4]]
+    tiny.write_rows(directory / "choices.jsonl", choices)
+    candidates = [
+        {"prompt": "question 0", "response": text} for text in ("word1 word2", "word3 " * 9, "new words here")
+    ]
+    tiny.write_rows(directory / "candidates.jsonl", candidates)
+    arguments = [f"--workdir={directory / 'run'}", f"--choices={directory / 'choices.jsonl'}"]
+    arguments.append(f"--responses={directory / 'candidates.jsonl'}")
+    done = run("steer", *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    ranking = json.loads(done.stdout)
+    assert sorted(ranking["responses"]) == sorted(c["response"] for c in candidates)
+    assert sum(ranking["probabilities"]) == pytest.approx(1, abs=1e-5)
+    assert ranking["probabilities"] == sorted(ranking["probabilities"], reverse=True)
+    table = run("steer", *arguments, "--trace")
+    assert "After 4 choices" in table.stdout
+
+
+@pytest.mark.parametrize("program", ["train", "evaluate", "steer", "prepare_data"])
+def test_help_explains(program):
+    done = run(program, "--help")
+    assert done.returncode == 0
+    assert f"python -m launch.{program}" in done.stdout
+    assert "--" in done.stdout
+
+
+def bad_row(name, value):
+    def make(records):
+        records[3] = {**records[3], name: value}
+
+    return make
+
+
+def drop_column(records):
+    del records[3]["choice"]
+
+
+BAD_ROWS = {
+    "missing column": (drop_column, ["rows.jsonl:4", "'choice'"]),
+    "choice": (bad_row("choice", 2), ["rows.jsonl:4", "'choice'", "0 (a) or 1 (b)"]),
+    "empty text": (bad_row("response_a", "  "), ["rows.jsonl:4", "'response_a' is empty"]),
+    "two splits": (
+        lambda r: [r[i].update(split_user=["train", "test"][i % 2]) for i in range(4)],
+        ["user 'u0'", "splits"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "words"), BAD_ROWS.values(), ids=BAD_ROWS)
+def test_bad_rows_stop_every_program_and_write_nothing(tmp_path, spoil, words):
+    records = tiny.rows(users=6)
+    spoil(records)
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", records)
+    assert_one_clear_line(run("prepare_data", f"--source={rows}", f"--out={tmp_path / 'out'}"), *words)
+    assert [p.name for p in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_vectors_that_do_not_fit_are_named(tmp_path):
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", tiny.rows(users=6))
+    np.save(tmp_path / "rows.npy", np.zeros((3, 4), np.float32))
+    done = run("prepare_data", f"--source={rows}", f"--out={tmp_path / 'out'}")
+    assert_one_clear_line(done, "rows.npy", "3 rows")
+
+
+TRAIN_MISTAKES = {
+    "unknown key": (["--config.optim.learning_rat=1"], ["learning_rat"]),
+    "ill-typed": (["--config.seed=abc"], ["config.seed", "abc"]),
+    "unknown word": (["--config.model.head=cubic"], ["config.model.head", "concat, bilinear"]),
+    "k too large": (["--config.evaluate.k=(0,400)"], ["config.evaluate.k", "400"]),
+    "no such file": (["--config.data.path=absent.jsonl"], ["absent.jsonl", "no such file"]),
+    "stray argument": (["steps=3"], ["steps=3"]),
+    "other workdir": (["--config.seed=7"], ["config.seed=0, not 7"]),
+}
+
+
+@pytest.mark.parametrize(("extra", "words"), TRAIN_MISTAKES.values(), ids=TRAIN_MISTAKES)
+def test_mistakes_in_the_train_command(trained, tmp_path, extra, words):
+    directory, arguments, _, _ = trained
+    workdir = directory / "run" if words[0].endswith("not 7") else tmp_path / "run"
+    assert_one_clear_line(run("train", *arguments, *extra, f"--workdir={workdir}"), *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_configs_and_workdirs(tmp_path):
+    assert_one_clear_line(run("train", "--config=absent.py", f"--workdir={tmp_path / 'x'}"), "absent.py")
+    assert_one_clear_line(run("train", "--config=configs/rows.py:nope", f"--workdir={tmp_path / 'x'}"), "nope")
+    assert_one_clear_line(run("evaluate", f"--workdir={tmp_path}"), "config.json")
+    assert_one_clear_line(run("train", "--config=configs/rows.py"), "--workdir")
+
+
+def test_mistakes_in_the_steer_command(trained, tmp_path):
+    directory, _, records, _ = trained
+    responses = tiny.write_rows(tmp_path / "r.jsonl", [{"prompt": "q", "response": "x"}])
+    two = tiny.write_rows(tmp_path / "two.jsonl", [records[0], records[-1]])
+    base = [f"--workdir={directory / 'run'}", f"--responses={responses}"]
+    assert_one_clear_line(run("steer", *base, f"--choices={two}"), "two.jsonl", "2 people")
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("{nonsense\n")
+    assert_one_clear_line(run("steer", *base, f"--choices={broken}"), "broken.jsonl:1", "not JSON")

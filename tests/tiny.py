@@ -1,0 +1,59 @@
+"""A data set and a configuration small enough to train in seconds; the whole road runs on them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from fssa_jax.config import Config
+from fssa_jax.data import build
+from fssa_jax.experiment import make_draw
+
+STEPS = 20
+
+
+def rows(users: int = 24, number: int = 14, seed: int = 0) -> list[dict]:
+    """Users of two kinds, who like long or short answers."""
+    rng = np.random.default_rng(seed)
+    words = [f"word{i}" for i in range(30)]
+    out = []
+    for u in range(users):
+        for i in range(number):
+            short, long = (" ".join(rng.choice(words, n)) for n in (3, 9))
+            a, b = (short, long) if rng.random() < 0.5 else (long, short)
+            likes_long = u % 2 == 0
+            out.append({
+                "user_id": f"u{u}", "prompt": f"question {i}", "response_a": a, "response_b": b,
+                "choice": int((b == long) == likes_long), "group": "long" if likes_long else "short",
+            })  # fmt: skip
+    return out
+
+
+def write_rows(path: Path, records: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    return path
+
+
+def config(path: Path | str = "", **train: int) -> Config:
+    """Rows, a bilinear model with a Gaussian latent, STEPS steps in calls of 5."""
+    c = Config(name="tiny")
+    c.data.path, c.data.components = str(path), 8
+    c.model.width = c.model.encoder.width = c.model.encoder.latent_dim = 8
+    c.model.encoder.heads, c.model.encoder.gaussian = 2, True
+    c.model.head = "bilinear"
+    c.optim.learning_rate, c.optim.warmup_steps = 1e-2, 2
+    settings = {
+        "users": 8, "max_context": 3, "targets": 3, "steps": STEPS, "steps_per_call": 5, "validate_every": 10,
+        "checkpoint_every": 5, "population_steps": 5, "oracle_steps": 5, **train,
+    }  # fmt: skip
+    for name, value in settings.items():
+        setattr(c.train, name, value)
+    c.evaluate.k, c.evaluate.draws, c.evaluate.samples, c.evaluate.bootstrap = (0, 1, 3), 2, 4, 50
+    c.evaluate.shuffles = 2
+    return c
+
+
+def dataset(tmp_path: Path):
+    """The data set of `config`, and how its episodes are drawn."""
+    c = config(write_rows(tmp_path / "rows.jsonl", rows()))
+    return c, build.load_dataset(c), make_draw(c)
