@@ -36,7 +36,7 @@ def gaussian_log_prob(dist: DiagGaussian, value: Float[Array, "*batch m"]) -> Fl
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax import DiagGaussian, gaussian_log_prob
-    >>> print(gaussian_log_prob(DiagGaussian(jnp.zeros(2), jnp.ones(2)), jnp.zeros(2)).round(4))
+    >>> print(f"{gaussian_log_prob(DiagGaussian(jnp.zeros(2), jnp.ones(2)), jnp.zeros(2)):.4f}")
     -1.8379
     """
     t = (value - dist.mean) / dist.scale

@@ -24,7 +24,7 @@ def run(main: Callable[[], None], usage: str) -> None:
     def parse(argv: Sequence[str]) -> list[str]:
         try:
             return flags.FLAGS(argv)
-        except (flags.Error, KeyError, AttributeError, ValueError, TypeError, OSError, SyntaxError) as error:
+        except Exception as error:  # flags and configuration files raise many kinds, all of them about the command
             _fail(f"{_reason(error)}; see --help")
             raise  # not reached: _fail exits
 

@@ -47,16 +47,17 @@ def evaluate_workdir(workdir: Path, data: str = "", split: str = "test") -> dict
     work = Workdir.open(workdir)
     main = work.trained()
     assert main is not None
-    people = work.dataset.splits[split]
-    if data:
-        people = _add_rows(work, data)
+    # All models first: rows that are added below bring texts that they were not made for.
+    population = work.trained("population") or _itself_if_population(main)
+    oracle = None if data else work.trained("oracle")
+    people = _add_rows(work, data) if data else work.dataset.splits[split]
     result = evaluate(
         main,
         people,
         work.dataset,
         work.config.evaluate,
-        population=work.trained("population") or _itself_if_population(main),
-        oracle=None if data else work.trained("oracle"),
+        population=population,
+        oracle=oracle,
         seed=work.config.seed,
     )
     result.report["data"] = data or f"{split} split"

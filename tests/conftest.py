@@ -1,5 +1,12 @@
 """Strict JAX in every test, and the helpers that several files share."""
 
+import os
+from pathlib import Path
+
+# The tests, and the processes that they start, compile the same small programs again and again.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
 import jax
 import jax.numpy as jnp
 import numpy as np

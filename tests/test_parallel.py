@@ -19,6 +19,7 @@ from tests import tiny
 
 config, dataset, draw = tiny.dataset(pathlib.Path(tempfile.mkdtemp()))
 config.model.norm, config.model.head = "batch", "concat"
+config.optim.eps = 1e-2  # Adam would turn the last bit of a tiny gradient into a whole step
 optimizer = make_optimizer(config.optim, 50)
 out = {}
 for mode in ("none", "pmap"):
@@ -51,8 +52,7 @@ def test_eight_devices_compute_what_one_does():
     one, eight = result["losses"]
     assert one == pytest.approx(eight, rel=1e-4)
     assert len(set(one)) == 4
-    # Adam turns a last-bit difference of a tiny gradient into a step of the learning rate, 1e-2.
-    assert result["difference"] < 2e-3
+    assert result["difference"] < 1e-5
 
 
 def test_users_that_cannot_be_shared_are_named(monkeypatch):
