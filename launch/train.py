@@ -12,6 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from fssa_jax import program, train
+from fssa_jax.config import Config
 from fssa_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py[:VARIANT], for example configs/styles.py:np_btl")
@@ -20,10 +21,11 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "directory for checkpoints, metr
 
 def main() -> None:
     """Trains what --config says into --workdir."""
-    if _CONFIG.value is None or isinstance(_CONFIG.value, Exception) or not _WORKDIR.value:
+    if _CONFIG.value is None or not _WORKDIR.value:
         raise UserError("--config and --workdir are needed; see --help")
-    if type(_CONFIG.value).__name__ == "_ErrorConfig":
-        raise UserError(f"--config: {_CONFIG.value}")
+    if not isinstance(_CONFIG.value, Config):
+        name = config_flags.get_config_filename(flags.FLAGS["config"])
+        raise UserError(f"--config={name}: no such file, or its get_config returns no Config")
     workdir = Path(_WORKDIR.value)
     train.train(_CONFIG.value, workdir)
     print(f"Trained. Checkpoints and metrics are in {workdir}; next: python -m launch.evaluate --workdir={workdir}")
