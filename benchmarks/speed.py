@@ -28,6 +28,7 @@ from fssa_jax.models.rewards import RewardModel
 from fssa_jax.step import Data, init_state, make_optimizer, make_train_step, many_steps
 
 _CALLS = flags.DEFINE_integer("calls", 5, "timed calls of 10 steps")
+_GROWTH = flags.DEFINE_bool("growth", True, "also measure other numbers of users, targets, choices and features")
 _STEPS = 10
 
 
@@ -70,11 +71,13 @@ def measure(*, d: int, users: int = 64, targets: int = 20, k: int = 10, publishe
 def main() -> None:
     """The published shapes, then one size at a time."""
     runs = [measure(d=d, published=published) for d in (1, 4096) for published in (True, False)]
-    growth = [measure(d=256)]
-    growth += [measure(d=256, users=n) for n in (16, 256)]
-    growth += [measure(d=256, targets=n) for n in (5, 80)]
-    growth += [measure(d=256, k=n) for n in (2, 40)]
-    growth += [measure(d=n) for n in (16, 1024)]
+    growth = []
+    if _GROWTH.value:
+        growth = [measure(d=256)]
+        growth += [measure(d=256, users=n) for n in (16, 256)]
+        growth += [measure(d=256, targets=n) for n in (5, 80)]
+        growth += [measure(d=256, k=n) for n in (2, 40)]
+        growth += [measure(d=n) for n in (16, 1024)]
     published_code = {
         "d = 1 loop": 7.2,
         "d = 1 model step": round(1000 / 59, 1),

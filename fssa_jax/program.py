@@ -63,7 +63,7 @@ def _fail(message: str) -> None:
 
 def _quiet_logging() -> None:
     """Our own messages, and only warnings of everybody else."""
-    absl_logging.use_python_logging()
+    absl_logging.use_python_logging(quiet=True)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     root = logging.getLogger()
