@@ -2,6 +2,7 @@
 
 from typing import Literal, get_args
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -36,6 +37,7 @@ def btl_log_likelihood(chosen: Float[Array, "*batch"], rejected: Float[Array, "*
     >>> print([f"{x:.3f}" for x in p])
     ['0.500', '0.881']
     """
+    chex.assert_equal_shape([chosen, rejected])
     difference = jnp.clip(chosen - rejected, -_MAX_BTL_DIFFERENCE, _MAX_BTL_DIFFERENCE)
     return jax.nn.log_sigmoid(difference)
 
@@ -71,6 +73,7 @@ def dpl_log_likelihood(
     """
     if link not in get_args(Link):
         raise ValueError(f"link must be one of {', '.join(get_args(Link))}; got {link!r}")
+    chex.assert_equal_shape([chosen_mean, chosen_scale, rejected_mean, rejected_scale])
     difference = jnp.clip(chosen_mean - rejected_mean, -_MAX_DPL_DIFFERENCE, _MAX_DPL_DIFFERENCE)
     variance = jnp.maximum(chosen_scale**2 + rejected_scale**2, _MIN_DPL_VARIANCE)
     t = difference * jax.lax.rsqrt(variance)
