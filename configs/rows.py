@@ -9,8 +9,8 @@ from a factorisation, and an encoder that reads each response by itself. For tex
 or choices that only compare: --config.model.learn_texts=False --config.train.factor_steps=0
 --config.model.target=linear "--config.model.encoder.observations=('difference',)".
 
-Measured for np_btl on the Polis data (benchmarks/polis.py, two x86-64 CPU cores, no accelerator): gain over
-the population model on 322 test users +2.9 / +3.9 / +4.3 points at K = 5 / 10 / 20, mean of three seeds; about a minute a seed.
+Measured for np_btl on the Polis data (benchmarks/polis.py, two x86-64 CPU cores, no accelerator): gain over the
+population model on 322 test users +2.9 / +3.9 / +4.3 points at K = 5 / 10 / 20, mean of three seeds.
 """
 
 from fssa_jax.config import Config, DataConfig
