@@ -23,8 +23,8 @@ class DataConfig:
     # rows: a file, a directory that prepare_data wrote, or a `datasets` directory or hub name.
     path: str = ""
     on_error: str = choice("raise", "skip")
-    # auto: vectors beside the rows if there are any, else tfidf. none: only the learnt embedding.
-    features: str = choice("auto", "given", "tfidf", "none")
+    # auto: vectors beside the rows if there are any, else tfidf.
+    features: str = choice("auto", "given", "tfidf")
     vectors: str = ""  # .npy, one row a text; default: beside the rows
     texts: str = ""  # .jsonl(.gz) of [prompt, response], in the order of the vectors
     components: int = 64  # of the truncated SVD behind tfidf
@@ -210,10 +210,13 @@ def check(config: Config) -> None:
             raise UserError(f"config.model.encoder.{name}: must be some of {', '.join(known)}; got {given}")
     if "margin" in model.encoder.inputs and model.population == "none":
         raise UserError("config.model.encoder.inputs: 'margin' needs config.model.population=linear or mlp")
-    if config.train.factor_steps and not (model.learn_texts and "responses" in model.encoder.observations):
+    reads = (
+        model.kind == "np_btl" and model.encoder.aggregation == "bayes" and "responses" in model.encoder.observations
+    )
+    if config.train.factor_steps and not (model.learn_texts and reads):
         raise UserError(
-            "config.train.factor_steps: needs config.model.learn_texts=True and "
-            "'responses' in config.model.encoder.observations"
+            "config.train.factor_steps: needs kind=np_btl, learn_texts=True, encoder.aggregation=bayes and "
+            "'responses' in encoder.observations under config.model; give 0"
         )
     if model.target == "none" and not model.learn_texts:
         raise UserError("config.model.target: 'none' needs config.model.learn_texts=True")

@@ -99,6 +99,8 @@ def evaluate(
     report["targets"] = {"rows": int(mask.sum()), "unseen": int(unseen.sum())}
     if conditional:
         report["latent"] = latent_health(latents[0], kl[0], trained.model)
+        p = np.exp(own[0])
+        report["latent"]["context_effect"] = float(np.abs(p[-1] - p[0])[mask].mean())
     return Evaluation(report, users, latents[0], score.accuracy_by_user)
 
 
@@ -245,7 +247,9 @@ def _shuffle(seed: int, split: Split, users: np.ndarray, settings: EvaluateConfi
     """Whose context each user gets: never the user's own, where there is another to take."""
     rng = np.random.default_rng(seed)
     owner = np.arange(len(users))
-    group = np.asarray(split.table.group)[users] if settings.shuffle_within_group else np.zeros(len(users))
+    group = np.asarray(split.table.group)[users] if settings.shuffle_within_group else np.zeros(len(users), int)
+    # A group of one has nobody to take a context from: all of them make one group.
+    group = np.where(np.bincount(group)[group] > 1, group, -1)
     for g in np.unique(group):
         members = rng.permutation(np.flatnonzero(group == g))
         owner[members] = np.roll(members, 1)

@@ -64,8 +64,9 @@ def evaluate_workdir(workdir: Path, data: str = "", split: str = "test") -> dict
     result.report["config"] = work.config.name
     result.report["seed"] = work.config.seed
     result.report["run"] = work.run
-    moved = _context_effect(result.report)
-    result.report["warnings"] = collapse_warnings(result.report["latent"], moved) if "latent" in result.report else []
+    health = result.report.get("latent", {})
+    several = bool(health) and len(result.report["k"]) > 1
+    result.report["warnings"] = collapse_warnings(health, health["context_effect"]) if several else []
     with whole_directory(workdir / "report") as target:
         (target / "report.json").write_text(json.dumps(result.report, indent=1), encoding="utf-8")
         pictures = _draw(work, main, people, result, target)
@@ -94,14 +95,6 @@ def format_table(report: dict[str, Any]) -> str:
 
 def _half_width(cell: dict[str, float]) -> float:
     return 50 * (cell["high"] - cell["low"])
-
-
-def _context_effect(report: dict[str, Any]) -> float:
-    """How far the context moves the scores: 0 means that it is ignored."""
-    first, last = str(report["k"][0]), str(report["k"][-1])
-    if first == last:
-        return 1.0
-    return abs(report["nll"][last]["mean"] - report["nll"][first]["mean"])
 
 
 def _itself_if_population(main: Trained) -> Trained | None:

@@ -146,6 +146,7 @@ def make_train_step(
 
     Every user's episode and noise come from a key of their own. With `axis_name` each device takes its
     share of those keys, so that n devices compute what one would; sums may differ in their last bits.
+    Dropped texts are the same everywhere; dropout of attention weights repeats from device to device.
 
     Args:
       draw: an episode from a key and the data.
@@ -154,8 +155,8 @@ def make_train_step(
       axis_name: of the pmap that the step runs in, if any.
     """
 
-    def loss_of(params: PyTree, state: TrainState, keys: Key[Array, " users"], data: Data):
-        key_draw, key_noise, key_dropout = jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, 3))(keys), 1, 0)
+    def loss_of(params: PyTree, state: TrainState, keys: Key[Array, " users"], key_dropout: Key[Array, ""], data: Data):
+        key_draw, key_noise = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         episode = jax.vmap(draw, in_axes=(0, None))(key_draw, data)
         noise = None
         if model.sampled:
@@ -164,7 +165,7 @@ def make_train_step(
         variables = {"params": params, "batch_stats": state.batch_stats}
         out, updated = model.apply(
             variables, episode, data.features, noise, objective.kind, True,
-            method=forward, mutable=["batch_stats"], rngs={"dropout": key_dropout[0]},
+            method=forward, mutable=["batch_stats"], rngs={"dropout": key_dropout},
         )  # fmt: skip
         log_likelihood, sampled_from, reference = out
         marginal = objective.kind == "predictive"
@@ -186,12 +187,13 @@ def make_train_step(
         return metrics["loss"], (metrics, updated.get("batch_stats", {}))
 
     def train_step(state: TrainState, data: Data) -> tuple[TrainState, Metrics]:
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step), users)
+        key_users, key_dropout = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+        keys = jax.random.split(key_users, users)
         if axis_name is not None:
             share = users // jax.lax.axis_size(axis_name)
             keys = jax.lax.dynamic_slice_in_dim(keys, jax.lax.axis_index(axis_name) * share, share)
         gradient_of = jax.value_and_grad(loss_of, has_aux=True)
-        (_, (metrics, batch_stats)), gradients = gradient_of(state.params, state, keys, data)
+        (_, (metrics, batch_stats)), gradients = gradient_of(state.params, state, keys, key_dropout, data)
         if axis_name is not None:
             gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
         metrics["gradient_norm"] = optax.global_norm(gradients)

@@ -55,7 +55,9 @@ def rows_dataset(data: DataConfig, rows: list[Row] | None = None) -> Dataset:
     for name in SPLITS:
         mine = {user: rows for user, rows in by_user.items() if split_of[user] == name}
         if data.hold_out_items and name == "train":
-            mine = {user: [row for row in rows if row.split_item == "train"] for user, rows in mine.items()}
+            kept = {user: [row for row in rows if row.split_item == "train"] for user, rows in mine.items()}
+            dropped["of held-out items"] = sum(map(len, mine.values())) - sum(map(len, kept.values()))
+            mine = kept
         splits[name] = rows_split(data, name, mine, ids, groups, rng, left_out, dropped)
     report |= {
         "rows": len(rows),
