@@ -47,7 +47,7 @@ def test_a_configuration_survives_its_file(tmp_path):
 
 
 def test_the_defaults_are_allowed():
-    configs.check(Config())
+    assert configs.check(Config()) is None
 
 
 @pytest.mark.parametrize(
