@@ -137,7 +137,7 @@ def train_one(seed: int, unseen: bool = False) -> tuple[Workdir, evaluate.Traine
     config.evaluate.k = _KS
     config.train.oracle_steps = 0
     if unseen:  # new texts have features only
-        config.model.target, config.model.text_dropout = "linear", 0.2
+        config.model.target, config.model.text_dropout, config.model.learn_texts = "linear", 0.2, "yes"
     with TemporaryDirectory() as directory:
         train.train(config, Path(directory))
         work = Workdir.open(Path(directory))

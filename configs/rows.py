@@ -3,11 +3,12 @@
   python -m launch.train --config=configs/rows.py:np_btl --config.data.path=rows.jsonl --workdir=runs/mine
   python -m launch.evaluate --workdir=runs/mine
 
-Variants: btl (one reward for everybody), np_btl. The defaults suit many people who judge the same texts,
-where a choice means that a person agreed with one and not with the other: a learnt embedding a text, started
-from a factorisation, and an encoder that reads each response by itself. For texts that are new in every row,
-or choices that only compare: --config.model.learn_texts=False --config.train.factor_steps=0
---config.model.target=linear "--config.model.encoder.observations=('difference',)".
+Variants: btl (one reward for everybody), np_btl. What np_btl knows of a text follows from the rows
+(`model.learn_texts` is "auto"). Where people judge the same texts again and again, every text has a learnt
+embedding, started from a factorisation, and the encoder reads each response by itself, as liked or not liked.
+Where most texts of the held-out people are new, rewards are linear in the features of the texts, and a choice is
+only a comparison; say --config.model.learn_texts=no to have that in any case, for ranking texts that are yet to be
+written.
 
 Measured for np_btl on the Polis data (benchmarks/polis.py, two x86-64 CPU cores, no accelerator): gain over the
 population model on 322 test users +2.9 / +3.9 / +4.3 points at K = 5 / 10 / 20, mean of three seeds.
@@ -27,7 +28,7 @@ def get_config(variant: str = "np_btl") -> Config:
     model.head, model.target, model.population = "bilinear", "none", "linear"
     model.width = model.encoder.latent_dim = 32
     model.encoder.aggregation, model.encoder.observations, model.encoder.rounds = "bayes", ("responses",), 3
-    model.learn_texts = True
+    model.learn_texts = "auto"
     config.objective.text_bias_penalty = 4e-5
     config.optim.learning_rate, config.optim.warmup_steps, config.optim.final_fraction = 5e-4, 20, 1.0
     config.optim.weight_decay, config.optim.average_decay = 0.0, 0.98

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import typing
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,9 @@ class ModelConfig:
     head: str = choice("concat", "bilinear")
     norm: str = choice("none", "batch")
     population: str = choice("none", "linear", "mlp")
-    learn_texts: bool = False  # an embedding a text, for new users on known texts
+    # An embedding a text, for new users on known texts. auto: where most held-out choices are about texts that
+    # training rows judge too; else the settings that need it are replaced (experiment.resolve).
+    learn_texts: str = choice("no", "yes", "auto")
     text_dropout: float = 0.0  # share of the texts whose embedding a training step leaves out
 
 
@@ -193,7 +196,7 @@ def check(config: Config) -> None:
         "model.encoder.heads": config.model.encoder.heads,
     }
     for name, value in positive.items():
-        if value <= 0:
+        if not 0 < value < math.inf:
             raise UserError(f"config.{name}: must be positive, got {value}")
     if not config.evaluate.k or min(config.evaluate.k) < 0:
         raise UserError(f"config.evaluate.k: needs context sizes ≥ 0, got {config.evaluate.k}")
@@ -213,13 +216,13 @@ def check(config: Config) -> None:
     reads = (
         model.kind == "np_btl" and model.encoder.aggregation == "bayes" and "responses" in model.encoder.observations
     )
-    if config.train.factor_steps and not (model.learn_texts and reads):
+    if config.train.factor_steps and not (model.learn_texts != "no" and reads):
         raise UserError(
-            "config.train.factor_steps: needs kind=np_btl, learn_texts=True, encoder.aggregation=bayes and "
+            "config.train.factor_steps: needs kind=np_btl, learn_texts=yes, encoder.aggregation=bayes and "
             "'responses' in encoder.observations under config.model; give 0"
         )
-    if model.target == "none" and not model.learn_texts:
-        raise UserError("config.model.target: 'none' needs config.model.learn_texts=True")
+    if model.target == "none" and model.learn_texts == "no":
+        raise UserError("config.model.target: 'none' needs config.model.learn_texts=yes")
     if model.encoder.aggregation == "bayes" and model.encoder.latent_dim != model.width:
         raise UserError(
             f"config.model.encoder.latent_dim: with aggregation 'bayes' it must be model.width ({model.width}), "

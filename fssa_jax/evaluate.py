@@ -10,7 +10,7 @@ import numpy as np
 
 from fssa_jax import metrics
 from fssa_jax.config import EvaluateConfig
-from fssa_jax.data.dataset import Dataset, Split, Truth
+from fssa_jax.data.dataset import Dataset, Split, Truth, seen_in_training
 from fssa_jax.episodes import truncate_context
 from fssa_jax.errors import UserError
 from fssa_jax.models.rewards import RewardModel
@@ -52,8 +52,9 @@ def evaluate(
 
     Series, each {k: {"mean", "low", "high"}} with fractions: accuracy, nll, ece, steering; control
     (accuracy with another person's context), population, oracle, bayes (accuracies), and the same with
-    _nll, _ece and _steering for each. Where only a part of the target rows has both texts unseen in
-    training, those rows are scored apart: accuracy_unseen and population_unseen.
+    _nll, _ece and _steering for each. The oracle is scored on the users whose group has training users.
+    Where only a part of the target rows has both texts unseen in training, those rows are scored apart:
+    accuracy_unseen and population_unseen.
 
     Raises:
       UserError: the largest k is larger than any user's context.
@@ -81,14 +82,18 @@ def evaluate(
         ]
         log_p = [predict(trained.variables, features, e, ks)[0] for e in shuffled]
         score.add("control", np.stack(log_p))
-    for name, other in (("population", population), ("oracle", oracle)):
-        if other is not None:
+    # A group without training users has no specialist: its users are left out of the oracle's score.
+    trained_groups = np.unique(np.asarray(dataset.splits["train"].table.group))
+    known = np.isin(np.asarray(split.table.group)[users], trained_groups)
+    for name, other, scored in (("population", population, mask), ("oracle", oracle, mask & known[:, None])):
+        if other is not None and scored.any():
             log_p, _, _ = make_predictor(other.model, 1)(other.variables, features, episodes[0], (0,))
-            score.add(name, np.repeat(log_p, len(ks), axis=0)[None])
+            score.add(name, np.repeat(log_p, len(ks), axis=0)[None], scored)
     if dataset.truth is not None:
         score.add("bayes", np.stack([bayes_log_p(dataset.truth, e, ks) for e in episodes]))
 
-    unseen = mask & ~_seen_in_training(targets, dataset)
+    seen = seen_in_training(dataset)
+    unseen = mask & ~seen[np.asarray(targets.chosen)] & ~seen[np.asarray(targets.rejected)]
     if 0 < unseen.sum() < mask.sum():
         score.add("unseen", np.stack(own), unseen)
         if population is not None:
@@ -96,6 +101,8 @@ def evaluate(
 
     report: dict[str, Any] = {"k": list(ks), **score.report}
     report["users"] = {"scored": len(users), "left_out": left_out, "draws": settings.draws}
+    if oracle is not None and not known.all():
+        report["users"]["without_oracle"] = int((~known).sum())
     report["targets"] = {"rows": int(mask.sum()), "unseen": int(unseen.sum())}
     if conditional:
         report["latent"] = latent_health(latents[0], kl[0], trained.model)
@@ -259,13 +266,3 @@ def _shuffle(seed: int, split: Split, users: np.ndarray, settings: EvaluateConfi
 def _with_contexts_of(episode: Episode, owner: np.ndarray) -> Episode:
     context = jax.tree.map(lambda x: x[owner], episode.context)
     return Episode(context, episode.targets, episode.user, episode.group)
-
-
-def _seen_in_training(targets: Comparisons, dataset: Dataset) -> np.ndarray:
-    """Where at least one of the two texts occurs in the training rows."""
-    table = dataset.splits["train"].table
-    real = np.arange(table.chosen.shape[2]) < np.asarray(table.count)[..., None]
-    seen = np.zeros(len(dataset.features), bool)
-    seen[np.asarray(table.chosen)[real]] = True
-    seen[np.asarray(table.rejected)[real]] = True
-    return seen[np.asarray(targets.chosen)] | seen[np.asarray(targets.rejected)]

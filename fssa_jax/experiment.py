@@ -1,22 +1,57 @@
 """From a configuration to the objects that training and evaluation share: model, data, episodes."""
 
+import copy
 import dataclasses
+import logging
 from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fssa_jax.config import Config
 from fssa_jax.data import synthetic
-from fssa_jax.data.dataset import Dataset
+from fssa_jax.data.dataset import Dataset, seen_in_training
 from fssa_jax.episodes import draw_episode
 from fssa_jax.models.encoder import NPEncoder
 from fssa_jax.models.rewards import RewardModel
 from fssa_jax.step import Data, DrawEpisode
 
+_log = logging.getLogger(__name__)
+
 # The model asked for, and the two that are always reported beside it.
 Role = Literal["main", "population", "oracle"]
+
+
+def resolve(config: Config, dataset: Dataset) -> Config:
+    """The configuration with learn_texts "auto" decided by the data.
+
+    "yes" where at least half of the held-out choices are about two texts that training rows judge too. With
+    "no" there is nothing to look up or to factorise: the reward is linear in the features, and choices are
+    comparisons.
+    """
+    if config.model.learn_texts != "auto":
+        return config
+    seen = seen_in_training(dataset)
+    known = []
+    for name in ("val", "test"):
+        table = dataset.splits[name].table
+        real = np.arange(table.chosen.shape[2]) < np.asarray(table.count)[..., None]
+        known.append((seen[np.asarray(table.chosen)] & seen[np.asarray(table.rejected)])[real])
+    share = float(np.concatenate(known).mean())
+    config = copy.deepcopy(config)
+    model = config.model
+    model.learn_texts = "yes" if share >= 0.5 else "no"
+    if model.learn_texts == "no":
+        model.target = "linear" if model.target == "none" else model.target
+        model.encoder.observations = ("difference",)
+        config.train.factor_steps = 0
+    _log.info(
+        "%.0f %% of the held-out choices are about texts that training rows judge: %s (config.model.learn_texts)",
+        100 * share, "a learnt embedding a text" if model.learn_texts == "yes" else "rewards from features alone",
+    )  # fmt: skip
+    return config
 
 
 def make_model(config: Config, dataset: Dataset, role: Role = "main", axis_name: str | None = None) -> RewardModel:
@@ -37,7 +72,7 @@ def make_model(config: Config, dataset: Dataset, role: Role = "main", axis_name:
         latent=latent,  # type: ignore[arg-type]
         encoder=NPEncoder(**fields) if latent != "none" else None,
         groups=len(dataset.groups),
-        learnt_texts=len(dataset.texts) if model.learn_texts else 0,
+        learnt_texts=len(dataset.texts) if model.learn_texts == "yes" else 0,
         axis_name=axis_name,
         **same,
     )
@@ -50,8 +85,8 @@ def make_draw(config: Config, role: Role = "main") -> DrawEpisode:
         "max_context": config.train.max_context if needs_context else 0,
         "max_targets": config.train.targets,
     }
-    if config.data.source == "synthetic":
-        return lambda key, data: synthetic.draw_episode(key, **sizes)
+    if config.data.source in synthetic.SOURCES:
+        return lambda key, data: synthetic.draw_episode(key, data.choices, **sizes)
     draw = partial(draw_episode, **sizes)
     return lambda key, data: draw(key, data.choices)
 
@@ -60,4 +95,6 @@ def training_data(config: Config, dataset: Dataset) -> Data:
     """What the training step reads on the device."""
     if config.data.source == "synthetic":
         return Data()
+    if config.data.source == "synthetic_published":
+        return Data(jnp.asarray(synthetic.published_pairs("train"), jnp.float32))
     return Data(jax.tree.map(jnp.asarray, dataset.splits["train"].table), jnp.asarray(dataset.features))

@@ -40,11 +40,14 @@ def run(main: Callable[[], None], usage: str) -> None:
             _fail(str(error))
         except BrokenPipeError:
             os._exit(1)
+        except OSError as error:  # a disk that is full or gone, where nobody closer could say more
+            _fail(f"{error.filename or 'a file'}: {error.strerror or error}; make room, or give another directory")
 
     if any(argument in ("--help", "-h", "-help") for argument in sys.argv[1:]):
         print(usage.strip() + "\n\nFlags:")
         for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
-            default = "" if flag.default in (None, "", False) else f" (default: {flag.default})"
+            plain = isinstance(flag.default, str | int | float | list) and flag.default
+            default = f" (default: {flag.default})" if plain else ""
             print(f"  --{flag.name}: {flag.help}{default}")
         return
     app.run(guarded, flags_parser=parse)

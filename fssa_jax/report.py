@@ -15,14 +15,13 @@ import numpy as np
 from fssa_jax import plots
 from fssa_jax.data import synthetic
 from fssa_jax.data.build import rows_split
-from fssa_jax.data.dataset import Split
+from fssa_jax.data.dataset import Split, log_left_out
 from fssa_jax.data.rows import Row, read_rows
 from fssa_jax.episodes import truncate_context
 from fssa_jax.evaluate import Evaluation, Trained, collapse_warnings, evaluate
 from fssa_jax.files import whole_directory
 from fssa_jax.predict import evaluation_episodes, make_predictor
 from fssa_jax.steer import rank
-from fssa_jax.train import report_left_out
 from fssa_jax.workdir import Workdir
 
 _SERIES = {
@@ -120,7 +119,7 @@ def _add_rows(work: Workdir, data: str) -> Split:
     split = rows_split(settings, "test", by_user, number, work.dataset.groups, rng, left_out, dropped)
     work.dataset.report = {"duplicates": reading.duplicates, "skipped": reading.skipped,
                            "left_out_users": left_out, "left_out_rows": dict(dropped)}  # fmt: skip
-    report_left_out(work.dataset)
+    log_left_out(work.dataset)
     if new:
         features = np.concatenate([np.asarray(work.dataset.features), work.dataset.featuriser.transform(new)])
         work.dataset.features = features

@@ -2,18 +2,23 @@
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fssa_jax.data.dataset import seen_in_training
 from fssa_jax.data.features import Text
 from fssa_jax.data.rows import Row, parse_row, read_lines
 from fssa_jax.distributions import antithetic_noise, gaussian_sample
 from fssa_jax.errors import UserError
+from fssa_jax.models.rewards import RewardModel
 from fssa_jax.types import Comparisons, DiagGaussian
 from fssa_jax.workdir import Workdir
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
@@ -91,6 +96,7 @@ def rank(work: Workdir, choices: list[Row], responses: list[Text]) -> list[Ranki
 
     pairs = [(row.prompt, text) for row in choices for text in (row.chosen, row.rejected)]
     ids, features = _number(work, pairs + responses)
+    _warn_of_unknown_texts(work, trained.model, choices, responses)
     n = len(choices)
     chosen, rejected = ids[0 : 2 * n : 2], ids[1 : 2 * n : 2]
     # Row j of the batch is the person after j choices.
@@ -109,6 +115,25 @@ def rank(work: Workdir, choices: list[Row], responses: list[Text]) -> list[Ranki
         probabilities = (probabilities / probabilities.sum(-1, keepdims=True)).mean(0)
         rankings.append(Ranking(prompt, [responses[i][1] for i in index], r.mean(0), probabilities))
     return rankings
+
+
+def _warn_of_unknown_texts(work: Workdir, model: RewardModel, choices: list[Row], responses: list[Text]) -> None:
+    """Says so where the model knows a person's taste in texts that training rows judge, and no others."""
+    if not model.learnt_texts or model.target != "none":
+        return
+    seen = seen_in_training(work.dataset)
+    known = {text for text, judged in zip(work.dataset.texts, seen, strict=False) if judged}
+    said = [(row.prompt, text) for row in choices for text in (row.chosen, row.rejected)]
+    for what, texts, effect in (
+        ("chosen or rejected texts", said, "what they say about the person is lost"),
+        ("responses", responses, "they are ranked by their general appeal alone"),
+    ):
+        new = sum(text not in known for text in texts)
+        if new:
+            _log.warning(
+                "%d of %d %s were never judged in training: %s; for new texts train with --config.model.learn_texts=no",
+                new, len(texts), what, effect,
+            )  # fmt: skip
 
 
 def _score(model, variables, features, context: Comparisons, responses: jax.Array, samples: int) -> np.ndarray:

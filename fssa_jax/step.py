@@ -196,7 +196,7 @@ def make_train_step(
         (_, (metrics, batch_stats)), gradients = gradient_of(state.params, state, keys, key_dropout, data)
         if axis_name is not None:
             gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
-        metrics["gradient_norm"] = optax.global_norm(gradients)
+        metrics["gradient_norm"] = optax.tree.norm(gradients)
         with jax.numpy_dtype_promotion("standard"):  # optax relies on it; the tests are strict elsewhere
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -17,8 +17,8 @@ from ml_collections import config_flags
 from fssa_jax import config as configs
 from fssa_jax import program
 from fssa_jax.data import build, dataset
+from fssa_jax.data.dataset import log_left_out
 from fssa_jax.errors import UserError
-from fssa_jax.train import report_left_out
 
 _SOURCE = flags.DEFINE_string("source", None, "rows, or the name of a benchmark")
 _OUT = flags.DEFINE_string("out", None, "directory to write")
@@ -39,7 +39,7 @@ def main() -> None:
     else:
         config.data.source, config.data.path = "rows", _SOURCE.value
     prepared = build.load_dataset(config)
-    report_left_out(prepared)
+    log_left_out(prepared)
     dataset.save(prepared, out)
     counts = {name: value for name, value in prepared.report.items() if not isinstance(value, list)}
     print(json.dumps(counts, indent=1))

@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fssa_jax import train
 from fssa_jax.types import Comparisons
+from tests import tiny
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -30,3 +32,12 @@ def make_comparisons(seed: int, shape: tuple[int, ...], d: int, k=None) -> Compa
 @pytest.fixture
 def comparisons():
     return make_comparisons
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """(directory, configuration) of a run that nobody disturbed, in directory/run; its rows are beside it."""
+    directory = tmp_path_factory.mktemp("finished")
+    config = tiny.config(tiny.write_rows(directory / "rows.jsonl", tiny.rows()))
+    train.train(config, directory / "run")
+    return directory, config

@@ -1,6 +1,5 @@
 """From rows to a prepared data set: separations, what is left out, and files that are whole or absent."""
 
-import errno
 import json
 import os
 from collections import Counter
@@ -8,24 +7,15 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from fssa_jax import files
 from fssa_jax.config import Config, DataConfig
 from fssa_jax.data import dataset as datasets
 from fssa_jax.data.build import load_dataset, rows_dataset, synthetic_dataset
 from fssa_jax.data.dataset import SPLITS
-from fssa_jax.errors import UserError
 from fssa_jax.types import ChoiceTable
+from tests.mistakes import complaint
 
 WORDS = ["bread", "rice", "soup", "dough", "crust", "slow", "fast", "salt"]
 FIELDS = ("chosen", "rejected", "count", "group")
-
-
-def complaint(action, *args) -> str:
-    with pytest.raises(UserError) as caught:
-        action(*args)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 def make_rows(users=20, each=8) -> list[dict]:
@@ -157,6 +147,10 @@ def test_nobody_with_enough_rows_is_an_error(tmp_path):
     assert "no val user" in complaint(build, tmp_path, rows)
 
 
+def test_two_people_are_too_few(tmp_path):
+    assert complaint(build, tmp_path, make_rows(users=2)).startswith(f"{tmp_path}/rows.jsonl: rows of 2 people; ")
+
+
 def test_users_and_rows_that_are_left_out_are_reported(tmp_path):
     rows = make_rows()
     few = next(r for r in rows if r["user_id"] == "user-3")
@@ -172,6 +166,8 @@ def test_users_and_rows_that_are_left_out_are_reported(tmp_path):
 def test_held_out_items_are_not_trained_on(tmp_path):
     rows = make_rows()
     assert "'split_item'" in complaint(lambda: build(tmp_path, rows, hold_out_items=True))
+    rows[0]["split_item"] = "train"
+    assert complaint(lambda: build(tmp_path, rows, hold_out_items=True)).startswith(f"{tmp_path}/rows.jsonl:2: ")
     for i, row in enumerate(rows):
         row["split_item"] = "test" if i % 4 == 0 else "train"
     data = build(tmp_path, rows, hold_out_items=True)
@@ -261,80 +257,3 @@ def test_another_format_asks_to_prepare_again(prepared):
     meta = json.loads((directory / "meta.json").read_text())
     (directory / "meta.json").write_text(json.dumps(meta | {"format": 0}))
     assert "another version" in complaint(datasets.load, directory)
-
-
-def test_a_directory_takes_the_place_of_the_old_one(tmp_path):
-    path = tmp_path / "deep" / "dir"
-    for content in ("old", "new"):
-        with files.whole_directory(path) as target:
-            (target / content).write_text(content)
-        assert [file.name for file in path.iterdir()] == [content]
-    assert os.listdir(path.parent) == ["dir"]
-
-
-@pytest.mark.parametrize(
-    ("error", "seen"),
-    [
-        (ValueError("a bug"), ValueError),
-        (KeyboardInterrupt(), KeyboardInterrupt),
-        (OSError(28, "disk full"), UserError),
-    ],
-)
-def test_a_block_that_raises_leaves_the_old_directory(tmp_path, error, seen):
-    path = tmp_path / "dir"
-    path.mkdir()
-    (path / "file").write_text("old")
-
-    def block():
-        with files.whole_directory(path) as target:
-            (target / "file").write_text("new")
-            raise error
-
-    with pytest.raises(seen):
-        block()
-    assert (path / "file").read_text() == "old"
-    assert os.listdir(tmp_path) == ["dir"]
-
-
-def test_a_directory_that_cannot_be_renamed_leaves_the_old_one(tmp_path, monkeypatch):
-    path = tmp_path / "dir"
-    path.mkdir()
-    (path / "file").write_text("old")
-    rename = os.rename
-
-    def failing(source, target):
-        if str(source).endswith(".tmp"):
-            raise OSError(errno.EIO, "input/output error")
-        rename(source, target)
-
-    def replace():
-        with files.whole_directory(path) as target:
-            (target / "file").write_text("new")
-
-    monkeypatch.setattr(os, "rename", failing)
-    assert complaint(replace).startswith(f"{path}: cannot be written")
-    assert (path / "file").read_text() == "old"
-    assert os.listdir(tmp_path) == ["dir"]
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "deep" / "file"
-    files.write_text(path, "größe")
-    assert path.read_bytes() == "größe".encode()
-
-    def full(source, target):
-        raise OSError(errno.ENOSPC, "no space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    assert complaint(files.write_text, path, "new") == (
-        f"{path}: cannot be written (no space left on device); nothing was changed"
-    )
-    assert path.read_bytes() == "größe".encode()
-    assert os.listdir(path.parent) == ["file"]
-
-
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").touch()
-    path = tmp_path / "file" / "below"
-    assert complaint(files.write_text, path, "x").startswith(f"{path}: cannot be written")
-    assert complaint(files.whole_directory(path).__enter__).startswith(f"{path}: cannot be written")

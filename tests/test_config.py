@@ -6,15 +6,7 @@ import pytest
 
 from fssa_jax import config as configs
 from fssa_jax.config import Config
-from fssa_jax.errors import UserError
-
-
-def complaint(action, *args) -> str:
-    with pytest.raises(UserError) as caught:
-        action(*args)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+from tests.mistakes import complaint
 
 
 def changed(key: str, value) -> Config:

@@ -7,21 +7,13 @@ import numpy as np
 import pytest
 
 from fssa_jax.data.features import Featuriser, GivenFeaturiser, TfidfFeaturiser, read_vectors, vectors_beside
-from fssa_jax.errors import UserError
+from tests.mistakes import complaint
 
 WORDS = ["bread", "rice", "soup", "😊", "!", "slow", "fast", "dough", "crust"]
 RNG = np.random.default_rng(0)
 TEXTS = [(f"prompt {i % 3}", " ".join(RNG.choice(WORDS, RNG.integers(2, 12)))) for i in range(60)]
 NEW = [("", "bread rice 😊😊 zebra"), ("other prompt", "soup"), ("", ""), ("", "zebra quagga")]
 KNOWN = [("p", "a"), ("p", "b"), ("q", "a")]
-
-
-def complaint(action, *args) -> str:
-    with pytest.raises(UserError) as caught:
-        action(*args)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from fssa_jax.data.rows import REQUIRED, Row, parse_row, read_rows
-from fssa_jax.errors import UserError
+from tests.mistakes import complaint
 
 GOOD = {"user_id": "ann", "prompt": "p", "response_a": "yes", "response_b": "no", "choice": 0}
 # Blank lines, commas and quotes inside a text must survive every format.
@@ -32,6 +32,8 @@ BAD = {
     "split_user": (GOOD | {"split_user": "dev"}, "split_user"),
     "split_item": (GOOD | {"split_item": "trian"}, "split_item"),
     "pool": (GOOD | {"pool": "both"}, "pool"),
+    "half a character": (GOOD | {"response_a": "\ud83d"}, "response_a"),
+    "repeated with another pool": (GOOD | {"pool": "target"}, "pool"),
 }
 
 
@@ -53,15 +55,6 @@ def write(path, rows):
     else:
         datasets.Dataset.from_list(rows).save_to_disk(path)
     return str(path)
-
-
-def complaint(action, *args) -> str:
-    with pytest.raises(UserError) as caught:
-        action(*args)
-    message = str(caught.value)
-    assert message
-    assert "\n" not in message
-    return message
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.csv", "rows.parquet", "rows"])

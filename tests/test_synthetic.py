@@ -47,12 +47,12 @@ def test_the_kinds_disagree_on_half_of_fresh_pairs():
 
 
 def test_the_published_pairs():
-    pairs, split_of = synthetic.published_pairs()
-    test = pairs[split_of == "test"]
-    assert pairs.shape == (20_000, 2)
-    assert len(test) == 1936
+    sizes = {name: len(synthetic.published_pairs(name)) for name in ("train", "val", "test")}
+    assert sum(sizes.values()) == 20_000
+    test = synthetic.published_pairs("test")
+    assert test.shape == (1936, 2)
     assert disagreement(test.astype(np.float32)) == pytest.approx(0.469, abs=5e-4)
-    np.testing.assert_array_equal(pairs, synthetic.published_pairs()[0])
+    np.testing.assert_array_equal(test, synthetic.published_pairs("test"))
 
 
 def test_episodes_of_fresh_users():
@@ -78,6 +78,15 @@ def test_episodes_of_fresh_users():
     np.testing.assert_allclose(np.histogram(y, 4, (0, 1))[0] / y.size, 0.25, atol=0.015)
 
 
+def test_episodes_of_a_fixed_split_show_its_pairs_alone():
+    pairs = np.random.default_rng(0).random((50, 2)).astype(np.float32)
+    draw = jax.jit(jax.vmap(lambda key: synthetic.draw_episode(key, jnp.asarray(pairs), max_context=4, max_targets=6)))
+    episodes = draw(jax.random.split(jax.random.key(0), 200))
+    both = np.concatenate([np.stack([c.chosen, c.rejected], -1) for c in (episodes.context, episodes.targets)], axis=1)
+    shown = np.unique(np.sort(both.reshape(-1, 2), axis=1), axis=0)
+    np.testing.assert_array_equal(shown, np.unique(np.sort(pairs, axis=1), axis=0))
+
+
 @pytest.mark.parametrize("users", [6, 7])
 def test_fresh_neighbours_are_of_both_kinds_and_share_targets(users):
     values, table = synthetic.fresh_table(np.random.default_rng(0), users, context=3, targets=50, first_id=100)
@@ -96,8 +105,7 @@ def test_fresh_neighbours_are_of_both_kinds_and_share_targets(users):
 
 @pytest.mark.parametrize("users", [1, 5, 6])
 def test_a_published_user_sees_every_pair_once(users):
-    pairs, split_of = synthetic.published_pairs()
-    pairs = pairs[split_of == "val"][:60]
+    pairs = synthetic.published_pairs("val")[:60]
     values, table = synthetic.published_table(np.random.default_rng(0), pairs, users, 20, 30, first_id=10)
     np.testing.assert_allclose(values.reshape(-1, 2), pairs, rtol=1e-6)
     context, targets = sides(table, 0), sides(table, 1)

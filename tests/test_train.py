@@ -18,8 +18,7 @@ from fssa_jax import train
 from fssa_jax.config import to_json
 from fssa_jax.errors import UserError
 from fssa_jax.evaluate import collapse_warnings
-from fssa_jax.train import restore_variables
-from fssa_jax.workdir import Workdir
+from fssa_jax.workdir import Workdir, restore_variables
 from tests import tiny
 
 # Trains the configuration in argv[1] into argv[2], in a process that a test can kill.
@@ -71,15 +70,6 @@ def assert_same_run(a, b):
     for x, y in zip(final_state(a)[0], final_state(b)[0], strict=True):
         np.testing.assert_array_equal(x, y)
     assert final_state(a)[1] == final_state(b)[1]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A run that nobody disturbed."""
-    directory = tmp_path_factory.mktemp("finished")
-    config = tiny.config(tiny.write_rows(directory / "rows.jsonl", tiny.rows()))
-    train.train(config, directory / "run")
-    return directory, config
 
 
 def test_a_run_leaves_everything_that_is_needed_later(finished):

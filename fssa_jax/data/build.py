@@ -22,7 +22,7 @@ def load_dataset(config: Config) -> Dataset:
     data = config.data
     if data.source == "styles":
         return styles_dataset(data, context=max(config.evaluate.k), targets=config.train.targets)
-    if data.source in ("synthetic", "synthetic_published"):
+    if data.source in synthetic.SOURCES:
         return synthetic_dataset(data, context=max(config.evaluate.k), targets=config.train.targets)
     if not data.path:
         raise UserError("config.data.path: name a file of rows, for example --config.data.path=rows.jsonl")
@@ -44,9 +44,11 @@ def rows_dataset(data: DataConfig, rows: list[Row] | None = None) -> Dataset:
         for response in (row.chosen, row.rejected):
             ids.setdefault((row.prompt, response), len(ids))
     texts = list(ids)
-    split_of = _user_splits(by_user, data.split_seed)
-    if data.hold_out_items and not any(row.split_item for row in rows):
-        raise UserError(f"{data.path}: config.data.hold_out_items needs a column 'split_item'")
+    split_of = _user_splits(data.path, by_user, data.split_seed)
+    if data.hold_out_items:
+        without = next((row for row in rows if not row.split_item), None)
+        if without is not None:
+            raise UserError(f"{without.place}: config.data.hold_out_items needs 'split_item' in every row; fill it in")
     groups = sorted({row.group for row in rows})
     rng = np.random.default_rng(data.split_seed)
     left_out: list[str] = []
@@ -108,7 +110,7 @@ def rows_split(
     return Split(users, make_table(choices, group))
 
 
-def _user_splits(by_user: dict[str, list[Row]], seed: int) -> dict[str, str]:
+def _user_splits(path: str, by_user: dict[str, list[Row]], seed: int) -> dict[str, str]:
     """The splits that the rows give, or made by hash where they give none."""
     given: dict[str, str] = {}
     for user, mine in by_user.items():
@@ -121,6 +123,11 @@ def _user_splits(by_user: dict[str, list[Row]], seed: int) -> dict[str, str]:
             )
         given[user] = named.pop()
     if not any(given.values()):
+        if len(by_user) < 3:
+            raise UserError(
+                f"{path}: rows of {len(by_user)} people; training, validation and test need one each at least, "
+                "and learning what people differ in needs many"
+            )
         return split_users(list(by_user), seed)
     without = next((user for user, split in given.items() if not split), None)
     if without is not None:
@@ -209,10 +216,9 @@ def styles_dataset(data: DataConfig, context: int, targets: int) -> Dataset:
 
 
 def synthetic_dataset(data: DataConfig, context: int, targets: int) -> Dataset:
-    """The two-user task. With fresh draws training needs no table; its train split is a sample only."""
+    """The two-user task. Training draws its own episodes; the train split is a sample only."""
     rng = np.random.default_rng(data.split_seed)
     published = data.source == "synthetic_published"
-    pairs, split_of = synthetic.published_pairs()
     values: list[np.ndarray] = []
     splits = {}
     first_id = 0
@@ -220,7 +226,7 @@ def synthetic_dataset(data: DataConfig, context: int, targets: int) -> Dataset:
         count = data.train_users if name == "train" else data.eval_users
         args = (count, max(context, 1), targets, first_id)
         if published:
-            y, table = synthetic.published_table(rng, pairs[split_of == name], *args)
+            y, table = synthetic.published_table(rng, synthetic.published_pairs(name), *args)
         else:
             y, table = synthetic.fresh_table(rng, *args)
         values.append(y)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from fssa_jax.data.synthetic import NumberFeaturiser
 from fssa_jax.errors import UserError
 from fssa_jax.files import whole_directory
 from fssa_jax.types import ChoiceTable
+
+_log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 _FORMAT = 1
@@ -58,6 +61,16 @@ def make_table(choices: list[list[tuple[np.ndarray, np.ndarray]]], group: list[i
         for p, (a, b) in enumerate(user):
             chosen[u, p, : len(a)], rejected[u, p, : len(b)], count[u, p] = a, b, len(a)
     return ChoiceTable(chosen, rejected, count, np.asarray(group, np.int32).reshape(users))  # type: ignore[arg-type]
+
+
+def seen_in_training(dataset: Dataset) -> np.ndarray:
+    """(texts,) which texts occur in the training rows."""
+    table = dataset.splits["train"].table
+    real = np.arange(table.chosen.shape[2]) < np.asarray(table.count)[..., None]
+    seen = np.zeros(len(dataset.texts), bool)
+    seen[np.asarray(table.chosen)[real]] = True
+    seen[np.asarray(table.rejected)[real]] = True
+    return seen
 
 
 def save(dataset: Dataset, directory: Path) -> None:
@@ -124,6 +137,23 @@ def load(directory: Path) -> Dataset:
     if len(features) != len(texts):
         raise UserError(f"{directory}: {len(features)} features for {len(texts)} texts; run launch.prepare_data again")
     return Dataset(texts, features, splits, groups, featuriser, truth, report)
+
+
+def log_left_out(dataset: Dataset) -> None:
+    """Says what the data set leaves out: nothing is dropped silently."""
+    report = dataset.report
+    skipped = report.get("skipped", [])
+    if skipped:
+        _log.warning("%d rows skipped, the first: %s", len(skipped), skipped[0])
+    if report.get("duplicates"):
+        _log.warning("%d duplicate rows kept once", report["duplicates"])
+    users = report.get("left_out_users", [])
+    if users:
+        names = ", ".join(users[:10]) + (" …" if len(users) > 10 else "")
+        _log.warning("%d users with too few rows left out: %s (all in data/meta.json)", len(users), names)
+    for reason, number in report.get("left_out_rows", {}).items():
+        if number:
+            _log.warning("%d rows left out: %s", number, reason)
 
 
 _KINDS = {TfidfFeaturiser: "tfidf", GivenFeaturiser: "given", NumberFeaturiser: "number"}

@@ -67,8 +67,18 @@ def read_rows(path: str, on_error: str = "raise") -> tuple[list[Row], RowReport]
             report.skipped.append(str(error))
             continue
         key = (row.user, row.prompt, row.chosen, row.rejected)
-        if key in rows:
+        first = rows.get(key)
+        if first is not None:
             report.duplicates += 1
+            differs = next((name for name in _ALLOWED if getattr(first, name) != getattr(row, name)), None)
+            if differs:
+                message = (
+                    f"{place}: repeats {first.place}, but {differs!r} is {getattr(row, differs)!r} here and "
+                    f"{getattr(first, differs)!r} there; remove one of the two"
+                )
+                if on_error == "raise":
+                    raise UserError(message)
+                report.skipped.append(message)
         else:
             rows[key] = row
     if not rows:
@@ -94,6 +104,11 @@ def parse_row(record: Any, place: str) -> Row:
         raise UserError(f"{place}: column 'choice' must be 0 (a) or 1 (b), got {record['choice']!r}")
     if text["response_a"] == text["response_b"]:
         raise UserError(f"{place}: columns 'response_a' and 'response_b' are identical; remove the row")
+    for name, value in text.items():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(f"{place}: column {name!r} has half a character ({error.reason}); mend the text") from error
     optional = {name: str(record[name]) if record.get(name) is not None else "" for name in ("group", *_ALLOWED)}
     for name, allowed in _ALLOWED.items():
         if optional[name] and optional[name] not in allowed:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, Key
 from fssa_jax.errors import UserError
 from fssa_jax.types import ChoiceTable, Comparisons, Episode
 
+SOURCES = ("synthetic", "synthetic_published")  # drawn fresh; from the published fixed split
 KINDS = ("0", "1")
 # Choices without noise are BTL choices with rewards on a scale where σ is a step.
 NOISE_FREE = 1e6
@@ -25,17 +26,28 @@ def reward(y: Float[Array, "*n"], kind: Int[Array, ""] | int) -> Float[Array, "*
     return jnp.where(y < 0.5, y, above)
 
 
-def draw_episode(key: Key[Array, ""], *, max_context: int, max_targets: int) -> Episode:
-    """A fresh user of a random kind with k ~ U{0..max_context} context choices, features (n, 1)."""
+def draw_episode(
+    key: Key[Array, ""], pairs: Float[Array, "n 2"] | None = None, *, max_context: int, max_targets: int
+) -> Episode:
+    """A fresh user of a random kind with k ~ U{0..max_context} context choices, features (n, 1).
+
+    Args:
+      key: the episode is a function of it.
+      pairs: what to draw the pairs from, for a fixed split; None draws them uniformly from [0, 1]².
+      max_context, max_targets: numbers of pairs.
+    """
     key_kind, key_k, key_y = jax.random.split(key, 3)
     kind = jax.random.randint(key_kind, (), 0, 2)
     k = jax.random.randint(key_k, (), 0, max_context + 1)
-    y = jax.random.uniform(key_y, (2, max_context + max_targets))
+    n = max_context
+    if pairs is None:
+        y = jax.random.uniform(key_y, (2, n + max_targets))
+    else:
+        y = pairs[jax.random.randint(key_y, (n + max_targets,), 0, len(pairs))].T
     first = reward(y[0], kind) > reward(y[1], kind)
     chosen, rejected = jnp.where(first, y[0], y[1])[:, None], jnp.where(first, y[1], y[0])[:, None]
-    n = max_context
     return Episode(
-        context=Comparisons(chosen[:n], rejected[:n], jnp.arange(max_context) < k),
+        context=Comparisons(chosen[:n], rejected[:n], jnp.arange(n) < k),
         targets=Comparisons(chosen[n:], rejected[n:], jnp.ones(max_targets, bool)),
         user=kind,
         group=kind,
@@ -61,11 +73,11 @@ def fresh_table(
     return values, _table(ys, ids, np.arange(users) % 2, first_id)
 
 
-def published_pairs() -> tuple[np.ndarray, np.ndarray]:
-    """The published 20,000 pairs (n, 2) and their split (n,): both follow from numpy's legacy seed 0."""
+def published_pairs(split: str) -> np.ndarray:
+    """The pairs (n, 2) of one split of the published 20,000; both follow from numpy's legacy seed 0."""
     rng = np.random.RandomState(0)
     pairs = rng.rand(20_000, 2)
-    return pairs, rng.choice(["train", "val", "test"], len(pairs), p=[0.8, 0.1, 0.1])
+    return pairs[rng.choice(["train", "val", "test"], len(pairs), p=[0.8, 0.1, 0.1]) == split]
 
 
 def published_table(
