@@ -2,10 +2,12 @@
 
   python -m benchmarks.speed
 
-Published shapes: 64 users, 20 targets, k = 10 for everybody, hidden and latent width 256, self-attention,
-Gaussian z, batch norm in the head. The published code reaches 7.2 loop steps/s (59 ms model step, 72 ms loader)
-at d = 1 and 151 ms a step at d = 4096 on two cores. Times here are of the whole step: drawing the batch from a
-table on the device, forward, backward, AdamW. Each figure is the median over calls of 10 steps.
+Published shapes: 64 users, 20 targets, k = 10 for everybody, hidden and latent width 256, self-attention, batch
+norm in the head; at d = 1 an MLP on pairs and a Gaussian z with the published objective, at d = 4096 one linear
+layer and a deterministic z, as the published configurations have it. The published code reaches 7.2 loop steps/s
+(59 ms model step, 72 ms loader) at d = 1 and 151 ms a step at d = 4096 on two cores. Times here are of the whole
+step: drawing the batch from a table on the device, forward, backward, AdamW. Each figure is the median over calls
+of 10 steps. With torch installed its published network is timed in the same run (benchmarks/published.py).
 """
 
 import json
@@ -19,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from benchmarks.published import step_milliseconds
 from fssa_jax import program
 from fssa_jax.config import ObjectiveConfig, OptimConfig
 from fssa_jax.data.dataset import make_table
@@ -40,8 +43,11 @@ def measure(*, d: int, users: int = 64, targets: int = 20, k: int = 10, publishe
     table = make_table([[(pool[0], pool[1]) for pool in person] for person in ids], [0] * people)
     features = jnp.asarray(rng.normal(size=(texts, d)), jnp.float32)
     data = Data(jax.tree.map(jnp.asarray, table), features)
-    extra: dict = {"pool": "sum", "prior_choice": False, "residual": False} if published else {}
-    encoder = NPEncoder(width=256, latent_dim=256, gaussian=True, **extra)
+    extra: dict = {"gaussian": True}
+    if published:
+        extra = {"pool": "sum", "prior_choice": False, "residual": False, "gaussian": d == 1}
+        extra["pair"] = "mlp" if d == 1 else "linear"
+    encoder = NPEncoder(width=256, latent_dim=256, **extra)
     model = RewardModel(encoder=encoder, width=256, norm="batch" if published else "none")
 
     def draw(key, data):
@@ -83,9 +89,11 @@ def main() -> None:
         "d = 1 model step": round(1000 / 59, 1),
         "d = 4096 model step": round(1000 / 151, 1),
     }
+    torch_ms = {f"d = {d}": step_milliseconds(d) for d in (1, 4096)}
     print(json.dumps({
         "machine": f"{platform.machine()}, {os.cpu_count()} cores", "device": jax.devices()[0].device_kind,
         "jax": jax.__version__, "published_code_steps_per_second": published_code,
+        "published_network_in_torch_ms": torch_ms,
         "published_shapes": runs, "growth": growth,
     }, indent=1))  # fmt: skip
 

@@ -15,9 +15,11 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch h"]:
+        # One matrix: the weight gradient of a batch with several axes is a slower contraction.
+        y = x.reshape(-1, x.shape[-1])
         for i, width in enumerate(self.widths):
-            x = nn.Dense(width, name=f"dense_{i}")(x if i == 0 else nn.relu(x))
-        return x
+            y = nn.Dense(width, name=f"dense_{i}")(y if i == 0 else nn.relu(y))
+        return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 class BatchNorm(nn.Module):

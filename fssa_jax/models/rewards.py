@@ -198,8 +198,9 @@ class RewardModel(nn.Module):
         """
         if table is None:
             return self._encode(responses, None, train, None)
-        # Batch statistics are those of the batch, not of the table.
-        if table.shape[0] > responses.size or self.norm == "batch":
+        # The batch statistics of the population's head are those of the batch, not of the table.
+        of_batch = self.norm == "batch" and self._has_population and self.population != "linear"
+        if table.shape[0] > responses.size or of_batch:
             return self._encode(table[responses], responses, train, text_mask)
         everything = self._encode(table, jnp.arange(table.shape[0]), train, text_mask)
         return jax.tree.map(lambda x: x[responses], everything)
