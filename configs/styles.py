@@ -5,9 +5,9 @@
 
 Variants: btl (one reward for everybody), np_btl.
 
-Measured for np_btl, seed 0 (two x86-64 CPU cores, no accelerator): accuracy 49.6 / 59.5 / 67.3 / 71.2 / 77.1 %
-at k = 0 / 1 / 3 / 5 / 10 against the Bayes limit 50.0 / 59.5 / 67.6 / 71.8 / 78.2; another person's context 49.7 %
-at k = 10. 57 s of training, 56 s of evaluation.
+Measured for np_btl (two x86-64 CPU cores, no accelerator; benchmarks/accuracy.py, mean of three seeds; 44 to 61 s a
+seed for training and evaluation): accuracy 49.8 / 59.4 / 67.3 / 71.2 / 77.0 % at k = 0 / 1 / 3 / 5 / 10 against the
+Bayes limit 50.0 / 59.5 / 67.7 / 71.9 / 78.4; another person's context 50.2 % at k = 10.
 """
 
 from fssa_jax.config import Config, DataConfig
