@@ -180,10 +180,7 @@ def main() -> None:
     group = np.asarray(table.group)[users]
     shuffled = []
     for draw, episode in enumerate(episodes):
-        owner = np.arange(len(users))
-        for g in np.unique(group):
-            members = np.random.default_rng(draw).permutation(np.flatnonzero(group == g))
-            owner[members] = np.roll(members, 1)
+        owner = evaluate.other_owners(np.random.default_rng(draw), group)
         context = jax.tree.map(lambda x, owner=owner: x[owner], episode.context)
         shuffled.append(Episode(context, episode.targets, episode.user, episode.group))
 

@@ -37,7 +37,6 @@ def get_config(variant: str = "np_btl") -> Config:
     config.train.validate_every, config.train.checkpoint_every = 25, 100
     config.train.population_steps, config.train.population_learning_rate = 200, 3e-2
     config.train.factor_steps, config.train.oracle_steps = 150, 200
-    config.evaluate.shuffle_within_group = True
     if variant == "btl":
         config.train.factor_steps = 0
     return config

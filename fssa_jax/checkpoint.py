@@ -22,16 +22,18 @@ def abstract(tree: PyTree) -> PyTree:
 class Checkpoints:
     """One directory of checkpoints, each written whole or not at all, the newest `keep` kept.
 
-    A checkpoint is removed only after a newer one is complete.
+    A checkpoint is removed only after a newer one is complete. With `read_only` nothing is made or removed, so
+    that others may read while a training run writes.
     """
 
-    def __init__(self, directory: Path, keep: int):
+    def __init__(self, directory: Path, keep: int, read_only: bool = False):
         self.directory = directory.absolute()
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            if not read_only:
+                self.directory.mkdir(parents=True, exist_ok=True)
             policy: Any = ocp.training.preservation_policies.LatestN(keep)
             self._orbax = ocp.training.Checkpointer(
-                str(self.directory), preservation_policy=policy, cleanup_tmp_directories=True
+                str(self.directory), preservation_policy=policy, cleanup_tmp_directories=not read_only
             )
         except OSError as error:
             reason = error.strerror or str(error)

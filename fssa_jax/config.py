@@ -71,7 +71,8 @@ class ModelConfig:
     norm: str = choice("none", "batch")
     population: str = choice("none", "linear", "mlp")
     # An embedding a text, for new users on known texts. auto: where most held-out choices are about texts that
-    # training rows judge too; else the settings that need it are replaced (experiment.resolve).
+    # training rows judge too. Without it target "none" becomes "linear", factor_steps 0, and a choice is one
+    # observation, a comparison (experiment.resolve).
     learn_texts: str = choice("no", "yes", "auto")
     text_dropout: float = 0.0  # share of the texts whose embedding a training step leaves out
 
@@ -185,6 +186,7 @@ def check(config: Config) -> None:
         "train.validate_every": config.train.validate_every,
         "train.checkpoint_every": config.train.checkpoint_every,
         "train.keep": config.train.keep,
+        "train.population_steps": config.train.population_steps,
         "evaluate.draws": config.evaluate.draws,
         "evaluate.samples": config.evaluate.samples,
         "evaluate.bootstrap": config.evaluate.bootstrap,
@@ -216,13 +218,11 @@ def check(config: Config) -> None:
     reads = (
         model.kind == "np_btl" and model.encoder.aggregation == "bayes" and "responses" in model.encoder.observations
     )
-    if config.train.factor_steps and not (model.learn_texts != "no" and reads):
+    if config.train.factor_steps and not reads:
         raise UserError(
-            "config.train.factor_steps: needs kind=np_btl, learn_texts=yes, encoder.aggregation=bayes and "
+            "config.train.factor_steps: needs kind=np_btl, encoder.aggregation=bayes and "
             "'responses' in encoder.observations under config.model; give 0"
         )
-    if model.target == "none" and model.learn_texts == "no":
-        raise UserError("config.model.target: 'none' needs config.model.learn_texts=yes")
     if model.encoder.aggregation == "bayes" and model.encoder.latent_dim != model.width:
         raise UserError(
             f"config.model.encoder.latent_dim: with aggregation 'bayes' it must be model.width ({model.width}), "

@@ -34,6 +34,10 @@ def gaussian_sample(dist: DiagGaussian, noise: Float[Array, "*samples m"]) -> Fl
 def gaussian_log_prob(dist: DiagGaussian, value: Float[Array, "*batch m"]) -> Float[Array, "*batch"]:
     """log N(z; μ, diag σ²), summed over the last axis, in nats.
 
+    Args:
+      dist: mean and scale (*batch, m), scale > 0.
+      value: z, the same shape.
+
     >>> import jax.numpy as jnp
     >>> from fssa_jax import DiagGaussian, gaussian_log_prob
     >>> print(f"{gaussian_log_prob(DiagGaussian(jnp.zeros(2), jnp.ones(2)), jnp.zeros(2)):.4f}")
@@ -45,6 +49,9 @@ def gaussian_log_prob(dist: DiagGaussian, value: Float[Array, "*batch m"]) -> Fl
 
 def gaussian_kl(q: DiagGaussian, p: DiagGaussian) -> Float[Array, "*batch"]:
     """KL(q ‖ p) = Σ log(σp/σq) + (σq² + (μq − μp)²) / (2σp²) − ½, in nats.
+
+    Args:
+      q, p: means and scales (*batch, m), scales > 0. The sum is over the last axis.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax import DiagGaussian, gaussian_kl

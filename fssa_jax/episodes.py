@@ -47,6 +47,15 @@ def draw_episode(
 
     Raises:
       ValueError: a size is larger than the table's number of rows.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from fssa_jax import ChoiceTable, draw_episode
+    >>> ids = jnp.arange(4 * 2 * 6).reshape(4, 2, 6)  # 4 users, 2 pools, 6 choices each
+    >>> table = ChoiceTable(ids, ids + 100, jnp.full((4, 2), 6), jnp.zeros(4, int))
+    >>> batch = jax.vmap(lambda key: draw_episode(key, table, max_context=3, max_targets=5))(
+    ...     jax.random.split(jax.random.key(0), 8))
+    >>> batch.context.chosen.shape, batch.targets.chosen.shape
+    ((8, 3), (8, 5))
     """
     rows = table.chosen.shape[2]
     if max(max_context, max_targets) > rows:
@@ -68,8 +77,20 @@ def draw_episode(
 def evaluation_episode(key: Key[Array, ""], table: ChoiceTable, user: Int[Array, ""], *, max_context: int) -> Episode:
     """All targets of one user and the longest context, whose first k rows are the context of size k.
 
-    The targets do not depend on the key or on k, and the contexts are nested: curves over k are
-    comparable (METHOD: the clean protocol).
+    The targets do not depend on the key or on k, and the contexts are nested: curves over k are comparable.
+
+    Args:
+      key: of the random order of the context.
+      table: choices, (users, 2, rows).
+      user: a row of the table.
+      max_context: size of the padded context.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from fssa_jax import ChoiceTable, evaluation_episode
+    >>> ids = jnp.arange(1 * 2 * 6).reshape(1, 2, 6)
+    >>> table = ChoiceTable(ids, ids + 100, jnp.full((1, 2), 6), jnp.zeros(1, int))
+    >>> evaluation_episode(jax.random.key(0), table, jnp.array(0), max_context=3).targets.chosen.tolist()
+    [6, 7, 8, 9, 10, 11]
     """
     rows = table.chosen.shape[2]
     context, targets = jnp.array(0), jnp.array(1)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from fssa_jax import metrics
 from fssa_jax.config import EvaluateConfig
@@ -22,10 +23,11 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass
 class Trained:
-    """A model with its variables."""
+    """A model with its variables, and the step that they were saved at."""
 
     model: RewardModel
     variables: PyTree
+    step: int = 0
 
 
 @dataclasses.dataclass
@@ -52,9 +54,9 @@ def evaluate(
 
     Series, each {k: {"mean", "low", "high"}} with fractions: accuracy, nll, ece, steering; control
     (accuracy with another person's context), population, oracle, bayes (accuracies), and the same with
-    _nll, _ece and _steering for each. The oracle is scored on the users whose group has training users.
-    Where only a part of the target rows has both texts unseen in training, those rows are scored apart:
-    accuracy_unseen and population_unseen.
+    _nll, _ece and _steering for each; steering is None where no two people judge a pair differently. The
+    oracle is scored on the users whose group has training users. Where only a part of the target rows has
+    both texts unseen in training, those rows are scored apart: accuracy_unseen and population_unseen.
 
     Raises:
       UserError: the largest k is larger than any user's context.
@@ -71,8 +73,12 @@ def evaluate(
     mask = np.asarray(targets.mask)
     score = _Scores(ks, mask, targets, settings, seed)
 
+    def progress(episodes: list[Episode], name: str):
+        return tqdm(episodes, desc=f"evaluate: {name}", unit="draw", leave=False, disable=None)
+
     predict = make_predictor(trained.model, settings.samples)
-    own, latents, kl = zip(*(predict(trained.variables, features, e, ks) for e in episodes), strict=True)
+    scored = (predict(trained.variables, features, e, ks) for e in progress(episodes, "model"))
+    own, latents, kl = zip(*scored, strict=True)
     score.add("", np.stack(own))
     conditional = trained.model.latent == "context"
     if conditional:
@@ -80,7 +86,7 @@ def evaluate(
             _with_contexts_of(episodes[i % len(episodes)], _shuffle(seed + i, split, users, settings))
             for i in range(settings.shuffles)
         ]
-        log_p = [predict(trained.variables, features, e, ks)[0] for e in shuffled]
+        log_p = [predict(trained.variables, features, e, ks)[0] for e in progress(shuffled, "control")]
         score.add("control", np.stack(log_p))
     # A group without training users has no specialist: its users are left out of the oracle's score.
     trained_groups = np.unique(np.asarray(dataset.splits["train"].table.group))
@@ -90,7 +96,7 @@ def evaluate(
             log_p, _, _ = make_predictor(other.model, 1)(other.variables, features, episodes[0], (0,))
             score.add(name, np.repeat(log_p, len(ks), axis=0)[None], scored)
     if dataset.truth is not None:
-        score.add("bayes", np.stack([bayes_log_p(dataset.truth, e, ks) for e in episodes]))
+        score.add("bayes", np.stack([bayes_log_p(dataset.truth, e, ks) for e in progress(episodes, "Bayes limit")]))
 
     seen = seen_in_training(dataset)
     unseen = mask & ~seen[np.asarray(targets.chosen)] & ~seen[np.asarray(targets.rejected)]
@@ -140,8 +146,11 @@ def latent_health(mean: np.ndarray, kl: np.ndarray, model: RewardModel) -> dict[
     return health
 
 
-def collapse_warnings(health: dict[str, float | int], moved: float) -> list[str]:
-    """What is wrong with the latent, by name. `moved` is the mean change of a probability by the context."""
+def collapse_warnings(health: dict[str, float | int], moved: float | None) -> list[str]:
+    """What is wrong with the latent, by name.
+
+    `moved` is the mean change of a probability by the context; None where only one k was looked at.
+    """
     warnings = []
     if health["active_units"] == 0:
         kl = f", KL {health['kl']:.3g}" if "kl" in health else ""
@@ -149,7 +158,7 @@ def collapse_warnings(health: dict[str, float | int], moved: float) -> list[str]
             f"latent collapse: 0 of {health['units']} units are active across users{kl}; "
             "lower config.objective.kl_weight or raise the learning rate"
         )
-    if moved < 1e-3:
+    if moved is not None and moved < 1e-3:
         warnings.append(
             f"context ignored: a full context changes a probability by {moved:.1g} on average; "
             "train longer, or check that users differ"
@@ -223,6 +232,7 @@ class _Scores:
         self.report[f"{prefix}ece"] = self._over_k(
             lambda k, w: metrics.ece_from_counts(jnp.asarray((w @ flat[k]).reshape(len(w), *counts.shape[2:])))
         )
+        self.report[f"{prefix}steering"] = None  # where no two people disagree about a pair
         if (self._contested * mask).sum() > 0:
             weight = self._contested * mask
             gain, total = (hits * weight).sum(-1), weight.sum(-1)
@@ -252,14 +262,20 @@ class _Scores:
 
 def _shuffle(seed: int, split: Split, users: np.ndarray, settings: EvaluateConfig) -> np.ndarray:
     """Whose context each user gets: never the user's own, where there is another to take."""
-    rng = np.random.default_rng(seed)
-    owner = np.arange(len(users))
     group = np.asarray(split.table.group)[users] if settings.shuffle_within_group else np.zeros(len(users), int)
-    # A group of one has nobody to take a context from: all of them make one group.
-    group = np.where(np.bincount(group)[group] > 1, group, -1)
+    return other_owners(np.random.default_rng(seed), group)
+
+
+def other_owners(rng: np.random.Generator, group: np.ndarray) -> np.ndarray:
+    """(users,) another member of each user's group by chance; of any group for who is alone in theirs."""
+    users = len(group)
+    owner = np.arange(users)
     for g in np.unique(group):
         members = rng.permutation(np.flatnonzero(group == g))
         owner[members] = np.roll(members, 1)
+    alone = np.flatnonzero(owner == np.arange(users))
+    if users > 1:
+        owner[alone] = (alone + rng.integers(1, users, len(alone))) % users
     return owner
 
 

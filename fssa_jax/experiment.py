@@ -25,33 +25,45 @@ Role = Literal["main", "population", "oracle"]
 
 
 def resolve(config: Config, dataset: Dataset) -> Config:
-    """The configuration with learn_texts "auto" decided by the data.
+    """The configuration with everything that the data decide: what is saved in a work directory.
 
-    "yes" where at least half of the held-out choices are about two texts that training rows judge too. With
-    "no" there is nothing to look up or to factorise: the reward is linear in the features, and choices are
-    comparisons.
+    learn_texts "auto" is "yes" where at least half of the held-out choices are about two texts that training
+    rows judge too. With "no" there is nothing to look up or to factorise: the reward is linear in the features,
+    and choices are comparisons. Contexts and targets of training are no longer than the rows of a user.
     """
-    if config.model.learn_texts != "auto":
-        return config
+    config = copy.deepcopy(config)
+    model, sizes = config.model, config.train
+    rows = dataset.splits["train"].table.chosen.shape[2]
+    if config.data.source not in synthetic.SOURCES:
+        for name in ("max_context", "targets"):
+            if getattr(sizes, name) > rows:
+                _log.info("no training user has more than %d rows in a pool: config.train.%s=%d", rows, name, rows)
+                setattr(sizes, name, rows)
+    if model.learn_texts == "auto":
+        share = _known_share(dataset)
+        model.learn_texts = "yes" if share >= 0.5 else "no"
+        _log.info(
+            "%.0f %% of the held-out choices are about texts that training rows judge: %s (config.model.learn_texts)",
+            100 * share, "a learnt embedding a text" if model.learn_texts == "yes" else "rewards from features alone",
+        )  # fmt: skip
+    if model.learn_texts == "no":
+        if model.target == "none":
+            _log.info("texts have no learnt embedding: config.model.target=linear")
+            model.target = "linear"
+        model.encoder.observations = ("difference",)
+        sizes.factor_steps = 0
+    return config
+
+
+def _known_share(dataset: Dataset) -> float:
+    """The share of the held-out choices whose two texts both occur in training rows."""
     seen = seen_in_training(dataset)
     known = []
     for name in ("val", "test"):
         table = dataset.splits[name].table
         real = np.arange(table.chosen.shape[2]) < np.asarray(table.count)[..., None]
         known.append((seen[np.asarray(table.chosen)] & seen[np.asarray(table.rejected)])[real])
-    share = float(np.concatenate(known).mean())
-    config = copy.deepcopy(config)
-    model = config.model
-    model.learn_texts = "yes" if share >= 0.5 else "no"
-    if model.learn_texts == "no":
-        model.target = "linear" if model.target == "none" else model.target
-        model.encoder.observations = ("difference",)
-        config.train.factor_steps = 0
-    _log.info(
-        "%.0f %% of the held-out choices are about texts that training rows judge: %s (config.model.learn_texts)",
-        100 * share, "a learnt embedding a text" if model.learn_texts == "yes" else "rewards from features alone",
-    )  # fmt: skip
-    return config
+    return float(np.concatenate(known).mean())
 
 
 def make_model(config: Config, dataset: Dataset, role: Role = "main", axis_name: str | None = None) -> RewardModel:
@@ -76,6 +88,12 @@ def make_model(config: Config, dataset: Dataset, role: Role = "main", axis_name:
         axis_name=axis_name,
         **same,
     )
+
+
+def training_steps(config: Config, role: Role = "main") -> int:
+    """How long a role is trained."""
+    train = config.train
+    return {"main": train.steps, "population": train.population_steps, "oracle": train.oracle_steps}[role]
 
 
 def make_draw(config: Config, role: Role = "main") -> DrawEpisode:

@@ -35,8 +35,20 @@ def latent_roles(
 
     "predictive" is for `neural_process_loss(..., marginal=True)`, which averages probabilities.
 
+    Args:
+      objective: a name of the table.
+      q_context, q_targets, q_union: q(z | C), q(z | T), q(z | C∪T), (*batch, m); what an objective does not
+        name may be None.
+
     Raises:
       ValueError: the objective is unknown, or a distribution that it needs is missing.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import DiagGaussian, latent_roles
+    >>> q = DiagGaussian(jnp.full(3, 2.0), jnp.ones(3))
+    >>> sampled_from, reference = latent_roles("vpl", q)
+    >>> print(sampled_from.mean, reference.mean)
+    [2. 2. 2.] [0. 0. 0.]
     """
     if objective == "elbo" and q_union is not None:
         return q_union, q_context

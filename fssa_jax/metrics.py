@@ -67,7 +67,8 @@ def expected_calibration_error(
 def steering_score(accuracy_a: Float[Array, "*batch"], accuracy_b: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """S = acc_A + acc_B − 1 on pairs where A and B disagree: 0 ignores the person, 1 steers perfectly.
 
-    Accuracies are fractions, and so is S (METHOD: the clean protocol; there in points).
+    Args:
+      accuracy_a, accuracy_b: fractions (*batch) of the choices of A and of B that are predicted; S is a fraction too.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax import steering_score
@@ -133,6 +134,16 @@ def bayes_log_predictive(
     Returns:
       The log-probability of every target choice under the posterior mean: no model can beat it in
       expectation, whatever it does with the context.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import bayes_log_predictive
+    >>> likes, dislikes = 5.0, -5.0  # two possible people; one context choice speaks for the first
+    >>> context, target = jnp.array([[likes, dislikes]]), jnp.array([[likes, dislikes]])
+    >>> prior = jnp.log(jnp.array([0.5, 0.5]))
+    >>> for k in (False, True):
+    ...     print(f"{jnp.exp(bayes_log_predictive(context, jnp.array([k]), target, prior))[0]:.2f}")
+    0.50
+    0.99
     """
     evidence = jnp.where(mask[..., None], jax.nn.log_sigmoid(context_reward), 0).sum(-2)
     prior = log_prior.reshape((1,) * (evidence.ndim - 1) + log_prior.shape)

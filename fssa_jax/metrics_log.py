@@ -1,24 +1,37 @@
 """metrics.jsonl and TensorBoard events of one run."""
 
+import contextlib
 import json
+import time
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from fssa_jax.errors import UserError
 from fssa_jax.files import write_text
 
 
 class MetricsLog:
-    """metrics.jsonl and TensorBoard events; what a killed run wrote past the resumed step is removed."""
+    """metrics.jsonl and TensorBoard events; what a killed run wrote past the resumed step is removed.
+
+    Both are written at once, without a thread in between: a full disk is the error of the step that met it.
+    """
 
     def __init__(self, directory: Path, step: int):
         self._path = directory / "metrics.jsonl"
         lines = self._path.read_text().splitlines() if self._path.exists() else []
         kept = [line for line in lines if _step_of(line) <= step]
         write_text(self._path, "".join(f"{line}\n" for line in kept))
-        self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1 if step else None)
+        with self._told():
+            (directory / "tensorboard").mkdir(exist_ok=True)
+            self._file = self._path.open("a", encoding="utf-8")
+            self._events = EventsWriter(str(directory / "tensorboard" / "events"))
+            if step:  # TensorBoard hides what an earlier run wrote from here on
+                start = SessionLog(status=SessionLog.START)
+                self._events.write_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
+            self._events.flush()
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line of metrics.jsonl and one TensorBoard scalar a value.
@@ -26,17 +39,25 @@ class MetricsLog:
         Raises:
           UserError: the disk is full, or gone.
         """
-        try:
+        with self._told():
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise UserError(f"{self._path}: cannot be written ({error.strerror}); make room and start again") from error
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            for name, value in values.items():
+                self._events.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+            self._events.flush()
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        """Closes both files; what could not be written was said before."""
+        for file in (self._file, self._events):
+            with contextlib.suppress(OSError):
+                file.close()
+
+    @contextlib.contextmanager
+    def _told(self):
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{self._path}: cannot be written ({error.strerror}); make room and start again") from error
 
 
 def _step_of(line: str) -> float:

@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from absl import app, flags
 from absl import logging as absl_logging
 
-from fssa_jax.errors import UserError
-from fssa_jax.train import Stopped
+from fssa_jax.errors import Stopped, UserError
 
 
 def run(main: Callable[[], None], usage: str) -> None:

@@ -1,10 +1,8 @@
 """The evaluation of a work directory: report.json, pictures, and one report.html that opens by itself."""
 
-import base64
 import dataclasses
 import html
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +12,26 @@ import numpy as np
 
 from fssa_jax import plots
 from fssa_jax.data import synthetic
-from fssa_jax.data.build import rows_split
-from fssa_jax.data.dataset import Split, log_left_out
-from fssa_jax.data.rows import Row, read_rows
+from fssa_jax.data.dataset import Split
+from fssa_jax.data.rows import Row
 from fssa_jax.episodes import truncate_context
 from fssa_jax.evaluate import Evaluation, Trained, collapse_warnings, evaluate
 from fssa_jax.files import whole_directory
+from fssa_jax.page import SERIES, render
 from fssa_jax.predict import evaluation_episodes, make_predictor
 from fssa_jax.steer import rank
 from fssa_jax.workdir import Workdir
 
-_SERIES = {
-    "accuracy": "accuracy",
-    "bayes": "Bayes limit",
-    "oracle": "oracle, told the group",
-    "population": "population BTL",
-    "control": "another person's context",
-}
 _USERS_SHOWN = 4
 
 
-def evaluate_workdir(workdir: Path, data: str = "", split: str = "test") -> dict[str, Any]:
+def evaluate_workdir(workdir: Path, data: str = "", split: str = "test", ks: tuple[int, ...] = ()) -> dict[str, Any]:
     """Evaluates a trained work directory and writes its report/ whole. Returns report.json.
 
     Args:
-      data: rows of other people, every one of whom is scored; empty for the split of the workdir's data.
+      data: rows of other people, every one of whom is scored who was not trained on; empty for the split of the
+        workdir's data.
+      ks: context sizes; the configuration's if empty.
 
     Raises:
       UserError: no or damaged work directory, bad rows, k larger than any context.
@@ -49,12 +42,13 @@ def evaluate_workdir(workdir: Path, data: str = "", split: str = "test") -> dict
     # All models first: rows that are added below bring texts that they were not made for.
     population = work.trained("population") or _itself_if_population(main)
     oracle = None if data else work.trained("oracle")
-    people = _add_rows(work, data) if data else work.dataset.splits[split]
+    people = work.add_rows(data) if data else work.dataset.splits[split]
+    settings = dataclasses.replace(work.config.evaluate, k=ks or work.config.evaluate.k)
     result = evaluate(
         main,
         people,
         work.dataset,
-        work.config.evaluate,
+        settings,
         population=population,
         oracle=oracle,
         seed=work.config.seed,
@@ -64,13 +58,16 @@ def evaluate_workdir(workdir: Path, data: str = "", split: str = "test") -> dict
     result.report["seed"] = work.config.seed
     result.report["run"] = work.run
     health = result.report.get("latent", {})
-    several = bool(health) and len(result.report["k"]) > 1
-    result.report["warnings"] = collapse_warnings(health, health["context_effect"]) if several else []
+    several = len(result.report["k"]) > 1
+    result.report["step"] = main.step
+    result.report["warnings"] = work.unfinished()
+    if health:
+        result.report["warnings"] += collapse_warnings(health, health["context_effect"] if several else None)
     with whole_directory(workdir / "report") as target:
         (target / "report.json").write_text(json.dumps(result.report, indent=1), encoding="utf-8")
         pictures = _draw(work, main, people, result, target)
         ranking = _example(work, people, result, target) if not data else ""
-        page = _page(work, result.report, pictures, target, ranking)
+        page = render(work.config, result.report, pictures, target, ranking)
         (target / "report.html").write_text(page, encoding="utf-8")
     return result.report
 
@@ -79,15 +76,15 @@ def format_table(report: dict[str, Any]) -> str:
     """The series as text, in per cent, one column a k."""
     ks = [str(k) for k in report["k"]]
     lines = [f"{'':26s}" + "".join(f"{'k = ' + k:>16s}" for k in ks)]
-    rows = [(name, label) for name, label in _SERIES.items() if name in report]
+    rows = [(name, label) for name, label in SERIES.items() if report.get(name)]
     rows += [(name, name.replace("_", " ")) for name in ("steering", "bayes_steering", "control_steering")
-             if name in report]  # fmt: skip
-    rows += [(name, name.replace("_", " ")) for name in ("accuracy_unseen", "population_unseen") if name in report]
+             if report.get(name)]  # fmt: skip
+    rows += [(name, name.replace("_", " ")) for name in ("accuracy_unseen", "population_unseen") if report.get(name)]
     for name, label in rows:
         cells = (f"{100 * report[name][k]['mean']:.1f} ±{_half_width(report[name][k]):.1f}" for k in ks)
         lines.append(f"{label + ', %':26s}" + "".join(f"{cell:>16s}" for cell in cells))
     for name, label in (("nll", "NLL, nats"), ("bayes_nll", "Bayes NLL"), ("ece", "ECE")):
-        if name in report:
+        if report.get(name):
             lines.append(f"{label:26s}" + "".join(f"{report[name][k]['mean']:16.3f}" for k in ks))
     return "\n".join(lines)
 
@@ -99,34 +96,6 @@ def _half_width(cell: dict[str, float]) -> float:
 def _itself_if_population(main: Trained) -> Trained | None:
     """A model without latent is its own population model."""
     return main if main.model.latent == "none" else None
-
-
-def _add_rows(work: Workdir, data: str) -> Split:
-    """The users of a file of rows as one split; new texts get features and are appended to the data set."""
-    rows, reading = read_rows(data, work.config.data.on_error)
-    rows = [dataclasses.replace(row, split_user="test") for row in rows]
-    texts = list(dict.fromkeys((row.prompt, text) for row in rows for text in (row.chosen, row.rejected)))
-    known = {text: i for i, text in enumerate(work.dataset.texts)}
-    new = [text for text in texts if text not in known]
-    number = known | {text: len(known) + i for i, text in enumerate(new)}
-    by_user: dict[str, list[Row]] = {}
-    for row in rows:
-        by_user.setdefault(row.user, []).append(row)
-    rng = np.random.default_rng(work.config.data.split_seed)
-    left_out: list[str] = []
-    dropped: Counter[str] = Counter()
-    settings = dataclasses.replace(work.config.data, path=data)
-    split = rows_split(settings, "test", by_user, number, work.dataset.groups, rng, left_out, dropped)
-    work.dataset.report = {"duplicates": reading.duplicates, "skipped": reading.skipped,
-                           "left_out_users": left_out, "left_out_rows": dict(dropped)}  # fmt: skip
-    log_left_out(work.dataset)
-    if new:
-        features = np.concatenate([np.asarray(work.dataset.features), work.dataset.featuriser.transform(new)])
-        work.dataset.features = features
-        work.dataset.texts = [*work.dataset.texts, *new]
-    # What other people would choose is not known, even on a benchmark of our own.
-    work.dataset.truth = None
-    return split
 
 
 def _draw(work: Workdir, main: Trained, people: Split, result: Evaluation, target: Path) -> list[tuple[str, str]]:
@@ -250,62 +219,3 @@ def _test_texts(people: Split, texts: list) -> list:
     real = np.arange(table.chosen.shape[2]) < np.asarray(table.count)[:, 1:]
     ids = np.unique(np.concatenate([np.asarray(s)[:, 1][real] for s in (table.chosen, table.rejected)]))
     return [texts[i] for i in ids]
-
-
-_STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;color:#1b1b1b;max-width:60rem;margin:3rem auto;padding:0 1.2rem}
-h1{font-size:1.7rem;margin-bottom:.2rem} h2{margin-top:2.4rem;font-size:1.2rem} .sub{color:#666}
-table{border-collapse:collapse;font-size:.86rem;width:100%} th,td{padding:.35rem .6rem;text-align:right;
-border-bottom:1px solid #e8e8e8;font-variant-numeric:tabular-nums} .l{text-align:left} tr.main td{font-weight:600}
-figure{margin:1.2rem 0} img{max-width:100%} figcaption{color:#666;font-size:.88rem} s{color:#999} .p{color:#666}
-li{margin:.5rem 0} .warn{background:#fff3d6;padding:.6rem 1rem;border-radius:.4rem} small{color:#888}
-"""
-
-
-def _page(work: Workdir, report: dict[str, Any], pictures, target: Path, example: str) -> str:
-    ks = [str(k) for k in report["k"]]
-    head = "".join(f"<th>k = {k}</th>" for k in ks)
-
-    def row(name: str, label: str, digits: int, scale: float) -> str:
-        cells = "".join(
-            f"<td>{scale * report[name][k]['mean']:.{digits}f}<br><small>{scale * report[name][k]['low']:.{digits}f} – "
-            f"{scale * report[name][k]['high']:.{digits}f}</small></td>"
-            for k in ks
-        )
-        return f"<tr{' class=main' if name == 'accuracy' else ''}><td class=l>{label}</td>{cells}</tr>"
-
-    accuracy = [(n, f"{label}, accuracy %") for n, label in _SERIES.items()]
-    accuracy += [("accuracy_unseen", "both texts unseen in training"), ("population_unseen", "same, population BTL")]
-    rows = "".join(row(n, label, 1, 100) for n, label in accuracy if n in report)
-    steering = [("steering", "this model"), ("bayes_steering", "Bayes limit"), ("control_steering", "another person's context")]  # noqa: E501  # fmt: skip
-    rows += "".join(row(n, f"steering score S, {label}", 1, 100) for n, label in steering if n in report)
-    other = [("nll", "NLL, nats"), ("bayes_nll", "NLL of the Bayes limit"), ("ece", "calibration error ECE")]
-    rows += "".join(row(n, label, 3, 1) for n, label in other if n in report)
-    figures = "".join(
-        f"<figure><img alt='{html.escape(caption)}' src='data:image/png;base64,"
-        f"{base64.b64encode((target / name).read_bytes()).decode()}'>"
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-        for name, caption in pictures
-    )
-    warnings = "".join(f"<p class=warn>{html.escape(w)}</p>" for w in report["warnings"])
-    users = report["users"]
-    first, last = ks[0], ks[-1]
-    gain = 100 * (report["accuracy"][last]["mean"] - report["accuracy"][first]["mean"])
-    left_out = f" {len(users['left_out'])} users with fewer than {last} context choices are not scored." if users["left_out"] else ""  # noqa: E501  # fmt: skip
-    devices = html.escape(", ".join(work.run.get("devices", [])))
-    return f"""<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(work.config.name)} — report</title>
-<meta name=viewport content="width=device-width"><style>{_STYLE}</style>
-<h1>{html.escape(work.config.name or "Reward model")}</h1>
-<p class=sub>{users["scored"]} held-out users, {report["targets"]["rows"]} of their choices predicted,
-{users["draws"]} random contexts each ({html.escape(report["data"])}).{left_out} Seed {report["seed"]}, {devices}.</p>
-{warnings}<p>With {last} choices of a person in its context the model predicts
-<b>{100 * report["accuracy"][last]["mean"]:.1f} %</b> of the person's other choices,
-{abs(gain):.1f} points {"more" if gain >= 0 else "less"} than with {first}.</p>
-{figures}{example}
-<h2>All figures</h2><table><tr><th class=l>mean over users, 95 % interval</th>{head}</tr>{rows}</table>
-<p class=sub>The same targets for every k; contexts are nested and share no text with the targets. Ties count ½.
-S = accuracy for those who chose one side + accuracy for those who chose the other − 100, on pairs that people
-disagree about: 0 ignores the person, 100 steers perfectly.</p>
-<details><summary>Configuration</summary><pre>{html.escape(json.dumps(dataclasses.asdict(work.config), indent=1))}</pre>
-</details></html>
-"""

@@ -1,7 +1,6 @@
 """Rank given responses for the maker of some choices."""
 
 import dataclasses
-import json
 import logging
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from fssa_jax.data.dataset import seen_in_training
 from fssa_jax.data.features import Text
-from fssa_jax.data.rows import Row, parse_row, read_lines
+from fssa_jax.data.rows import Row, read_records, read_rows
 from fssa_jax.distributions import antithetic_noise, gaussian_sample
 from fssa_jax.errors import UserError
 from fssa_jax.models.rewards import RewardModel
@@ -41,22 +40,12 @@ class Ranking:
 
 
 def read_choices(path: str) -> list[Row]:
-    """The choices of one person, in the file's order; `user_id` may be left out.
+    """The choices of one person, in the file's order, repeated ones once; `user_id` may be left out.
 
     Raises:
       UserError: bad rows, no rows, or several people.
     """
-    rows = []
-    for place, line in read_lines(path):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{place}: not JSON ({error.msg}); write one choice a line") from error
-        if isinstance(record, dict):
-            record = {"user_id": "you", **record}
-        rows.append(parse_row(record, place))
-    if not rows:
-        raise UserError(f"{path}: no choices; write rows of prompt, response_a, response_b, choice")
+    rows, _ = read_rows(path, person="you")
     people = sorted({row.user for row in rows})
     if len(people) > 1:
         raise UserError(f"{path}: choices of {len(people)} people ({people[0]}, {people[1]} …); give one person's")
@@ -64,21 +53,21 @@ def read_choices(path: str) -> list[Row]:
 
 
 def read_responses(path: str) -> list[Text]:
-    """(prompt, response) of JSON lines with these two columns.
+    """(prompt, response) of rows with these two columns, in any format of `read_rows`, each once.
 
     Raises:
-      UserError: a line that is not such an object, or none at all.
+      UserError: a row that lacks one, or no rows at all.
     """
     texts: list[Text] = []
-    for place, line in read_lines(path):
-        try:
-            record = json.loads(line)
-            texts.append((str(record["prompt"]), str(record["response"])))
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{place}: needs columns 'prompt' and 'response' ({error})") from error
+    for place, record in read_records(path, ("prompt", "response")):
+        if not (isinstance(record, dict) and all(isinstance(record.get(n), str) for n in ("prompt", "response"))):
+            raise UserError(f"{place}: needs texts in columns 'prompt' and 'response'; fill them in")
+        if not record["response"].strip():
+            raise UserError(f"{place}: column 'response' is empty; remove the row or fill it in")
+        texts.append((record["prompt"], record["response"]))
     if not texts:
         raise UserError(f"{path}: no responses to rank; write rows of prompt, response")
-    return texts
+    return list(dict.fromkeys(texts))
 
 
 def rank(work: Workdir, choices: list[Row], responses: list[Text]) -> list[Ranking]:

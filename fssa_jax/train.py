@@ -17,9 +17,9 @@ from fssa_jax import config as configs
 from fssa_jax import parallel
 from fssa_jax.checkpoint import Checkpoints
 from fssa_jax.config import Config
-from fssa_jax.data.dataset import Dataset
-from fssa_jax.errors import UserError
-from fssa_jax.experiment import Role, make_draw, make_model, training_data
+from fssa_jax.data.dataset import Dataset, seen_in_training
+from fssa_jax.errors import Stopped, UserError
+from fssa_jax.experiment import Role, make_draw, make_model, training_data, training_steps
 from fssa_jax.factorise import factorise, observed_responses
 from fssa_jax.metrics_log import MetricsLog
 from fssa_jax.step import TrainState, init_state, make_optimizer, make_train_step, many_steps
@@ -28,10 +28,6 @@ from fssa_jax.validation import Validation
 from fssa_jax.workdir import best_or_latest, has_oracle, open_workdir
 
 _log = logging.getLogger(__name__)
-
-
-class Stopped(Exception):  # noqa: N818 (nothing went wrong)
-    """SIGTERM came: the state is saved, and the same command goes on from there."""
 
 
 class _StopSignal:
@@ -73,8 +69,7 @@ def fit(
       Stopped: a signal came; everything is saved.
       UserError: the loss is not finite, or something cannot be written.
     """
-    steps = {"main": config.train.steps, "population": config.train.population_steps,
-             "oracle": config.train.oracle_steps}[role]  # fmt: skip
+    steps = training_steps(config, role)
     mode = parallel.resolve(config.train.parallel, config.train.users)
     axis_name = parallel.AXIS if mode == "pmap" else None
     model = make_model(config, dataset, role, axis_name)
@@ -111,19 +106,22 @@ def fit(
     pending: tuple[int, dict] | None = None
     clock = time.perf_counter()
 
+    def last_good() -> str:
+        saved = latest.steps
+        good = f"the last good checkpoint is step {saved[-1]}" if saved else "there is no checkpoint yet"
+        return f"{good} in {latest.directory}; lower config.optim.learning_rate"
+
     def read(step: int, metrics: dict) -> None:
         """Looks at metrics only when the next call is under way, so that the device does not wait."""
         nonlocal clock
         metrics = jax.device_get(metrics)
         losses = np.asarray(metrics["loss"])
-        if not np.isfinite(losses).all():
-            bad = step - len(losses) + int(np.argmin(np.isfinite(losses))) + 1
-            saved = latest.steps
-            good = f"the last good checkpoint is step {saved[-1]}" if saved else "there is no checkpoint yet"
-            raise UserError(
-                f"{role}: the loss is {losses[~np.isfinite(losses)][0]} at step {bad}; {good} in "
-                f"{latest.directory}; lower config.optim.learning_rate"
-            )
+        # A finite loss with an infinite gradient ruins the parameters all the same, one step later.
+        finite = np.isfinite(losses) & np.isfinite(np.asarray(metrics["gradient_norm"]))
+        if not finite.all():
+            first = int(np.argmin(finite))
+            what = f"the loss is {losses[first]}" if not np.isfinite(losses[first]) else "the gradient is not finite"
+            raise UserError(f"{role}: {what} at step {step - len(losses) + first + 1}; {last_good()}")
         now = time.perf_counter()
         speed = len(losses) / (now - clock)
         clock = now
@@ -157,7 +155,7 @@ def fit(
                         warned.add(name)
                         _log.warning("step %d: %s", step, warning)
                 if not np.isfinite(scores["val/nll"]):
-                    raise UserError(f"{role}: validation is not finite at step {step}; lower the learning rate")
+                    raise UserError(f"{role}: validation is not finite at step {step}; {last_good()}")
                 if scores["val/nll"] < best_nll:
                     best_nll = scores["val/nll"]
                     best.save(step, state, {"nll": best_nll})
@@ -168,7 +166,7 @@ def fit(
             if stop.received and step < steps:
                 raise Stopped(f"{role}: stopped at step {step} of {steps}; the same command goes on from there")
             clock = time.perf_counter()
-        chosen = best_or_latest(best, latest, state)
+        chosen, _ = best_or_latest(best, latest, state)
     finally:
         bar.close()
         log.close()
@@ -180,6 +178,9 @@ def fit(
 def _warm_start(role: Role, config: Config, dataset: Dataset, state: TrainState, population: PyTree) -> TrainState:
     """Starts a model from the population's reward, and learnt texts from a factorisation, where it has them."""
     params = dict(state.params)
+    seen = jnp.asarray(seen_in_training(dataset))[:, None]
+    if "text_embedding" in params:  # what training never sees is known by its features alone
+        params["text_embedding"] = {"embedding": jnp.where(seen, params["text_embedding"]["embedding"], 0)}
     if population:
         shared = population["params"]
         params |= {
@@ -192,7 +193,7 @@ def _warm_start(role: Role, config: Config, dataset: Dataset, state: TrainState,
             jax.random.key(config.seed), user, text, liked, users=len(table.chosen), texts=len(dataset.texts),
             width=config.model.width, steps=config.train.factor_steps,
         )  # fmt: skip
-        params["text_embedding"] = {"embedding": factors}
+        params["text_embedding"] = {"embedding": jnp.where(seen, factors, 0)}
         # The encoder's offset is s(y) plus this: together they are the factorisation's.
         model = make_model(config, dataset, role)
         everything = jnp.arange(len(dataset.texts))
@@ -200,7 +201,7 @@ def _warm_start(role: Role, config: Config, dataset: Dataset, state: TrainState,
             {**state.variables, "params": params}, everything, jnp.asarray(dataset.features), method="encode_responses"
         )
         already = encoded.offset[:, 0] - params["text_offset"]["embedding"][:, 0]  # type: ignore[union-attr]
-        params["text_offset"] = {"embedding": (offsets - already)[:, None]}
+        params["text_offset"] = {"embedding": jnp.where(seen, (offsets - already)[:, None], 0)}
     return dataclasses.replace(state, params=params, average=jax.tree.map(jnp.copy, params) if state.average else {})
 
 
@@ -215,7 +216,7 @@ def train(config: Config, workdir: Path) -> None:
     config, dataset = open_workdir(config, workdir)
     with _StopSignal() as stop:
         population = None
-        if config.model.kind == "np_btl":
+        if config.model.kind != "btl":  # which is the population model itself
             population = fit("population", config, dataset, workdir / "baselines" / "population", stop)
         fit("main", config, dataset, workdir, stop, population)
         if has_oracle(config, dataset):

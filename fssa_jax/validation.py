@@ -36,6 +36,7 @@ class Validation:
         conditional = model.latent == "context"
         rows = table.chosen.shape[2]
         ks = tuple(k for k in sorted(set(config.evaluate.k)) if k <= rows) if conditional else (0,)
+        ks = ks or (rows,)
         episodes = evaluation_episodes(_VALIDATION_SEED, 0, table, users, max_context=max(ks))
         predict = make_predictor(model, config.evaluate.samples)
         return cls(predict, episodes, ks, jnp.asarray(dataset.features), conditional, model)
@@ -56,4 +57,4 @@ class Validation:
         health = latent_health(latent, kl, self.model)
         scores |= {f"latent/{name}": float(value) for name, value in health.items()}
         moved = float(np.abs(np.exp(log_p[-1]) - np.exp(log_p[0]))[mask].mean())
-        return scores, collapse_warnings(health, moved)
+        return scores, collapse_warnings(health, moved if len(self.ks) > 1 else None)

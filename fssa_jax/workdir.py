@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,24 @@ import jax
 import numpy as np
 
 from fssa_jax import config as configs
+from fssa_jax import parallel
 from fssa_jax.checkpoint import Checkpoints
 from fssa_jax.config import Config
 from fssa_jax.data import dataset as datasets
-from fssa_jax.data.build import load_dataset
-from fssa_jax.data.dataset import Dataset, log_left_out
-from fssa_jax.data.synthetic import SOURCES
+from fssa_jax.data.build import load_dataset, rows_split
+from fssa_jax.data.dataset import Dataset, Split, log_left_out
+from fssa_jax.data.rows import Row, read_rows
 from fssa_jax.errors import UserError
 from fssa_jax.evaluate import Trained
-from fssa_jax.experiment import Role, make_draw, make_model, resolve, training_data
+from fssa_jax.experiment import Role, make_draw, make_model, resolve, training_data, training_steps
 from fssa_jax.files import write_text
 from fssa_jax.step import TrainState, init_state, make_optimizer
 from fssa_jax.types import PyTree
 
 _log = logging.getLogger(__name__)
+
+# What a start that was interrupted may leave before config.json is written.
+_OWN = ("data", "run.json", "baselines", "checkpoints", "tensorboard", "metrics.jsonl")
 
 
 @dataclasses.dataclass
@@ -48,13 +53,74 @@ class Workdir:
 
     def trained(self, role: Role = "main") -> Trained | None:
         """The model of a role with its best variables; None for a role that this configuration lacks."""
-        if role == "population" and self.config.model.kind != "np_btl":
+        if role == "population" and self.config.model.kind == "btl":
             return None
         if role == "oracle" and not has_oracle(self.config, self.dataset):
             return None
-        directory = self.path if role == "main" else self.path / "baselines" / role
-        variables = restore_variables(role, self.config, self.dataset, directory)
-        return Trained(make_model(self.config, self.dataset, role), variables)
+        directory = self._directory(role)
+        if role != "main" and not any((directory / "checkpoints").glob("*/*")):
+            return None  # training has not come to it yet: see `unfinished`
+        variables, step = restore_variables(role, self.config, self.dataset, directory)
+        return Trained(make_model(self.config, self.dataset, role), variables, step)
+
+    def add_rows(self, data: str) -> Split:
+        """The people of a file of rows as one split to score. Their new texts get features and join the data set.
+
+        Who was trained or validated on is left out by name.
+
+        Raises:
+          UserError: bad rows, or nobody is left.
+        """
+        dataset = self.dataset
+        rows, reading = read_rows(data, self.config.data.on_error)
+        met = set(dataset.splits["train"].users) | set(dataset.splits["val"].users)
+        again = sorted({row.user for row in rows if row.user in met})
+        rows = [dataclasses.replace(row, split_user="test") for row in rows if row.user not in met]
+        if not rows:
+            raise UserError(f"{data}: everybody here was trained on; give rows of other people")
+        if again:
+            names = ", ".join(again[:10]) + (" …" if len(again) > 10 else "")
+            _log.warning("%d people of %s were trained on and are left out: %s", len(again), data, names)
+        texts = list(dict.fromkeys((row.prompt, text) for row in rows for text in (row.chosen, row.rejected)))
+        known = {text: i for i, text in enumerate(dataset.texts)}
+        new = [text for text in texts if text not in known]
+        number = known | {text: len(known) + i for i, text in enumerate(new)}
+        by_user: dict[str, list[Row]] = {}
+        for row in rows:
+            by_user.setdefault(row.user, []).append(row)
+        rng = np.random.default_rng(self.config.data.split_seed)
+        left_out: list[str] = []
+        dropped: Counter[str] = Counter()
+        settings = dataclasses.replace(self.config.data, path=data)
+        split = rows_split(settings, "test", by_user, number, dataset.groups, rng, left_out, dropped)
+        dataset.report = {"duplicates": reading.duplicates, "skipped": reading.skipped,
+                          "left_out_users": left_out, "left_out_rows": dict(dropped)}  # fmt: skip
+        log_left_out(dataset)
+        if new:
+            dataset.features = np.concatenate([np.asarray(dataset.features), dataset.featuriser.transform(new)])
+            dataset.texts = [*dataset.texts, *new]
+        # What other people would choose is not known, even on a benchmark of our own.
+        dataset.truth = None
+        return split
+
+    def unfinished(self) -> list[str]:
+        """One warning for every model whose training has not come to its end."""
+        warnings = []
+        for role in ("main", "population", "oracle"):
+            if role == "population" and self.config.model.kind == "btl":
+                continue
+            if role == "oracle" and not has_oracle(self.config, self.dataset):
+                continue
+            steps = training_steps(self.config, role)
+            done = max(
+                Checkpoints(self._directory(role) / "checkpoints" / "latest", 1, read_only=True).steps, default=0
+            )
+            if done < steps:
+                warnings.append(f"{role} model: training is unfinished, step {done} of {steps}; run launch.train again")
+        return warnings
+
+    def _directory(self, role: Role) -> Path:
+        return self.path if role == "main" else self.path / "baselines" / role
 
 
 def open_workdir(config: Config, workdir: Path) -> tuple[Config, Dataset]:
@@ -65,7 +131,9 @@ def open_workdir(config: Config, workdir: Path) -> tuple[Config, Dataset]:
     The data is stored in it, so that every later program needs the directory alone.
     """
     path = workdir / "config.json"
-    if path.exists():
+    mode = parallel.resolve(config.train.parallel, config.train.users)
+    # A start that failed before its first checkpoint binds nobody: its directory is made anew.
+    if path.exists() and any(workdir.glob("**/checkpoints/*/*")):
         before = configs.read(path)
         dataset = datasets.load(workdir / "data")
         config = resolve(config, dataset)
@@ -77,23 +145,25 @@ def open_workdir(config: Config, workdir: Path) -> tuple[Config, Dataset]:
                 "give the same configuration, or another --workdir"
             )
         return config, dataset
+    if not path.exists() and workdir.is_dir():
+        foreign = sorted(p.name for p in workdir.iterdir() if p.name not in _OWN)
+        if foreign or ((workdir / "data").exists() and not datasets.is_prepared(workdir / "data")):
+            raise UserError(f"{workdir}: holds other files ({', '.join(foreign) or 'data'}); give a new --workdir")
     dataset = load_dataset(config)
     log_left_out(dataset)
     config = resolve(config, dataset)
     longest = int(np.asarray(dataset.splits["test"].table.count)[:, 0].max(initial=0))
     if max(config.evaluate.k) > longest:
+        shorter = ",".join(str(k) for k in sorted({*(k for k in config.evaluate.k if k < longest), longest}))
         raise UserError(
             f"config.evaluate.k: {max(config.evaluate.k)} is larger than any context; the longest of a test user "
-            f"has {longest} choices"
+            f'has {longest} choices; give "--config.evaluate.k=({shorter},)" or more rows a user'
         )
-    rows = dataset.splits["train"].table.chosen.shape[2]
-    if config.data.source not in SOURCES and config.train.max_context > rows:
-        raise UserError(f"config.train.max_context: {config.train.max_context} is larger than any context ({rows})")
     datasets.save(dataset, workdir / "data")
     run = {
         "seed": config.seed, "command": sys.argv, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "jax": jax.__version__, "python": sys.version.split()[0],
-        "devices": [f"{d.platform} {d.device_kind}" for d in jax.devices()],
+        "devices": [f"{d.platform} {d.device_kind}" for d in jax.devices()], "parallel": mode,
     }  # fmt: skip
     write_text(workdir / "run.json", json.dumps(run, indent=2))
     write_text(path, configs.to_json(config))
@@ -102,10 +172,11 @@ def open_workdir(config: Config, workdir: Path) -> tuple[Config, Dataset]:
 
 def has_oracle(config: Config, dataset: Dataset) -> bool:
     """Whether specialists are trained: there are groups, and a latent to tell them apart by."""
-    return config.model.kind == "np_btl" and config.train.oracle_steps > 0 and len(dataset.groups) > 1
+    return config.train.oracle_steps > 0 and len(dataset.groups) > 1
 
 
-def best_or_latest(best: Checkpoints, latest: Checkpoints, like: TrainState) -> PyTree:
+def best_or_latest(best: Checkpoints, latest: Checkpoints, like: TrainState) -> tuple[PyTree, int]:
+    """The variables to predict with, and their step: the best by validation, or else the newest."""
     try:
         restored = best.restore(like)
     except UserError as error:
@@ -113,11 +184,11 @@ def best_or_latest(best: Checkpoints, latest: Checkpoints, like: TrainState) -> 
         restored = None
     restored = restored or latest.restore(like)
     assert restored is not None
-    return jax.device_get(restored[1].variables)
+    return jax.device_get(restored[1].variables), restored[0]
 
 
-def restore_variables(role: Role, config: Config, dataset: Dataset, directory: Path) -> PyTree:
-    """The best variables of a trained model.
+def restore_variables(role: Role, config: Config, dataset: Dataset, directory: Path) -> tuple[PyTree, int]:
+    """The best variables of a trained model, and their step.
 
     Raises:
       UserError: there is no checkpoint.
@@ -128,7 +199,7 @@ def restore_variables(role: Role, config: Config, dataset: Dataset, directory: P
     stores = [directory / "checkpoints" / name for name in ("best", "latest")]
     if not any(store.is_dir() for store in stores):
         raise UserError(f"{directory}: no checkpoints; train first with launch.train --workdir={directory}")
-    best, latest = Checkpoints(stores[0], 1), Checkpoints(stores[1], config.train.keep)
+    best, latest = (Checkpoints(store, 1, read_only=True) for store in stores)
     if not best.steps and not latest.steps:
         raise UserError(f"{directory}: no checkpoint yet; let launch.train reach its first one")
     return best_or_latest(best, latest, state)

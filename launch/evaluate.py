@@ -15,6 +15,7 @@ from fssa_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "what launch.train wrote")
 _DATA = flags.DEFINE_string("data", "", "rows of other people, all of them scored, in place of the test split")
+_K = flags.DEFINE_list("k", None, "context sizes to score, such as 0,2,8; default: config.evaluate.k of the workdir")
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "val"], "split of the workdir's own data")
 
 
@@ -22,7 +23,10 @@ def main() -> None:
     """Evaluates --workdir."""
     if not _WORKDIR.value:
         raise UserError("--workdir is needed; see --help")
-    result = report.evaluate_workdir(Path(_WORKDIR.value), _DATA.value, _SPLIT.value)
+    if _K.value and not all(k.isdigit() for k in _K.value):
+        raise UserError(f"--k: needs context sizes such as 0,2,8; got {','.join(_K.value)}")
+    ks = tuple(int(k) for k in _K.value or ())
+    result = report.evaluate_workdir(Path(_WORKDIR.value), _DATA.value, _SPLIT.value, ks)
     print(report.format_table(result))
     for warning in result["warnings"]:
         print(f"warning: {warning}")

@@ -2,8 +2,9 @@
 
   python -m launch.steer --workdir=runs/styles --choices=choices.jsonl --responses=responses.jsonl
 
-choices: JSON lines of prompt, response_a, response_b, choice (0 = a, 1 = b), all by one person.
-responses: JSON lines of prompt, response. Responses to the same prompt are ranked among each other.
+choices: rows of prompt, response_a, response_b, choice (0 = a, 1 = b), all by one person.
+responses: rows of prompt, response. Responses to the same prompt are ranked among each other.
+Both are JSONL(.gz), CSV, Parquet or a `datasets` directory.
 """
 
 import json

@@ -111,7 +111,6 @@ def test_whole_numbers_are_numbers(tmp_path):
         ("model.encoder.observations", ("margin",)),
         ("model.encoder.inputs", ("margin",)),
         ("model.encoder.width", 100),
-        ("model.target", "none"),
         ("train.steps", "many"),
         ("data.source", "nowhere"),
     ],

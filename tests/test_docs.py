@@ -2,21 +2,32 @@
 
 import doctest
 import importlib
+from pathlib import Path
 
 import jax
 import pytest
 
 
 @pytest.mark.parametrize(
-    "name", ["likelihoods", "distributions", "losses", "metrics", "models.encoder", "models.rewards"]
+    "name", ["likelihoods", "distributions", "losses", "metrics", "episodes", "models.encoder", "models.rewards"]
 )
 def test_docstring_examples(name):
     module = importlib.import_module(f"fssa_jax.{name}")
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         finder = doctest.DocTestFinder(exclude_empty=True)
+        examples = 0
         for function in vars(module).values():
             target = getattr(function, "__wrapped__", function)
             if callable(target) and getattr(target, "__module__", "") == module.__name__:
                 for test in finder.find(target, name=getattr(target, "__name__", ""), module=False, globs={}):
                     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
                     assert runner.run(test).failed == 0, test.name
+                    examples += len(test.examples)
+    assert examples
+
+
+def test_the_example_of_the_readme():
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    code = text.split("```python\n", 1)[1].split("```", 1)[0]
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        exec(compile(code, "README.md", "exec"), {})

@@ -38,6 +38,13 @@ def test_the_rows_decide_what_is_known_of_a_text(tmp_path, records, learnt):
     assert bool(resolved.train.factor_steps) == (learnt == "yes")
 
 
+def test_contexts_and_targets_are_cut_to_what_there_is(tmp_path):
+    config = tiny.config(tiny.write_rows(tmp_path / "rows.jsonl", tiny.rows()), max_context=50, targets=60)
+    resolved = resolve(config, build.load_dataset(config))
+    assert (resolved.train.max_context, resolved.train.targets) == (7, 7)
+    assert (config.train.max_context, config.train.targets) == (50, 60)
+
+
 def test_the_three_roles_are_the_models_that_are_compared(tmp_path):
     config, dataset, _ = tiny.dataset(tmp_path)
     main, population, oracle = (make_model(config, dataset, role) for role in ("main", "population", "oracle"))

@@ -12,8 +12,8 @@ LAYERS = [
     ["errors"],
     ["types"],
     ["likelihoods", "distributions", "losses", "episodes", "metrics", "factorise"],
-    ["config", "files", "models", "data", "checkpoint", "parallel", "plots"],
-    ["step", "predict", "experiment", "evaluate"],
+    ["config", "files", "models", "data", "checkpoint", "parallel", "plots", "page", "metrics_log"],
+    ["step", "predict", "experiment", "evaluate", "validation"],
     ["train", "workdir", "steer", "report"],
     ["program"],
 ]

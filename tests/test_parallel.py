@@ -1,13 +1,18 @@
 """pmap on 8 simulated devices equals one device: losses, parameters, and who draws what."""
 
 import json
+import os
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
-from fssa_jax import parallel
+from fssa_jax import parallel, train
 from fssa_jax.errors import UserError
+from fssa_jax.workdir import Workdir
+from tests import tiny
 
 _CHILD = """
 import json, pathlib, sys, tempfile
@@ -60,3 +65,39 @@ def test_users_that_cannot_be_shared_are_named(monkeypatch):
     with pytest.raises(UserError, match="12 cannot be shared by 8 devices"):
         parallel.resolve("auto", 12)
     assert parallel.resolve("none", 12) == "none"
+
+
+_TRAIN = """
+import dataclasses, json, pathlib, sys
+import jax, numpy as np
+from fssa_jax import train
+from fssa_jax.workdir import Workdir
+from tests import tiny
+
+directory = pathlib.Path(sys.argv[1])
+config = tiny.config(tiny.write_rows(directory / "rows.jsonl", tiny.rows()), oracle_steps=0)
+config.train.parallel = sys.argv[2]
+config.optim.eps = 1e-2
+workdir = directory / sys.argv[2]
+train.train(config, workdir)
+work = Workdir.open(workdir)
+leaves = [np.asarray(x).tolist() for x in jax.tree.leaves(work.trained().variables)]
+print(json.dumps({"devices": jax.device_count(), "parallel": work.run["parallel"], "leaves": leaves}))
+"""
+
+
+def test_training_on_eight_devices_equals_training_on_one(tmp_path):
+    """The whole loop under pmap: transfer guard, validation, checkpoints, the end state."""
+    done = subprocess.run(
+        [sys.executable, "-c", _TRAIN, str(tmp_path), "pmap"], capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    eight = json.loads(done.stdout)
+    assert (eight["devices"], eight["parallel"]) == (8, "pmap")
+    config = tiny.config(tmp_path / "rows.jsonl", oracle_steps=0)
+    config.train.parallel, config.optim.eps = "none", 1e-2
+    train.train(config, tmp_path / "one")
+    one = jax.tree.leaves(Workdir.open(tmp_path / "one").trained().variables)
+    for a, b in zip(one, eight["leaves"], strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)

@@ -75,14 +75,44 @@ def test_evaluate_writes_the_whole_report(trained):
 
 def test_evaluate_on_other_peoples_rows(trained):
     directory, _, _, _ = trained
-    others = tiny.rows(users=6, seed=5)
+    others = [{**row, "user_id": f"other {row['user_id']}"} for row in tiny.rows(users=6, seed=5)]
+    others += tiny.rows(users=1)  # who was trained on
     path = tiny.write_rows(directory / "others.jsonl", others)
     done = run("evaluate", f"--workdir={directory / 'run'}", f"--data={path}")
     assert done.returncode == 0, done.stderr
     report = json.loads((directory / "run" / "report" / "report.json").read_text())
     assert report["users"]["scored"] == 6
+    assert "were trained on and are left out: u0" in done.stderr
     assert report["data"] == str(path)
-    assert run("evaluate", f"--workdir={directory / 'run'}").returncode == 0
+    again = run("evaluate", f"--workdir={directory / 'run'}", "--k=0,2")
+    assert again.returncode == 0, again.stderr
+    assert "k = 2" in again.stdout
+
+
+def test_a_prepared_directory_keeps_its_settings(trained):
+    directory, arguments, _, _ = trained
+    done = run("train", *arguments, "--config.data.max_rows=3", f"--workdir={directory / 'other'}")
+    assert_one_clear_line(done, "prepared", "config.data.max_rows=64, not 3")
+    assert not (directory / "other").exists()
+
+
+def test_what_is_in_a_directory_is_not_overwritten(trained, tmp_path):
+    _, arguments, _, _ = trained
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "rows.jsonl").write_text("mine")
+    assert_one_clear_line(run("train", *arguments, f"--workdir={tmp_path}"), str(tmp_path), "data")
+    assert (tmp_path / "data" / "rows.jsonl").read_text() == "mine"
+
+
+def test_the_defaults_fit_a_small_file(tmp_path):
+    """The command of the README on 14 rows a person: contexts and targets of training are cut to what there is."""
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", tiny.rows())
+    few = [a for a in TINY if "max_context" not in a and "targets" not in a and "factor" not in a]
+    command = ["--config=configs/rows.py:np_btl", f"--config.data.path={rows}", f"--workdir={tmp_path / 'run'}"]
+    assert_one_clear_line(run("train", *command), "config.evaluate.k: 10", '"--config.evaluate.k=(0,1,3,5,7,)"')
+    done = run("train", *command, *few, "--config.model.learn_texts=no")
+    assert done.returncode == 0, done.stderr
+    assert "config.train.max_context=7" in done.stderr
 
 
 def test_steer_ranks_for_the_maker_of_the_choices(trained):
@@ -127,6 +157,18 @@ def drop_column(records):
 BAD_ROWS = {
     "missing column": (drop_column, ["rows.jsonl:4", "'choice'"]),
     "choice": (bad_row("choice", 2), ["rows.jsonl:4", "'choice'", "0 (a) or 1 (b)"]),
+    "identical": (
+        lambda r: r[3].update(response_b=r[3]["response_a"]),
+        ["rows.jsonl:4", "'response_a' and 'response_b' are"],
+    ),
+    "not a text": (bad_row("response_a", ["a"]), ["rows.jsonl:4", "'response_a' must be a text"]),
+    "both pools": (
+        lambda r: [
+            x.update(pool="target" if i == 0 else "context", prompt="p", response_a="the same") for i, x in enumerate(r)
+        ],
+        ["in both pools of user 'u0'"],
+    ),
+    "two people": (lambda r: r.__delitem__(slice(28, None)), ["rows of 2 people"]),
     "empty text": (bad_row("response_a", "  "), ["rows.jsonl:4", "'response_a' is empty"]),
     "two splits": (
         lambda r: [r[i].update(split_user=["train", "test"][i % 2]) for i in range(4)],
@@ -144,11 +186,33 @@ def test_bad_rows_stop_every_program_and_write_nothing(tmp_path, spoil, words):
     assert [p.name for p in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"user_id": "a"}\n', [":1", "'prompt'"]),
+        (b"{nonsense\n", [":1", "not JSON"]),
+        (b"\xff\xfe\n", [":1", "UTF-8"]),
+    ],
+    ids=["columns", "json", "encoding"],
+)
+def test_files_that_are_no_rows(tmp_path, content, words):
+    (tmp_path / "rows.jsonl").write_bytes(content)
+    done = run("prepare_data", f"--source={tmp_path / 'rows.jsonl'}", f"--out={tmp_path / 'out'}")
+    assert_one_clear_line(done, "rows.jsonl", *words)
+    assert [p.name for p in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
 def test_vectors_that_do_not_fit_are_named(tmp_path):
     rows = tiny.write_rows(tmp_path / "rows.jsonl", tiny.rows(users=6))
     np.save(tmp_path / "rows.npy", np.zeros((3, 4), np.float32))
     done = run("prepare_data", f"--source={rows}", f"--out={tmp_path / 'out'}")
     assert_one_clear_line(done, "rows.npy", "3 rows")
+    number = len({(r["prompt"], r[n]) for r in tiny.rows(users=6) for n in ("response_a", "response_b")})
+    vectors = np.zeros((number, 4), np.float32)
+    vectors[5, 1] = np.inf
+    np.save(tmp_path / "rows.npy", vectors)
+    done = run("prepare_data", f"--source={rows}", f"--out={tmp_path / 'out'}")
+    assert_one_clear_line(done, "rows.npy", "row 5 is not finite")
 
 
 TRAIN_MISTAKES = {

@@ -81,7 +81,7 @@ def test_files_of_choices_and_responses(tmp_path):
     assert (row.user, row.chosen, row.rejected) == ("you", "b", "a")
     empty = tmp_path / "empty.jsonl"
     empty.write_text("\n")
-    assert complaint(steer.read_choices, str(empty)).startswith(f"{empty}: no choices")
+    assert complaint(steer.read_choices, str(empty)).startswith(f"{empty}: no usable row; a row needs prompt, ")
     assert complaint(steer.read_responses, str(empty)).startswith(f"{empty}: no responses")
     responses = tiny.write_rows(tmp_path / "r.jsonl", [{"prompt": "p", "response": "x"}, {"prompt": "p"}])
-    assert complaint(steer.read_responses, str(responses)).startswith(f"{responses}:2: needs columns")
+    assert complaint(steer.read_responses, str(responses)).startswith(f"{responses}:2: needs texts in columns")

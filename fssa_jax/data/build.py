@@ -15,6 +15,9 @@ from fssa_jax.data.splits import disjoint_pools, split_users
 from fssa_jax.errors import UserError
 
 POOLS = ("context", "target")
+# Settings that a prepared directory fixes.
+_ROW_SETTINGS = ("on_error", "features", "vectors", "texts", "components", "min_context", "min_targets", "max_rows",
+                 "hold_out_items", "split_seed")  # fmt: skip
 
 
 def load_dataset(config: Config) -> Dataset:
@@ -27,8 +30,22 @@ def load_dataset(config: Config) -> Dataset:
     if not data.path:
         raise UserError("config.data.path: name a file of rows, for example --config.data.path=rows.jsonl")
     if datasets.is_prepared(Path(data.path)):
-        return datasets.load(Path(data.path))
+        prepared = datasets.load(Path(data.path))
+        _refuse_other_settings(data, prepared.report.get("settings", {}))
+        return prepared
     return rows_dataset(data)
+
+
+def _refuse_other_settings(data: DataConfig, prepared: dict) -> None:
+    """Raises `UserError` for a setting of the rows that is given, but was another when they were prepared."""
+    default = DataConfig()
+    for name in _ROW_SETTINGS:
+        given = getattr(data, name)
+        if given != getattr(default, name) and given != prepared.get(name, given):
+            raise UserError(
+                f"{data.path}: prepared with config.data.{name}={prepared[name]!r}, not {given!r}; "
+                f"run launch.prepare_data with --config.data.{name}={given}"
+            )
 
 
 def rows_dataset(data: DataConfig, rows: list[Row] | None = None) -> Dataset:
@@ -62,6 +79,7 @@ def rows_dataset(data: DataConfig, rows: list[Row] | None = None) -> Dataset:
             mine = kept
         splits[name] = rows_split(data, name, mine, ids, groups, rng, left_out, dropped)
     report |= {
+        "settings": {name: getattr(data, name) for name in _ROW_SETTINGS},
         "rows": len(rows),
         "users": {name: len(split.users) for name, split in splits.items()},
         "texts": len(texts),
@@ -101,7 +119,9 @@ def rows_split(
         users.append(user)
         choices.append(pools)
         most = Counter(row.group for row in mine).most_common(1)[0][0]
-        group.append(groups.index(most) if most in groups else 0)
+        if most not in groups:  # a group that came after training
+            groups.append(most)
+        group.append(groups.index(most))
     if not users:
         raise UserError(
             f"{data.path}: no {name} user with {data.min_context} context and {data.min_targets} target rows "

@@ -10,9 +10,11 @@ import dataclasses
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from fssa_jax.errors import UserError
 
@@ -48,8 +50,12 @@ class RowReport:
     skipped: list[str] = dataclasses.field(default_factory=list)
 
 
-def read_rows(path: str, on_error: str = "raise") -> tuple[list[Row], RowReport]:
+def read_rows(path: str, on_error: str = "raise", person: str = "") -> tuple[list[Row], RowReport]:
     """Rows of a file, directory or hub name, checked, duplicates kept once and counted.
+
+    Args:
+      on_error: "raise", or "skip" to list bad rows in the report.
+      person: whose rows without a user_id are; "" where every row must name its user.
 
     Raises:
       UserError: the source cannot be read, or (on_error "raise") the first bad row; also when nothing
@@ -57,8 +63,12 @@ def read_rows(path: str, on_error: str = "raise") -> tuple[list[Row], RowReport]
     """
     report = RowReport()
     rows: dict[tuple[str, str, str, str], Row] = {}
-    for place, record in _records(path, report, on_error):
+    required = REQUIRED[1:] if person else REQUIRED
+    records = read_records(path, required, report, on_error)
+    for place, record in tqdm(records, desc="reading", unit="row", delay=2, disable=None):
         report.read += 1
+        if person and isinstance(record, dict) and record.get("user_id") is None:
+            record = {**record, "user_id": person}
         try:
             row = parse_row(record, place)
         except UserError as error:
@@ -83,7 +93,7 @@ def read_rows(path: str, on_error: str = "raise") -> tuple[list[Row], RowReport]
             rows[key] = row
     if not rows:
         detail = f" ({report.skipped[0]})" if report.skipped else ""
-        raise UserError(f"{path}: no usable row{detail}; a row needs {', '.join(REQUIRED)}")
+        raise UserError(f"{path}: no usable row{detail}; a row needs {', '.join(required)}")
     return list(rows.values()), report
 
 
@@ -96,6 +106,10 @@ def parse_row(record: Any, place: str) -> Row:
     for name in REQUIRED:
         if record.get(name) is None:
             raise UserError(f"{place}: column {name!r} is missing; needed are {', '.join(REQUIRED)}")
+    for name in REQUIRED:
+        if not isinstance(record[name], str | int | float):
+            kind = type(record[name]).__name__
+            raise UserError(f"{place}: column {name!r} must be a text, got a {kind}; write one text a cell")
     text = {name: str(record[name]) for name in REQUIRED}
     for name in ("user_id", "response_a", "response_b"):
         if not text[name].strip():
@@ -118,7 +132,15 @@ def parse_row(record: Any, place: str) -> Row:
     return Row(text["user_id"], text["prompt"], chosen, rejected, place=place, **optional)
 
 
-def _records(path: str, report: RowReport, on_error: str) -> Iterator[tuple[str, Any]]:
+def read_records(
+    path: str, required: Sequence[str], report: RowReport | None = None, on_error: str = "raise"
+) -> Iterator[tuple[str, Any]]:
+    """(place, record) of every row of a file, directory or hub name; nothing but its form is checked.
+
+    Raises:
+      UserError: the source cannot be read, or a table lacks a required column.
+    """
+    report = report or RowReport()
     file = Path(path)
     if file.is_dir():
         yield from _dataset_records(path, from_disk=True)
@@ -129,9 +151,9 @@ def _records(path: str, report: RowReport, on_error: str) -> Iterator[tuple[str,
     elif path.endswith((".jsonl", ".jsonl.gz", ".json", ".json.gz")):
         yield from _jsonl_records(path, report, on_error)
     elif file.suffix == ".csv":
-        yield from _csv_records(path)
+        yield from _csv_records(path, required)
     elif file.suffix == ".parquet":
-        yield from _parquet_records(path)
+        yield from _parquet_records(path, required)
     else:
         raise UserError(f"{path}: unknown kind of file; give .jsonl, .jsonl.gz, .csv or .parquet")
 
@@ -167,28 +189,28 @@ def _jsonl_records(path: str, report: RowReport, on_error: str) -> Iterator[tupl
             report.skipped.append(message)
 
 
-def _csv_records(path: str) -> Iterator[tuple[str, Any]]:
+def _csv_records(path: str, required: Sequence[str]) -> Iterator[tuple[str, Any]]:
     # A quoted text may hold blank lines.
     reader = csv.DictReader(line for _, line in read_lines(path, keep_blank=True))
     try:
-        for name in REQUIRED:
+        for name in required:
             if name not in (reader.fieldnames or ()):
-                raise UserError(f"{path}:1: column {name!r} is missing; needed are {', '.join(REQUIRED)}")
+                raise UserError(f"{path}:1: column {name!r} is missing; needed are {', '.join(required)}")
         for record in reader:
-            yield f"{path}:{reader.line_num}", {k: v if v != "" or k in REQUIRED else None for k, v in record.items()}
+            yield f"{path}:{reader.line_num}", {k: v if v != "" or k in required else None for k, v in record.items()}
     except csv.Error as error:
         raise UserError(f"{path}:{reader.line_num + 1}: not CSV ({error})") from error
 
 
-def _parquet_records(path: str) -> Iterator[tuple[str, Any]]:
+def _parquet_records(path: str, required: Sequence[str]) -> Iterator[tuple[str, Any]]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         table = pyarrow.parquet.ParquetFile(path)
-        for name in REQUIRED:
+        for name in required:
             if name not in table.schema_arrow.names:
-                raise UserError(f"{path}: column {name!r} is missing; needed are {', '.join(REQUIRED)}")
+                raise UserError(f"{path}: column {name!r} is missing; needed are {', '.join(required)}")
         number = 0
         for batch in table.iter_batches():
             for record in batch.to_pylist():

@@ -37,9 +37,20 @@ class NPEncoder(nn.Module):
       prior_choice: put one learnt pseudo-choice into every context. The mean over k + 1 then tells k
         apart and is defined for k = 0, and its norm does not grow with k.
       residual: attention with a residual connection and a norm before it.
+      heads, dropout: of the attention.
       gaussian: emit N(μ, diag σ²); otherwise z is deterministic and `scale` is 0.
-      published: the published networks are pair="mlp" or "linear", inputs ("chosen", "rejected"),
-        pool="sum", prior_choice=False and residual=False. There is no separate flag for them.
+      observations, rounds: of "bayes".
+
+    The published networks are pair "mlp" or "linear", inputs ("chosen", "rejected"), pool "sum", and neither
+    prior_choice nor residual.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from fssa_jax import Comparisons, NPEncoder
+    >>> context = Comparisons(jnp.ones((2, 3, 5)), jnp.zeros((2, 3, 5)), jnp.array([[True] * 3, [False] * 3]))
+    >>> encoder = NPEncoder(width=16, latent_dim=4, heads=2, gaussian=True)
+    >>> variables = encoder.init(jax.random.key(0), context)
+    >>> encoder.apply(variables, context).mean.shape  # the second person has chosen nothing yet
+    (2, 4)
     """
 
     width: int = 128

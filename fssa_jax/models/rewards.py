@@ -109,6 +109,16 @@ class RewardModel(nn.Module):
         learnt population reward (for new users on known texts); 0 for none. Responses are then given as
         ids of texts.
       text_dropout: share of the texts whose learnt embedding is left out of a training step.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from fssa_jax import Comparisons, Episode, NPEncoder, RewardModel
+    >>> choices = Comparisons(jnp.ones((2, 3, 5)), jnp.zeros((2, 3, 5)), jnp.ones((2, 3), bool))
+    >>> model = RewardModel(encoder=NPEncoder(width=16, latent_dim=4, heads=2), width=16)
+    >>> episode = Episode(choices, choices, jnp.zeros(2, int), jnp.zeros(2, int))
+    >>> variables = model.init(jax.random.key(0), episode)
+    >>> z = model.apply(variables, choices, method="infer").mean
+    >>> model.apply(variables, jnp.ones((2, 7, 5)), z[None], method="rewards").shape  # 7 responses for each person
+    (1, 2, 7, 1)
     """
 
     likelihood: Literal["btl", "dpl"] = "btl"

@@ -1,0 +1,79 @@
+"""report.html: one page that opens by itself, pictures inside."""
+
+import base64
+import dataclasses
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+from fssa_jax.config import Config
+
+SERIES = {
+    "accuracy": "accuracy",
+    "bayes": "Bayes limit",
+    "oracle": "oracle, told the group",
+    "population": "population BTL",
+    "control": "another person's context",
+}
+
+_STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;color:#1b1b1b;max-width:60rem;margin:3rem auto;padding:0 1.2rem}
+h1{font-size:1.7rem;margin-bottom:.2rem} h2{margin-top:2.4rem;font-size:1.2rem} .sub{color:#666}
+table{border-collapse:collapse;font-size:.86rem;width:100%} th,td{padding:.35rem .6rem;text-align:right;
+border-bottom:1px solid #e8e8e8;font-variant-numeric:tabular-nums} .l{text-align:left} tr.main td{font-weight:600}
+figure{margin:1.2rem 0} img{max-width:100%} figcaption{color:#666;font-size:.88rem} s{color:#999} .p{color:#666}
+li{margin:.5rem 0} .warn{background:#fff3d6;padding:.6rem 1rem;border-radius:.4rem} small{color:#888}
+"""
+
+
+def render(
+    config: Config, report: dict[str, Any], pictures: list[tuple[str, str]], directory: Path, example: str
+) -> str:
+    """The page: what was found, the pictures in `directory` with their captions, an example, all figures."""
+    ks = [str(k) for k in report["k"]]
+    head = "".join(f"<th>k = {k}</th>" for k in ks)
+
+    def row(name: str, label: str, digits: int, scale: float) -> str:
+        cells = "".join(
+            f"<td>{scale * report[name][k]['mean']:.{digits}f}<br><small>{scale * report[name][k]['low']:.{digits}f} – "
+            f"{scale * report[name][k]['high']:.{digits}f}</small></td>"
+            for k in ks
+        )
+        return f"<tr{' class=main' if name == 'accuracy' else ''}><td class=l>{label}</td>{cells}</tr>"
+
+    accuracy = [(n, f"{label}, accuracy %") for n, label in SERIES.items()]
+    accuracy += [("accuracy_unseen", "both texts unseen in training"), ("population_unseen", "same, population BTL")]
+    rows = "".join(row(n, label, 1, 100) for n, label in accuracy if report.get(n))
+    steering = [("steering", "this model"), ("bayes_steering", "Bayes limit"), ("control_steering", "another person's context")]  # noqa: E501  # fmt: skip
+    rows += "".join(row(n, f"steering score S, {label}", 1, 100) for n, label in steering if report.get(n))
+    other = [("nll", "NLL, nats"), ("bayes_nll", "NLL of the Bayes limit"), ("ece", "calibration error ECE")]
+    rows += "".join(row(n, label, 3, 1) for n, label in other if report.get(n))
+    figures = "".join(
+        f"<figure><img alt='{html.escape(caption)}' src='data:image/png;base64,"
+        f"{base64.b64encode((directory / name).read_bytes()).decode()}'>"
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        for name, caption in pictures
+    )
+    warnings = "".join(f"<p class=warn>{html.escape(w)}</p>" for w in report["warnings"])
+    users = report["users"]
+    first, last = ks[0], ks[-1]
+    gain = 100 * (report["accuracy"][last]["mean"] - report["accuracy"][first]["mean"])
+    left_out = f" {len(users['left_out'])} users with fewer than {last} context choices are not scored." if users["left_out"] else ""  # noqa: E501  # fmt: skip
+    devices = html.escape(", ".join(report["run"].get("devices", [])))
+    return f"""<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(config.name)} — report</title>
+<meta name=viewport content="width=device-width"><style>{_STYLE}</style>
+<h1>{html.escape(config.name or "Reward model")}</h1>
+<p class=sub>{users["scored"]} held-out users, {report["targets"]["rows"]} of their choices predicted,
+{users["draws"]} random contexts each ({html.escape(report["data"])}).{left_out} Seed {report["seed"]}, {devices}.</p>
+{warnings}<p>With {last} choices of a person in its context the model predicts
+<b>{100 * report["accuracy"][last]["mean"]:.1f} %</b> of the person's other choices,
+{abs(gain):.1f} points {"more" if gain >= 0 else "less"} than with {first}.</p>
+{figures}{example}
+<h2>All figures</h2><table><tr><th class=l>mean over users, 95 % interval</th>{head}</tr>{rows}</table>
+<p class=sub>The same targets for every k; contexts are nested and share no text with the targets. Ties count ½.
+S = accuracy for those who chose one side + accuracy for those who chose the other − 100, on pairs that people
+disagree about: 0 ignores the person, 100 steers perfectly.</p>
+<details><summary>Configuration</summary><pre>{html.escape(json.dumps(dataclasses.asdict(config), indent=1))}</pre>
+</details></html>
+"""
