@@ -1,11 +1,12 @@
 """Real people: gain over the population model, against a MAP factor model on the same users, targets and contexts.
 
   python -m benchmarks.polis --data=polis.jsonl.gz --split=val       (for choosing settings)
-  python -m benchmarks.polis --data=polis.jsonl.gz --split=test      (once, at the end)
+  python -m benchmarks.polis --data=polis.jsonl.gz --split=test      (at the end)
 
-Trains configs/rows.py:np_btl with every seed and averages the seeds' margins too ("ensemble"). The reference is a
-joint logistic factorisation of the training users' choices and a Newton MAP fit for each new user. Prints JSON:
-accuracies and gains in points, means over users of each user's mean over draws, with standard errors of the gain.
+Trains configs/rows.py:np_btl with every seed, scores it against the mean of the seeds' population models, and
+averages the seeds' margins too ("ensemble"). The reference is a joint logistic factorisation of the training users'
+choices and a Newton MAP fit for each new user. Prints JSON: accuracies and gains in points, means over users of each
+user's mean over draws, with standard errors of the gain.
 """
 
 import copy
@@ -100,9 +101,9 @@ def map_log_p(s: jax.Array, v: jax.Array, episode: Episode, k: int) -> jax.Array
 class Scores:
     """Accuracy of each user, from log p of (draws, k, users, targets)."""
 
-    def __init__(self, mask: np.ndarray, baseline: np.ndarray):
+    def __init__(self, mask: np.ndarray, baselines: list[np.ndarray]):
         self.mask = mask
-        self.baseline = self.by_user(baseline[None, None])[0]
+        self.baseline = np.mean([self.by_user(log_p[None, None])[0] for log_p in baselines], axis=0)
 
     def by_user(self, log_p: np.ndarray) -> np.ndarray:
         """(k, users), averaged over draws."""
@@ -164,8 +165,11 @@ def main() -> None:
         run = make_predictor(model.model, 1)
         return np.stack([run(model.variables, features, e, _KS)[0] for e in es])
 
-    population = make_predictor(trained[0][2].model, 1)(trained[0][2].variables, features, episodes[0], (0,))[0][0]
-    scores = Scores(mask, population)
+    populations = [
+        make_predictor(population.model, 1)(population.variables, features, episodes[0], (0,))[0][0]
+        for _, _, population in trained
+    ]
+    scores = Scores(mask, populations)
     models = [predict(model, episodes) for _, model, _ in trained]
     margins = np.mean([log_p - np.log(-np.expm1(np.minimum(log_p, -1e-7))) for log_p in models], axis=0)
     ensemble = -np.logaddexp(0, -margins)

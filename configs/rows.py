@@ -26,16 +26,16 @@ def get_config(variant: str = "np_btl") -> Config:
     model = config.model
     model.kind = variant
     model.head, model.target, model.population = "bilinear", "none", "linear"
-    model.width = model.encoder.latent_dim = 32
+    model.width = model.encoder.latent_dim = 64
     model.encoder.aggregation, model.encoder.observations, model.encoder.rounds = "bayes", ("responses",), 3
     model.learn_texts = "auto"
     config.objective.text_bias_penalty = 4e-5
-    config.optim.learning_rate, config.optim.warmup_steps, config.optim.final_fraction = 5e-4, 20, 1.0
+    config.optim.learning_rate, config.optim.warmup_steps, config.optim.final_fraction = 1e-3, 20, 1.0
     config.optim.weight_decay, config.optim.average_decay = 0.0, 0.98
     config.train.users, config.train.max_context, config.train.targets = 128, 25, 30
     config.train.steps, config.train.steps_per_call = 300, 25
     config.train.validate_every, config.train.checkpoint_every = 25, 100
-    config.train.population_steps, config.train.population_learning_rate = 200, 3e-2
+    config.train.population_steps, config.train.population_learning_rate = 600, 3e-2
     config.train.factor_steps, config.train.oracle_steps = 150, 200
     if variant == "btl":
         config.train.factor_steps = 0

@@ -3,7 +3,9 @@
   python -m launch.train --config=configs/synthetic.py:np_btl --workdir=runs/synthetic
   python -m launch.evaluate --workdir=runs/synthetic
 
-Variants: btl, dpl (one reward for everybody), np_btl, vpl (the VPL objective and its mean aggregation).
+Variants: btl, dpl (one reward for everybody), np_btl, vpl (the VPL objective and its mean aggregation). With one seed
+btl and dpl reach 75.0 % at every k (NLL .479 and .357; 37 s), vpl 75.0 / 87.3 / 96.7 / 99.0 / 99.8 % (NLL .477 at
+k = 0, .040 at k = 10; 109 s on one core).
 The published fixed split of 20,000 pairs: --config.data.source=synthetic_published.
 
 Measured for np_btl (two x86-64 CPU cores, no accelerator; benchmarks/accuracy.py, mean of five seeds; 116 s a seed for

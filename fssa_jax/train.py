@@ -218,6 +218,7 @@ def train(config: Config, workdir: Path) -> None:
         population = None
         if config.model.kind != "btl":  # which is the population model itself
             population = fit("population", config, dataset, workdir / "baselines" / "population", stop)
-        fit("main", config, dataset, workdir, stop, population)
+        # A DPL reward has two outputs: nothing of the population's can be its start.
+        fit("main", config, dataset, workdir, stop, None if config.model.kind == "dpl" else population)
         if has_oracle(config, dataset):
             fit("oracle", config, dataset, workdir / "baselines" / "oracle", stop, population)

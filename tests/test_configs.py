@@ -7,6 +7,7 @@ import pytest
 from configs import synthetic
 from fssa_jax import report, train
 from fssa_jax.config import check
+from tests import tiny
 from tests.mistakes import complaint
 
 VARIANTS = [
@@ -23,6 +24,16 @@ def test_every_variant_is_allowed_and_documented(name, variant):
     assert config.name == f"{name} {variant}"
     assert f"--config=configs/{name}.py:" in module.__doc__
     assert "nope" in complaint(module.get_config, "nope")
+
+
+@pytest.mark.parametrize("kind", ["btl", "dpl"])
+def test_models_without_a_context_have_their_baselines_too(tmp_path, kind):
+    config = tiny.config(tiny.write_rows(tmp_path / "rows.jsonl", tiny.rows()), steps=10)
+    config.model.kind = kind
+    train.train(config, tmp_path / "run")
+    result = report.evaluate_workdir(tmp_path / "run")
+    assert {"accuracy", "population", "oracle"} <= set(result)
+    assert (result["accuracy"] == result["population"]) == (kind == "btl")
 
 
 def test_a_short_run_beats_every_model_that_does_not_read_the_context(tmp_path):
