@@ -24,11 +24,19 @@ class DataConfig:
     # rows: a file, a directory that prepare_data wrote, or a `datasets` directory or hub name.
     path: str = ""
     on_error: str = choice("raise", "skip")
-    # auto: vectors beside the rows if there are any, else tfidf.
-    features: str = choice("auto", "given", "tfidf")
+    # Of UltraFeedback's schema: which ratings are people, and the share of pairs that they disagree about.
+    labels: tuple[str, ...] = ("helpfulness", "honesty")
+    conflicting: float = 1.0
+    groups: tuple[str, ...] = ()  # rows of these groups alone; () for all
+    # auto: vectors beside the rows if there are any, else a sentence encoder where one is at hand, else tfidf.
+    features: str = choice("auto", "given", "encoder", "tfidf")
     vectors: str = ""  # .npy, one row a text; default: beside the rows
     texts: str = ""  # .jsonl(.gz) of [prompt, response], in the order of the vectors
     components: int = 64  # of the truncated SVD behind tfidf
+    encoder: str = "sentence-transformers/all-MiniLM-L6-v2"  # directory or hub name of a pretrained model
+    encoder_pool: str = choice("mean", "last")  # last token: decoders only
+    encoder_layer: int = 0  # of a decoder: blocks that are run; 0 for all of them
+    encoder_tokens: int = 0  # longer texts are cut; 0 for the model's limit
     min_context: int = 1  # users with fewer rows in a pool are left out, by name
     min_targets: int = 1
     max_rows: int = 64  # of a user's pool; more are left out by chance, and counted

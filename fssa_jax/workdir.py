@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import shutil
 import sys
 import time
 from collections import Counter
@@ -30,7 +31,7 @@ from fssa_jax.types import PyTree
 _log = logging.getLogger(__name__)
 
 # What a start that was interrupted may leave before config.json is written.
-_OWN = ("data", "run.json", "baselines", "checkpoints", "tensorboard", "metrics.jsonl")
+_OWN = ("data", "embedding", "run.json", "baselines", "checkpoints", "tensorboard", "metrics.jsonl")
 
 
 @dataclasses.dataclass
@@ -149,7 +150,7 @@ def open_workdir(config: Config, workdir: Path) -> tuple[Config, Dataset]:
         foreign = sorted(p.name for p in workdir.iterdir() if p.name not in _OWN)
         if foreign or ((workdir / "data").exists() and not datasets.is_prepared(workdir / "data")):
             raise UserError(f"{workdir}: holds other files ({', '.join(foreign) or 'data'}); give a new --workdir")
-    dataset = load_dataset(config)
+    dataset = load_dataset(config, workdir / "embedding")
     log_left_out(dataset)
     config = resolve(config, dataset)
     longest = int(np.asarray(dataset.splits["test"].table.count)[:, 0].max(initial=0))
@@ -167,6 +168,7 @@ def open_workdir(config: Config, workdir: Path) -> tuple[Config, Dataset]:
     }  # fmt: skip
     write_text(workdir / "run.json", json.dumps(run, indent=2))
     write_text(path, configs.to_json(config))
+    shutil.rmtree(workdir / "embedding", ignore_errors=True)
     return config, dataset
 
 

@@ -2,6 +2,7 @@
 
   python -m launch.prepare_data --source=rows.jsonl --out=prepared
   python -m launch.prepare_data --source=rows.jsonl --out=prepared --config.data.on_error=skip
+  python -m launch.prepare_data --source=rows.jsonl --out=prepared --encoder=sentence-transformers/all-MiniLM-L6-v2
   python -m launch.prepare_data --source=styles --out=prepared
 
 source: JSONL(.gz), CSV, Parquet, a `datasets` directory or hub name; or styles, synthetic,
@@ -9,8 +10,10 @@ synthetic_published. Train on it with --config=configs/rows.py:np_btl --config.d
 """
 
 import json
+import shutil
 from pathlib import Path
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -22,6 +25,7 @@ from fssa_jax.errors import UserError
 
 _SOURCE = flags.DEFINE_string("source", None, "rows, or the name of a benchmark")
 _OUT = flags.DEFINE_string("out", None, "directory to write")
+_ENCODER = flags.DEFINE_string("encoder", "", "directory or hub name of a model whose embeddings are the features")
 _CONFIG = config_flags.DEFINE_config_dataclass("config", configs.Config())
 
 
@@ -38,9 +42,14 @@ def main() -> None:
         config.data.source = _SOURCE.value
     else:
         config.data.source, config.data.path = "rows", _SOURCE.value
-    prepared = build.load_dataset(config)
+    if _ENCODER.value:
+        config.data.features, config.data.encoder = "encoder", _ENCODER.value
+    scratch = out.with_name(f"{out.name}.embedding")  # what a killed run has embedded
+    prepared = build.load_dataset(config, scratch)
     log_left_out(prepared)
-    dataset.save(prepared, out)
+    if jax.process_index() == 0:
+        dataset.save(prepared, out)
+        shutil.rmtree(scratch, ignore_errors=True)
     counts = {name: value for name, value in prepared.report.items() if not isinstance(value, list)}
     print(json.dumps(counts, indent=1))
     print(f"Prepared in {out}; train with --config=configs/rows.py:np_btl --config.data.path={out}")

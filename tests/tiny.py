@@ -37,7 +37,7 @@ def write_rows(path: Path, records: list[dict]) -> Path:
 def config(path: Path | str = "", **train: int) -> Config:
     """Rows, a bilinear model with a Gaussian latent, STEPS steps in calls of 5."""
     c = Config(name="tiny")
-    c.data.path, c.data.components = str(path), 8
+    c.data.path, c.data.components, c.data.features = str(path), 8, "tfidf"
     c.model.width = c.model.encoder.width = c.model.encoder.latent_dim = 8
     c.model.encoder.heads, c.model.encoder.gaussian = 2, True
     c.model.head = "bilinear"

@@ -1,6 +1,8 @@
 """From checked rows, or from a benchmark's own generator, to a `Dataset`."""
 
+import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,19 +11,28 @@ from fssa_jax.config import Config, DataConfig
 from fssa_jax.data import dataset as datasets
 from fssa_jax.data import styles, synthetic
 from fssa_jax.data.dataset import SPLITS, Dataset, Split, Truth, make_table
-from fssa_jax.data.features import Featuriser, Text, TfidfFeaturiser, read_vectors, vectors_beside
-from fssa_jax.data.rows import Row, read_rows
+from fssa_jax.data.features import EncoderFeaturiser, Featuriser, Text, TfidfFeaturiser, read_vectors, vectors_beside
+from fssa_jax.data.rows import Row, read_records, read_rows
+from fssa_jax.data.schemas import conversation_rows, schema_of, ultrafeedback_rows
 from fssa_jax.data.splits import disjoint_pools, split_users
+from fssa_jax.embed import EmbedSettings
 from fssa_jax.errors import UserError
+from fssa_jax.pretrained import at_hand
+from fssa_jax.types import ChoiceTable
 
 POOLS = ("context", "target")
 # Settings that a prepared directory fixes.
-_ROW_SETTINGS = ("on_error", "features", "vectors", "texts", "components", "min_context", "min_targets", "max_rows",
-                 "hold_out_items", "split_seed")  # fmt: skip
+_ROW_SETTINGS = (
+    *("on_error", "labels", "conflicting", "features", "vectors", "texts", "components", "encoder", "encoder_pool"),
+    *("encoder_layer", "encoder_tokens", "min_context", "min_targets", "max_rows", "hold_out_items", "split_seed"),
+)
 
 
-def load_dataset(config: Config) -> Dataset:
-    """The data set that the configuration names. Prepared directories are read, all else is built."""
+def load_dataset(config: Config, scratch: Path | None = None) -> Dataset:
+    """The data set that the configuration names. Prepared directories are read, all else is built.
+
+    Embedding many texts takes long: with `scratch`, a directory, a killed run is gone on with.
+    """
     data = config.data
     if data.source == "styles":
         return styles_dataset(data, context=max(config.evaluate.k), targets=config.train.targets)
@@ -32,28 +43,71 @@ def load_dataset(config: Config) -> Dataset:
     if datasets.is_prepared(Path(data.path)):
         prepared = datasets.load(Path(data.path))
         _refuse_other_settings(data, prepared.report.get("settings", {}))
-        return prepared
-    return rows_dataset(data)
+        return only_groups(prepared, data.groups)
+    return only_groups(rows_dataset(data, scratch=scratch), data.groups)
+
+
+def _row_settings(data: DataConfig) -> dict:
+    """As JSON keeps them."""
+    values = {name: getattr(data, name) for name in _ROW_SETTINGS}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def only_groups(dataset: Dataset, groups: Sequence[str]) -> Dataset:
+    """The data set with the users of these groups alone; all of them if none are named.
+
+    Raises:
+      UserError: a group that has no users.
+    """
+    if not groups:
+        return dataset
+    unknown = [name for name in groups if name not in dataset.groups]
+    if unknown:
+        raise UserError(f"config.data.groups: no group {unknown[0]!r}; there are {', '.join(dataset.groups)}")
+    wanted = [dataset.groups.index(name) for name in groups]
+    splits = {}
+    for name, split in dataset.splits.items():
+        keep = np.flatnonzero(np.isin(np.asarray(split.table.group), wanted))
+        if not len(keep):
+            raise UserError(f"config.data.groups: no {name} user is of {', '.join(groups)}")
+        table = ChoiceTable(**{f.name: np.asarray(getattr(split.table, f.name))[keep]
+                               for f in dataclasses.fields(ChoiceTable)})  # fmt: skip
+        splits[name] = Split([split.users[i] for i in keep], table)
+    return dataclasses.replace(dataset, splits=splits)
 
 
 def _refuse_other_settings(data: DataConfig, prepared: dict) -> None:
     """Raises `UserError` for a setting of the rows that is given, but was another when they were prepared."""
-    default = DataConfig()
-    for name in _ROW_SETTINGS:
-        given = getattr(data, name)
-        if given != getattr(default, name) and given != prepared.get(name, given):
+    default = _row_settings(DataConfig())
+    for name, given in _row_settings(data).items():
+        if given not in (default[name], prepared.get(name, given)):
             raise UserError(
                 f"{data.path}: prepared with config.data.{name}={prepared[name]!r}, not {given!r}; "
                 f"run launch.prepare_data with --config.data.{name}={given}"
             )
 
 
-def rows_dataset(data: DataConfig, rows: list[Row] | None = None) -> Dataset:
+def read_source(data: DataConfig) -> tuple[list[Row], dict]:
+    """Rows of whatever schema the first record has, and what was read and left out."""
+    first = next(iter(read_records(data.path, ())), ("", None))[1]
+    schema = schema_of(first)
+    if schema == "rows":
+        rows, reading = read_rows(data.path, data.on_error)
+        return rows, {"read": reading.read, "duplicates": reading.duplicates, "skipped": reading.skipped}
+    records = read_records(data.path, ())
+    if schema == "ultrafeedback":
+        rows, made = ultrafeedback_rows(records, data.labels, data.conflicting, data.split_seed)
+    else:
+        rows, made = conversation_rows(records, data.split_seed)
+    return rows, {"schema": schema, **dataclasses.asdict(made)}
+
+
+def rows_dataset(data: DataConfig, rows: list[Row] | None = None, scratch: Path | None = None) -> Dataset:
     """Checks splits and pools, or makes them; numbers the texts; computes the features."""
     report: dict = {"source": data.path, "skipped": [], "duplicates": 0}
     if rows is None:
-        rows, reading = read_rows(data.path, data.on_error)
-        report |= {"read": reading.read, "duplicates": reading.duplicates, "skipped": reading.skipped}
+        rows, reading = read_source(data)
+        report |= reading
     ids: dict[Text, int] = {}
     by_user: dict[str, list[Row]] = {}
     for row in rows:
@@ -79,14 +133,14 @@ def rows_dataset(data: DataConfig, rows: list[Row] | None = None) -> Dataset:
             mine = kept
         splits[name] = rows_split(data, name, mine, ids, groups, rng, left_out, dropped)
     report |= {
-        "settings": {name: getattr(data, name) for name in _ROW_SETTINGS},
+        "settings": _row_settings(data),
         "rows": len(rows),
         "users": {name: len(split.users) for name, split in splits.items()},
         "texts": len(texts),
         "left_out_users": left_out,
         "left_out_rows": dict(dropped),
     }
-    featuriser, features = _features(data, texts, splits["train"])
+    featuriser, features = _features(data, texts, splits["train"], scratch)
     return Dataset(texts, features, splits, groups, featuriser, report=report)
 
 
@@ -182,7 +236,7 @@ def _user_pools(
     return [(chosen[pool == p], rejected[pool == p]) for p in (0, 1)]
 
 
-def _features(data: DataConfig, texts: list[Text], train: Split) -> tuple[Featuriser, np.ndarray]:
+def _features(data: DataConfig, texts: list[Text], train: Split, scratch: Path | None) -> tuple[Featuriser, np.ndarray]:
     vectors, order = data.vectors, data.texts
     if data.features in ("auto", "given") and not vectors:
         vectors, order = vectors_beside(data.path)
@@ -190,12 +244,18 @@ def _features(data: DataConfig, texts: list[Text], train: Split) -> tuple[Featur
         raise UserError(f"{data.path}: no single .npy file beside it; name one with --config.data.vectors=FILE")
     if vectors and data.features in ("auto", "given"):
         featuriser: Featuriser = read_vectors(vectors, order, texts)
+        features = featuriser.transform(texts)
     else:
         table = train.table
         real = np.arange(table.chosen.shape[2]) < np.asarray(table.count)[..., None]
         known = np.unique(np.concatenate([np.asarray(table.chosen)[real], np.asarray(table.rejected)[real]]))
-        featuriser = TfidfFeaturiser.fit([texts[i] for i in known], data.components)
-    features = featuriser.transform(texts)
+        if data.features == "encoder" or (data.features == "auto" and at_hand(data.encoder)):
+            settings = EmbedSettings(data.encoder, data.encoder_pool, data.encoder_layer, data.encoder_tokens)  # type: ignore[arg-type]
+            featuriser = EncoderFeaturiser(settings)
+            features = featuriser.fit_transform(texts, known, scratch)
+        else:
+            featuriser = TfidfFeaturiser.fit([texts[i] for i in known], data.components)
+            features = featuriser.transform(texts)
     if not np.isfinite(features).all():
         raise UserError(f"{data.path}: features are not finite")
     return featuriser, features

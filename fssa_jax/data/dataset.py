@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fssa_jax.data.features import Featuriser, GivenFeaturiser, Text, TfidfFeaturiser
+from fssa_jax.data.features import EncoderFeaturiser, Featuriser, GivenFeaturiser, Text, TfidfFeaturiser
 from fssa_jax.data.synthetic import NumberFeaturiser
 from fssa_jax.errors import UserError
 from fssa_jax.files import whole_directory
@@ -127,6 +127,8 @@ def load(directory: Path) -> Dataset:
         featuriser: Featuriser
         if meta["featuriser"] == "tfidf":
             featuriser = TfidfFeaturiser.load(directory)
+        elif meta["featuriser"] == "encoder":
+            featuriser = EncoderFeaturiser.load(directory)
         elif meta["featuriser"] == "number":
             featuriser = NumberFeaturiser()
         else:
@@ -156,4 +158,9 @@ def log_left_out(dataset: Dataset) -> None:
             _log.warning("%d rows left out: %s", number, reason)
 
 
-_KINDS = {TfidfFeaturiser: "tfidf", GivenFeaturiser: "given", NumberFeaturiser: "number"}
+_KINDS = {
+    TfidfFeaturiser: "tfidf",
+    EncoderFeaturiser: "encoder",
+    GivenFeaturiser: "given",
+    NumberFeaturiser: "number",
+}

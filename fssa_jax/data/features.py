@@ -1,8 +1,9 @@
-"""Features of texts: vectors that are given, or TF-IDF and truncated SVD that need no download.
+"""Features of texts: vectors that are given, those of a pretrained model, or TF-IDF and truncated SVD.
 
 Any object with `transform(texts) -> (n, d) float32` and `save(directory)` can stand in a `Dataset`.
 """
 
+import dataclasses
 import json
 import zipfile
 from pathlib import Path
@@ -13,9 +14,8 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from fssa_jax.data.rows import read_lines
+from fssa_jax.embed import EmbedSettings, Text, TextEncoder, embed_to
 from fssa_jax.errors import UserError
-
-Text = tuple[str, str]  # (prompt, response)
 
 # Words, and every other visible sign by itself: emoji and punctuation are style.
 _TOKENS = r"(?u)\w+|[^\w\s]"
@@ -100,6 +100,50 @@ def _vectoriser(vocabulary: list[str] | None = None) -> TfidfVectorizer:
         norm=None,  # type: ignore[arg-type]
         max_features=50_000, vocabulary=vocabulary,
     )  # fmt: skip
+
+
+class EncoderFeaturiser:
+    """Vectors of a pretrained model, centred on the training texts and brought to unit variance by one factor.
+
+    Distances between texts keep their proportions: a model may weigh directions as it learns.
+    """
+
+    def __init__(self, settings: EmbedSettings, mean: np.ndarray | None = None, scale: float = 1.0):
+        self._settings = settings
+        self._encoder: TextEncoder | None = None
+        self._mean = mean
+        self._scale = scale
+
+    def fit_transform(self, texts: list[Text], train: np.ndarray, scratch: Path | None) -> np.ndarray:
+        """Features of all texts; `train` are the rows of the training texts.
+
+        With `scratch` the work is resumable: what a killed run embedded there is not done again.
+        """
+        encoder = self._model()
+        vectors = np.array(embed_to(encoder, texts, scratch) if scratch else encoder.embed(texts))
+        self._mean = vectors[train].mean(0)
+        self._scale = float(vectors[train].std(0).mean()) or 1.0
+        return ((vectors - self._mean) / self._scale).astype(np.float32)
+
+    def transform(self, texts: list[Text]) -> np.ndarray:
+        """Features (n, d) of texts, new ones too."""
+        return ((self._model().embed(texts) - self._mean) / self._scale).astype(np.float32)
+
+    def save(self, directory: Path) -> None:
+        """The settings and the two moments; the model stays where it is."""
+        (directory / "encoder.json").write_text(json.dumps(dataclasses.asdict(self._settings)), encoding="utf-8")
+        np.savez(directory / "encoder.npz", mean=np.asarray(self._mean), scale=self._scale)
+
+    @classmethod
+    def load(cls, directory: Path) -> "EncoderFeaturiser":
+        settings = EmbedSettings(**json.loads((directory / "encoder.json").read_text(encoding="utf-8")))
+        with np.load(directory / "encoder.npz", allow_pickle=False) as arrays:
+            return cls(settings, arrays["mean"], float(arrays["scale"]))
+
+    def _model(self) -> TextEncoder:
+        if self._encoder is None:
+            self._encoder = TextEncoder(self._settings)
+        return self._encoder
 
 
 class GivenFeaturiser:

@@ -1,0 +1,177 @@
+"""Other people's schemas as preference rows: UltraFeedback's ratings, and pairs of whole conversations.
+
+Neither has many users. UltraFeedback has a few objectives, HH-RLHF one crowd: each of them is split into as many users
+of a few dozen choices as its rows give, and prompts, not pairs, are split into train, val and test, so that no prompt
+of a held-out user was ever seen in training (METHOD, section 4).
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from fssa_jax.data.rows import Row
+from fssa_jax.errors import UserError
+
+ASPECTS = ("helpfulness", "honesty", "truthfulness", "instruction_following")
+_ROWS_OF_A_USER = 60  # half of them context: enough for k = 10 and 20 targets, with some to choose from
+
+
+@dataclasses.dataclass
+class SchemaReport:
+    """What was made of the records, and what was left out."""
+
+    prompts: int = 0
+    pairs: int = 0
+    unrated: int = 0  # completions with a missing or "N/A" rating
+    ambiguous: int = 0  # pairs that are equal in some label
+    agreed: int = 0  # pairs left out to reach the conflicting share
+    unreadable: int = 0  # conversations of which no common prompt can be made
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pair:
+    """Two responses to a prompt, and who prefers the first: one flag a label."""
+
+    prompt: str
+    first: str
+    second: str
+    prefers_first: tuple[bool, ...]
+
+
+def schema_of(record: Any) -> str:
+    """ "ultrafeedback", "conversations", or "rows"."""
+    if isinstance(record, dict):
+        if "completions" in record and "instruction" in record:
+            return "ultrafeedback"
+        if {"chosen", "rejected"} <= set(record) and "user_id" not in record:
+            return "conversations"
+    return "rows"
+
+
+def ultrafeedback_rows(
+    records: Iterable[tuple[str, dict]], labels: Sequence[str], conflicting: float = 1.0, seed: int = 0
+) -> tuple[list[Row], SchemaReport]:
+    """All pairs of a prompt's completions, chosen by each label's rating.
+
+    Pairs that are equal in any of the labels are left out. Of the rest, `conflicting` is the share of those that the
+    labels disagree about: 1 keeps these alone, as the paper does, 0.5 as many others beside them.
+
+    Args:
+      records: (place, record) with `instruction` and `completions` of `response` and `annotations`.
+      labels: aspects that are rated, such as ("helpfulness", "honesty").
+      conflicting: in (0, 1].
+      seed: of what is left out and of who gets which rows.
+
+    Raises:
+      UserError: unknown labels, records of another schema, or no pair at all.
+    """
+    unknown = [label for label in labels if label not in ASPECTS]
+    if unknown or not labels:
+        raise UserError(f"config.data.labels: must be some of {', '.join(ASPECTS)}; got {', '.join(labels) or 'none'}")
+    if not 0 < conflicting <= 1:
+        raise UserError(f"config.data.conflicting: must be above 0 and at most 1, got {conflicting}")
+    report = SchemaReport()
+    at_odds, agreed = [], []
+    for place, record in records:
+        try:
+            prompt, completions = str(record["instruction"]), list(record["completions"])
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"{place}: needs 'instruction' and 'completions' ({error!r}); is it UltraFeedback?"
+            ) from error
+        report.prompts += 1
+        rated = []
+        for completion in completions:
+            ratings = _ratings(completion, labels)
+            if ratings is None:
+                report.unrated += 1
+            else:
+                rated.append((str(completion["response"]), ratings))
+        for (first, a), (second, b) in combinations(rated, 2):
+            if first == second or any(x == y for x, y in zip(a, b, strict=True)):
+                report.ambiguous += 1
+                continue
+            pair = _Pair(prompt, first, second, tuple(x > y for x, y in zip(a, b, strict=True)))
+            (at_odds if len(set(pair.prefers_first)) > 1 else agreed).append(pair)
+    rng = np.random.default_rng(seed)
+    if len(labels) > 1:
+        wanted = min(round(len(at_odds) * (1 - conflicting) / conflicting), len(agreed))
+        kept = sorted(rng.permutation(len(agreed))[:wanted])
+        report.agreed = len(agreed) - wanted
+        pairs = at_odds + [agreed[i] for i in kept]
+    else:
+        pairs = at_odds + agreed
+    report.pairs = len(pairs)
+    if not pairs:
+        raise UserError("no pair that all labels rate differently is left; give other --config.data.labels")
+    return list(_rows(pairs, labels, rng, seed)), report
+
+
+def conversation_rows(records: Iterable[tuple[str, dict]], seed: int = 0) -> tuple[list[Row], SchemaReport]:
+    """HH-RLHF's pairs of whole conversations, `chosen` and `rejected`: the prompt is all up to the last answer.
+
+    Raises:
+      UserError: a record of another schema, or none that can be used.
+    """
+    report = SchemaReport()
+    pairs = []
+    for place, record in records:
+        chosen, rejected = record.get("chosen"), record.get("rejected")
+        if not (isinstance(chosen, str) and isinstance(rejected, str)):
+            raise UserError(f"{place}: 'chosen' and 'rejected' must be texts of whole conversations")
+        report.prompts += 1
+        (before, mark, a), (other, _, b) = (text.rpartition("\n\nAssistant:") for text in (chosen, rejected))
+        if not mark or before != other or not a.strip() or not b.strip() or a.strip() == b.strip():
+            report.unreadable += 1
+            continue
+        prompt = before.removeprefix("\n\nHuman:").strip()
+        pairs.append(_Pair(prompt, a.strip(), b.strip(), (True,)))
+    report.pairs = len(pairs)
+    if not pairs:
+        raise UserError("no record whose two conversations share all but the last answer")
+    return list(_rows(pairs, ("annotators",), np.random.default_rng(seed), seed)), report
+
+
+def _ratings(completion: Any, labels: Sequence[str]) -> tuple[int, ...] | None:
+    """The labels' ratings of a completion; None if one is missing, "N/A", or the response is empty."""
+    try:
+        ratings = tuple(int(completion["annotations"][label]["Rating"]) for label in labels)
+        return ratings if str(completion["response"]).strip() else None
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _split_of(prompt: str, seed: int) -> str:
+    """80/10/10 by a hash of the prompt: the same in every process and for every set of labels."""
+    place = int.from_bytes(hashlib.sha256(f"{seed}:{prompt}".encode()).digest()[:4], "big") / 2**32
+    return "train" if place < 0.8 else "val" if place < 0.9 else "test"
+
+
+def _rows(pairs: list[_Pair], labels: Sequence[str], rng: np.random.Generator, seed: int) -> Iterator[Row]:
+    """Users of each label with the same pairs, so that steering can be scored where labels disagree."""
+    by_split: dict[str, dict[str, list[_Pair]]] = {"train": {}, "val": {}, "test": {}}
+    for pair in pairs:
+        by_split[_split_of(pair.prompt, seed)].setdefault(pair.prompt, []).append(pair)
+    for split, by_prompt in by_split.items():
+        prompts = list(by_prompt)
+        users: list[list[tuple[str, _Pair]]] = [[]]
+        for i in rng.permutation(len(prompts)):
+            # A prompt goes whole into one pool of one user.
+            group = by_prompt[prompts[i]]
+            if len(users[-1]) + len(group) > _ROWS_OF_A_USER and users[-1]:
+                users.append([])
+            load = [sum(pool == name for pool, _ in users[-1]) for name in ("context", "target")]
+            pool = "context" if load[0] <= load[1] else "target"
+            users[-1] += [(pool, pair) for pair in group]
+        for number, rows in enumerate(users):
+            for j, label in enumerate(labels):
+                for pool, pair in rows:
+                    chosen, rejected = (pair.first, pair.second) if pair.prefers_first[j] else (pair.second, pair.first)
+                    yield Row(
+                        f"{label}-{split}-{number}", pair.prompt, chosen, rejected, group=label, split_user=split,
+                        split_item=split, pool=pool, place=f"{label} on {pair.prompt[:40]!r}",
+                    )  # fmt: skip

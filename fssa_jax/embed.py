@@ -1,0 +1,248 @@
+"""Embeddings of texts by a pretrained model: in batches of like length, over all devices, resumable shard by shard."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from fssa_jax import pretrained
+from fssa_jax.buckets import batch_rows, length_batches
+from fssa_jax.errors import UserError
+from fssa_jax.files import write_bytes, write_text
+from fssa_jax.models.bert import BertEncoder, mean_pool
+from fssa_jax.models.decoder import Decoder
+from fssa_jax.tokens import check_vocabulary, load_tokenizer, prompt_tokens
+from fssa_jax.types import PyTree
+
+_log = logging.getLogger(__name__)
+
+Text = tuple[str, str]  # (prompt, response)
+Pool = Literal["mean", "last"]
+
+_SHARD = 1024  # texts a file: what a kill can cost
+_BATCH_TOKENS = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbedSettings:
+    """How a text becomes a vector.
+
+    Attributes:
+      encoder: directory or hub name.
+      pool: "mean" over tokens, or the "last" token (decoders only).
+      layer: of a decoder, number of blocks that are run; 0 for all of them and the final norm.
+      max_tokens: longer texts are cut at the end; 0 for the model's limit.
+      normalise: to unit length.
+      dtype: of the computation.
+    """
+
+    encoder: str
+    pool: Pool = "mean"
+    layer: int = 0
+    max_tokens: int = 0
+    normalise: bool = True
+    dtype: str = "float32"
+
+
+class TextEncoder:
+    """A pretrained model that embeds texts. A text is its prompt, a blank line, and its response; for a model with a
+    chat template, the conversation as the template writes it."""
+
+    def __init__(self, settings: EmbedSettings):
+        self.settings = settings
+        self.directory = pretrained.find_checkpoint(settings.encoder)
+        config = pretrained.read_config(self.directory)
+        self.tokenizer = load_tokenizer(self.directory)
+        check_vocabulary(self.tokenizer, config.vocabulary, self.directory)
+        self._bert = isinstance(config, pretrained.BertConfig)
+        if self._bert and (settings.pool != "mean" or settings.layer):
+            raise UserError(f"{settings.encoder}: a sentence encoder has pool 'mean' and no layer to choose")
+        if not self._bert and not 0 <= settings.layer <= config.layers:
+            raise UserError(f"{settings.encoder}: layer {settings.layer} is not one of its {config.layers} layers")
+        dtype = jnp.dtype(settings.dtype)
+        self.model: Any = BertEncoder(config, dtype) if self._bert else Decoder(config, dtype)  # type: ignore[arg-type]
+        self.width = config.width
+        self.limit = min(settings.max_tokens or config.max_length, config.max_length)
+        given = _sentence_limit(self.directory) if self._bert and not settings.max_tokens else None
+        self.limit = min(self.limit, given or self.limit)
+        devices = jax.local_devices()
+        mesh = jax.sharding.Mesh(np.array(devices), ("batch",), axis_types=(AxisType.Auto,))
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        self._shared = NamedSharding(mesh, PartitionSpec("batch"))
+        self.devices = len(devices)
+        # Matrix products of half-precision models are in half precision; float32 stays float32.
+        variables = pretrained.load_params(self.directory, config, dtype, lambda *_: everywhere)
+        self._run = partial(jax.jit(self._embed), variables)
+
+    def fingerprint(self) -> str:
+        """Of the settings and the weights: two runs that agree in it give the same vectors."""
+        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.settings) | {"encoder": ""}).encode())
+        for file in sorted([*self.directory.glob("*.safetensors"), self.directory / "config.json",
+                            *self.directory.glob("tokenizer.json")]):  # fmt: skip
+            with file.open("rb") as stream:
+                size = file.stat().st_size
+                digest.update(f"{file.name} {size}".encode())
+                digest.update(stream.read(1 << 20))
+                stream.seek(max(size - (1 << 20), 0))
+                digest.update(stream.read())
+        return digest.hexdigest()
+
+    def tokens(self, texts: Sequence[Text]) -> list[list[int]]:
+        """Token ids, cut at the end to the limit."""
+        if self._bert:
+            whole = [f"{prompt}\n\n{response}" if prompt else response for prompt, response in texts]
+            return self.tokenizer(whole, truncation=True, max_length=self.limit)["input_ids"]
+        out = []
+        for prompt, response in texts:
+            after = self.tokenizer(response, add_special_tokens=False)["input_ids"]
+            out.append((prompt_tokens(self.tokenizer, prompt) + after)[: self.limit])
+        return out
+
+    def embed(self, texts: Sequence[Text]) -> np.ndarray:
+        """(texts, width) float32."""
+        ids = self.tokens(texts)
+        out = np.zeros((len(texts), self.width), np.float32)
+        pending: list[tuple[np.ndarray, jax.Array]] = []
+        for size, rows in length_batches([len(i) for i in ids], _BATCH_TOKENS * self.devices, self.devices):
+            number = batch_rows(size, _BATCH_TOKENS * self.devices, self.devices)
+            tokens, lengths = np.zeros((number, size), np.int32), np.ones(number, np.int32)
+            for place, row in enumerate(rows):
+                tokens[place, : len(ids[row])] = ids[row]
+                lengths[place] = max(len(ids[row]), 1)
+            vectors = self._run(jax.device_put(tokens, self._shared), jax.device_put(lengths, self._shared))
+            pending.append((rows, vectors))
+            if len(pending) > 2:  # the device works while the host reads what is done
+                done, vectors = pending.pop(0)
+                out[done] = np.asarray(vectors)[: len(done)]
+        for done, vectors in pending:
+            out[done] = np.asarray(vectors)[: len(done)]
+        return out
+
+    def _embed(self, variables: PyTree, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+        s = self.settings
+        if self._bert:
+            return mean_pool(self.model.apply(variables, tokens, lengths), lengths, s.normalise)
+        hidden, _ = self.model.apply(variables, tokens, until=s.layer or None, method="hidden")
+        if s.pool == "mean":
+            return mean_pool(hidden, lengths, s.normalise)
+        last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
+        return mean_pool(last, jnp.ones_like(lengths), s.normalise)
+
+
+def _sentence_limit(directory: Path) -> int | None:
+    """The number of tokens that a sentence-transformers model reads, where the checkpoint says so."""
+    file = directory / "sentence_bert_config.json"
+    try:
+        return int(json.loads(file.read_text())["max_seq_length"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def embed_to(
+    encoder: TextEncoder,
+    texts: Sequence[Text],
+    directory: Path,
+    *,
+    process: int | None = None,
+    processes: int | None = None,
+) -> np.ndarray:
+    """Embeds texts into directory/features.npy, and returns it memory-mapped.
+
+    Texts are cut into shards, each written whole; after a kill only what is missing is done. Each process of
+    several takes every n-th shard, and the first one joins them when all are there.
+
+    Raises:
+      UserError: the directory was begun with another encoder or other texts; vectors that are not finite.
+    """
+    process = jax.process_index() if process is None else process
+    processes = jax.process_count() if processes is None else processes
+    stamp = {"encoder": encoder.fingerprint(), "texts": _digest(texts), "number": len(texts), "width": encoder.width}
+    _claim(directory, stamp)
+    final = directory / "features.npy"
+    if not final.exists():
+        parts = directory / "shards"
+        starts = range(0, len(texts), _SHARD)
+        mine = [s for i, s in enumerate(starts) if i % processes == process]
+        todo = [s for s in mine if not _shard(parts, s).exists()]
+        done = sum(min(_SHARD, len(texts) - s) for s in mine if s not in set(todo))
+        total = sum(min(_SHARD, len(texts) - s) for s in mine)
+        with tqdm(total=total, initial=done, desc="embedding", unit="text", disable=None, file=sys.stderr) as bar:
+            for s in todo:
+                vectors = encoder.embed(texts[s : s + _SHARD])
+                bad = np.flatnonzero(~np.isfinite(vectors).all(1))
+                if len(bad):
+                    raise UserError(f"{directory}: the vector of text {s + bad[0]} is not finite; try --dtype=float32")
+                write_bytes(_shard(parts, s), _npy(vectors))
+                bar.update(len(vectors))
+        if process == 0:
+            _join(parts, list(starts), final, len(texts), encoder.width, wait=processes > 1)
+    features = np.load(final, mmap_mode="r", allow_pickle=False)
+    if features.shape != (len(texts), encoder.width):
+        raise UserError(f"{final}: {features.shape} instead of {(len(texts), encoder.width)}; remove {directory}")
+    return features
+
+
+def _claim(directory: Path, stamp: dict) -> None:
+    file = directory / "embedding.json"
+    if file.exists():
+        try:
+            before = json.loads(file.read_text())
+        except ValueError:
+            before = {}
+        for name, what in (("encoder", "another encoder or other settings"), ("texts", "other texts")):
+            if before.get(name) != stamp[name]:
+                raise UserError(f"{directory}: was begun with {what}; give another directory, or remove this one")
+        return
+    write_text(file, json.dumps(stamp))
+
+
+def _shard(parts: Path, start: int) -> Path:
+    return parts / f"{start:09d}.npy"
+
+
+def _npy(array: np.ndarray) -> bytes:
+    import io
+
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def _join(parts: Path, starts: list[int], final: Path, number: int, width: int, wait: bool) -> None:
+    deadline = time.monotonic() + 24 * 3600
+    while wait and not all(_shard(parts, s).exists() for s in starts):
+        if time.monotonic() > deadline:
+            raise UserError(f"{parts}: other processes did not finish their shards; start the same command again")
+        time.sleep(0.2)
+    temporary = final.with_name(".features.tmp")
+    joined = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=(number, width))
+    for s in starts:
+        joined[s : s + _SHARD] = np.load(_shard(parts, s), allow_pickle=False)
+    joined.flush()
+    temporary.rename(final)
+    shutil.rmtree(parts)
+
+
+def _digest(texts: Sequence[Text]) -> str:
+    digest = hashlib.sha256()
+    for line in _lines(texts):
+        digest.update(line)
+    return digest.hexdigest()
+
+
+def _lines(texts: Sequence[Text]) -> Iterator[bytes]:
+    for text in texts:
+        yield json.dumps(list(text), ensure_ascii=False).encode() + b"\n"

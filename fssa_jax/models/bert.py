@@ -1,0 +1,117 @@
+"""BERT-style sentence encoders: all-MiniLM-L6-v2 and its kin."""
+
+import dataclasses
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from fssa_jax.attention import attention
+from fssa_jax.types import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """The shape of an encoder. `pretrained.py` reads it from a config.json."""
+
+    vocabulary: int
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    max_length: int = 512
+    types: int = 2
+    activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
+    norm_epsilon: float = 1e-12
+
+
+_ACTIVATIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+}
+
+
+def layer_norm(x: Float[Array, "*batch d"], parameters: PyTree, epsilon: float) -> Float[Array, "*batch d"]:
+    """(x − mean) / √(variance + ε) · scale + bias, in float32, in the type of x."""
+    y = x.astype(jnp.float32)
+    y = y - y.mean(-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)
+    lead = (1,) * (x.ndim - 1)
+    return (y * parameters["scale"].reshape(*lead, -1) + parameters["bias"].reshape(*lead, -1)).astype(x.dtype)
+
+
+def mean_pool(
+    hidden: Float[Array, "batch t d"], lengths: Int[Array, " batch"], normalise: bool = True
+) -> Float[Array, "batch d"]:
+    """The mean over the real tokens of a row, in float32; of unit length with `normalise`.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax.models.bert import mean_pool
+    >>> mean_pool(jnp.array([[[3.0, 0.0], [9.0, 9.0]]]), jnp.array([1])).tolist()
+    [[1.0, 0.0]]
+    """
+    real = (jnp.arange(hidden.shape[1])[None] < lengths[:, None]).astype(jnp.float32)
+    total = jnp.einsum("btd,bt->bd", hidden.astype(jnp.float32), real)
+    mean = total / jnp.maximum(lengths, 1).astype(jnp.float32)[:, None]
+    if not normalise:
+        return mean
+    return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
+
+
+class BertEncoder(nn.Module):
+    """Hidden states of tokens that all read each other; padding on the right is left out.
+
+    Attributes:
+      config: the shape.
+      dtype: of the computation; norms and softmax are float32 in any case.
+    """
+
+    config: BertConfig
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        c = self.config
+        init = nn.initializers.normal(0.02)
+        self.embeddings = self.param("embeddings", lambda key: {
+            "words": init(key, (c.vocabulary, c.width)), "positions": init(key, (c.max_length, c.width)),
+            "types": init(key, (c.types, c.width)),
+            "norm": {"scale": jnp.ones(c.width), "bias": jnp.zeros(c.width)},
+        })  # fmt: skip
+        self.layers = self.param("layers", _init_layers, c)
+
+    def __call__(self, tokens: Int[Array, "batch t"], lengths: Int[Array, " batch"]) -> Float[Array, "batch t d"]:
+        """The last layer's states, (batch, t, d); those of padding mean nothing."""
+        c, e = self.config, self.embeddings
+        batch, t = tokens.shape
+        x = e["words"][tokens] + e["positions"][None, :t] + e["types"][0][None, None]
+        x = layer_norm(x.astype(self.dtype), e["norm"], c.norm_epsilon)
+
+        def linear(layer: PyTree, name: str, y: Array) -> Array:
+            kernel, bias = (layer[name][part].astype(y.dtype) for part in ("kernel", "bias"))
+            return jnp.einsum("btd,df->btf", y, kernel) + bias[None, None]
+
+        def step(x: Array, layer: PyTree) -> tuple[Array, None]:
+            query, key, value = (
+                linear(layer, name, x).reshape(batch, t, c.heads, c.width // c.heads)
+                for name in ("query", "key", "value")
+            )
+            mixed = attention(query, key, value, lengths=lengths, causal=False).reshape(batch, t, c.width)
+            x = layer_norm(x + linear(layer, "out", mixed), layer["attention_norm"], c.norm_epsilon)
+            y = linear(layer, "down", _ACTIVATIONS[c.activation](linear(layer, "up", x)))
+            return layer_norm(x + y, layer["mlp_norm"], c.norm_epsilon), None
+
+        return jax.lax.scan(step, x, self.layers)[0]
+
+
+def _init_layers(key: Array, c: BertConfig) -> PyTree:
+    sizes = {"query": (c.width, c.width), "key": (c.width, c.width), "value": (c.width, c.width),
+             "out": (c.width, c.width), "up": (c.width, c.mlp_width), "down": (c.mlp_width, c.width)}  # fmt: skip
+    layers = {
+        name: {"kernel": 0.02 * jax.random.normal(k, (c.layers, *size)), "bias": jnp.zeros((c.layers, size[1]))}
+        for (name, size), k in zip(sizes.items(), jax.random.split(key, len(sizes)), strict=True)
+    }
+    norm = {"scale": jnp.ones((c.layers, c.width)), "bias": jnp.zeros((c.layers, c.width))}
+    return layers | {"attention_norm": norm, "mlp_norm": norm}

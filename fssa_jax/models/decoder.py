@@ -1,0 +1,324 @@
+"""One decoder for the language models that people use: Llama, Mistral, Qwen2, Qwen3, Gemma, Gemma 2, SmolLM."""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from fssa_jax.adapters import AdapterTree, apply_film, apply_projection_adapter
+from fssa_jax.attention import Implementation, attention
+from fssa_jax.types import PyTree
+
+Remat = Literal["none", "full", "dots"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """The shape of a decoder, and in what the families differ. `pretrained.py` reads it from a config.json.
+
+    Attributes:
+      vocabulary, width, layers, heads, groups, head_dim, mlp_width: sizes; `groups` heads of key and value.
+      max_length: positions that the model was made for.
+      activation: of the gated MLP.
+      norm_epsilon, norm_offset: RMSNorm(x) = x / rms(x) · (offset + scale); Gemma's offset is 1.
+      tied: the output layer is the embedding.
+      qkv_bias, out_bias, mlp_bias: which linear layers have a bias.
+      qk_norm: RMSNorm of every query and key head (Qwen3).
+      post_norms: norms after attention and MLP as well (Gemma 2).
+      embedding_scale: of the embedded tokens (Gemma: √width).
+      attention_scale: 1/√head_dim where None.
+      attention_softcap, logit_softcap: of Gemma 2; None for none.
+      windows: of each layer, None for all keys; () for all layers.
+      rope: frequencies of the rotary embedding, and the factor of its amplitude (YaRN).
+    """
+
+    vocabulary: int
+    width: int
+    layers: int
+    heads: int
+    groups: int
+    head_dim: int
+    mlp_width: int
+    max_length: int = 2048
+    activation: Literal["silu", "gelu_tanh", "gelu"] = "silu"
+    norm_epsilon: float = 1e-6
+    norm_offset: float = 0.0
+    tied: bool = False
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    post_norms: bool = False
+    embedding_scale: float = 1.0
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    windows: tuple[int | None, ...] = ()
+    rope_frequencies: tuple[float, ...] = ()
+    rope_amplitude: float = 1.0
+
+    @property
+    def frequencies(self) -> tuple[float, ...]:
+        """Of the rotary embedding, head_dim/2 of them; θ = 10,000 where none are given."""
+        half = self.head_dim // 2
+        return self.rope_frequencies or tuple(10_000 ** (-i / half) for i in range(half))
+
+
+class Cache(NamedTuple):
+    """Keys and values of all layers, (layers, batch, length, groups, head_dim); slot j holds position j."""
+
+    key: Any
+    value: Any
+
+
+def empty_cache(config: DecoderConfig, batch: int, length: int, dtype: Any = jnp.float32) -> Cache:
+    """A cache of static shape for sequences of up to `length` tokens."""
+    shape = (config.layers, batch, length, config.groups, config.head_dim)
+    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+
+def rms_norm(x: Float[Array, "*batch d"], scale: Float[Array, " d"], epsilon: float, offset: float = 0.0) -> Array:
+    """x / √(mean x² + ε) · (offset + scale), in float32, in the type of x (arXiv 1910.07467)."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)
+    lead = (1,) * (x.ndim - 1)
+    if offset:  # Gemma scales in float32; the others after the return to the type of x
+        return (y * (offset + scale.astype(jnp.float32)).reshape(*lead, -1)).astype(x.dtype)
+    return y.astype(x.dtype) * scale.astype(x.dtype).reshape(*lead, -1)
+
+
+def rotate(x: Float[Array, "batch t heads d"], cos: Array, sin: Array) -> Float[Array, "batch t heads d"]:
+    """The rotary embedding of halves: (x₁, x₂) → (x₁ cos − x₂ sin, x₂ cos + x₁ sin)  (arXiv 2104.09864)."""
+    a, b = jnp.split(x, 2, axis=-1)
+    cos, sin = cos[:, :, None].astype(x.dtype), sin[:, :, None].astype(x.dtype)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+_ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+}
+
+
+def block(
+    layer: PyTree,
+    x: Float[Array, "batch t d"],
+    *,
+    config: DecoderConfig,
+    angles: tuple[Array, Array],
+    positions: Int[Array, "batch t"] | None,
+    window: Any,
+    cache: tuple[Array, Array] | None,
+    adapters: AdapterTree | None,
+    implementation: Implementation,
+) -> tuple[Float[Array, "batch t d"], tuple[Array, Array] | None]:
+    """One transformer block on the parameters of one layer: what the scan over layers repeats."""
+    c = config
+    batch, t, _ = x.shape
+
+    def norm(name: str, y: Array) -> Array:
+        return rms_norm(y, layer[name]["scale"], c.norm_epsilon, c.norm_offset)
+
+    def linear(name: str, y: Array) -> Array:
+        out = jnp.einsum("btd,df->btf", y, layer[name]["kernel"].astype(y.dtype))
+        if "bias" in layer[name]:
+            out = out + layer[name]["bias"].astype(y.dtype)[None, None]
+        return out if adapters is None else apply_projection_adapter(adapters.get(name), y, out)
+
+    y = norm("attention_norm", x)
+    query = linear("query", y).reshape(batch, t, c.heads, c.head_dim)
+    key = linear("key", y).reshape(batch, t, c.groups, c.head_dim)
+    value = linear("value", y).reshape(batch, t, c.groups, c.head_dim)
+    if c.qk_norm:
+        query, key = norm("query_norm", query), norm("key_norm", key)
+    query, key = rotate(query, *angles), rotate(key, *angles)
+    if cache is not None:
+        assert positions is not None
+        write = jax.vmap(lambda slots, new, at: jax.lax.dynamic_update_slice_in_dim(slots, new, at, 0))
+        old_key, old_value = cache
+        cache = (
+            write(old_key, key.astype(old_key.dtype), positions[:, 0]),
+            write(old_value, value.astype(old_value.dtype), positions[:, 0]),
+        )
+        key, value = cache[0].astype(x.dtype), cache[1].astype(x.dtype)
+    mixed = attention(
+        query, key, value, positions=positions, window=window, scale=c.attention_scale,
+        softcap=c.attention_softcap, implementation=implementation,
+    )  # fmt: skip
+    out = linear("out", mixed.reshape(batch, t, c.heads * c.head_dim))
+    x = x + (norm("attention_post_norm", out) if c.post_norms else out)
+    y = norm("mlp_norm", x)
+    out = linear("down", _ACTIVATIONS[c.activation](linear("gate", y)) * linear("up", y))
+    x = x + (norm("mlp_post_norm", out) if c.post_norms else out)
+    if adapters is not None and "residual" in adapters:
+        x = apply_film(adapters["residual"], x)
+    return x, cache
+
+
+class Decoder(nn.Module):
+    """A causal language model; log p(token | tokens before) is log_softmax of `logits`.
+
+    Parameters of all layers are stacked along a first axis and scanned over. `unstacked` makes a list of them:
+    the loop is then unrolled, which costs compile time and saves copying weights where a step is short (decoding).
+
+    Attributes:
+      config: the shape.
+      dtype: of the computation; norms, softmax and the rotary angles are float32 in any case.
+      remat: what is recomputed in the backward pass: "none", all of a layer ("full"), all but its matrix
+        products ("dots").
+      implementation: of the attention.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from fssa_jax import Decoder, DecoderConfig
+    >>> model = Decoder(DecoderConfig(vocabulary=50, width=16, layers=2, heads=4, groups=2, head_dim=4, mlp_width=32))
+    >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 3), int))
+    >>> model.apply(variables, jnp.ones((2, 5), int)).shape
+    (2, 5, 50)
+    """
+
+    config: DecoderConfig
+    dtype: Any = jnp.float32
+    remat: Remat = "none"
+    implementation: Implementation = "xla"
+
+    def setup(self):
+        c = self.config
+        init = nn.initializers.normal(0.02)
+        self.embedding = self.param("embedding", init, (c.vocabulary, c.width))
+        stored = self.has_variable("params", "layers")
+        # `unstacked` parameters have another structure than those that are made here.
+        self.layers = self.get_variable("params", "layers") if stored else self.param("layers", _init_layers, c)
+        self.norm = self.param("norm", nn.initializers.constant(1.0 - c.norm_offset), (c.width,))
+        if not c.tied:
+            self.head = self.param("head", init, (c.width, c.vocabulary))
+
+    def hidden(
+        self,
+        tokens: Int[Array, "batch t"],
+        adapters: AdapterTree | None = None,
+        *,
+        positions: Int[Array, "batch t"] | None = None,
+        cache: Cache | None = None,
+        until: int | None = None,
+        collect: bool = False,
+    ) -> tuple[Float[Array, "*layers batch t d"], Cache | None]:
+        """Hidden states of tokens, padded on the right.
+
+        Args:
+          tokens: ids.
+          adapters: one row for each sequence; see `adapters.py`. None costs nothing.
+          positions: of the tokens, consecutive in a row; 0, 1, … by default, needed with a cache.
+          cache: keys and values of what came before; the new ones are written to their positions.
+          until: number of layers to run, without the final norm; all of them, with it, by default.
+          collect: return the states before the first and after every layer, (layers + 1, batch, t, d), none normed.
+
+        Returns:
+          The states and the cache (None without one).
+        """
+        c = self.config
+        x = self.embedding[tokens].astype(self.dtype)
+        if c.embedding_scale != 1.0:
+            x = x * jnp.asarray(c.embedding_scale, self.dtype)
+        at = jnp.arange(tokens.shape[1])[None] if positions is None else positions
+        angle = at[..., None].astype(jnp.float32) * jnp.asarray(c.frequencies, jnp.float32)[None, None]
+        angles = (jnp.cos(angle) * c.rope_amplitude, jnp.sin(angle) * c.rope_amplitude)
+        count = c.layers if until is None else until
+        windows = (c.windows or (None,) * c.layers)[:count]
+        same = len(set(windows)) == 1
+        far = 2**30
+
+        def run(layer: PyTree, x: Array, window: Any, kept: Any, adapter: Any):
+            return block(
+                layer, x, config=c, angles=angles, positions=positions, window=window, cache=kept, adapters=adapter,
+                implementation=self.implementation,
+            )  # fmt: skip
+
+        if self.remat != "none":
+            dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            run = jax.checkpoint(
+                run, policy=dots if self.remat == "dots" else None, static_argnums=(2,) if same else ()
+            )
+        kept = None if cache is None else (cache.key, cache.value)
+        states = [x]
+        if isinstance(self.layers, list | tuple):
+            new = []
+            for i, layer in enumerate(self.layers[:count]):
+                mine, adapter = (jax.tree.map(lambda leaf, i=i: leaf[i], tree) for tree in (kept, adapters))
+                x, mine = run(layer, x, windows[i], mine, adapter)
+                states.append(x)
+                new.append(mine)
+            if kept is not None:
+                kept = tuple(jnp.stack(leaves) for leaves in zip(*new, strict=True))
+        else:
+
+            def step(x, scanned):
+                layer, window, mine, adapter = scanned
+                x, mine = run(layer, x, windows[0] if same else window, mine, adapter)
+                return x, (mine, x if collect else None)
+
+            first = jax.tree.map(lambda leaf: leaf[:count], (self.layers, adapters))
+            limits = None if same else jnp.asarray([far if w is None else w for w in windows])
+            x, (kept, after) = jax.lax.scan(step, x, (first[0], limits, kept, first[1]))
+            if collect:
+                states = [jnp.concatenate([states[0][None], jnp.asarray(after)])]
+        cache = None if kept is None else Cache(*kept)
+        if collect:
+            return (states[0] if len(states) == 1 else jnp.stack(states)), cache
+        if until is None:
+            x = rms_norm(x, self.norm, c.norm_epsilon, c.norm_offset)
+        return x, cache
+
+    def output_kernel(self) -> Float[Array, "d vocabulary"]:
+        """The output layer: the embedding, transposed, where it is tied."""
+        return self.embedding.T if self.config.tied else self.head
+
+    def logits(self, hidden: Float[Array, "*batch d"]) -> Float[Array, "*batch vocabulary"]:
+        """Logits in float32 of normed hidden states."""
+        kernel = self.output_kernel().astype(hidden.dtype)
+        out = jax.lax.dot_general(
+            hidden, kernel, (((hidden.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.float32
+        )
+        cap = self.config.logit_softcap
+        return out if cap is None else cap * jnp.tanh(out / cap)
+
+    def __call__(
+        self, tokens: Int[Array, "batch t"], adapters: AdapterTree | None = None
+    ) -> Float[Array, "batch t vocabulary"]:
+        """Logits of all tokens. For log-probabilities of long sequences see `logprobs.py`."""
+        return self.logits(self.hidden(tokens, adapters)[0])
+
+
+def _init_layers(key: Array, config: DecoderConfig) -> PyTree:
+    """Parameters of all layers, each leaf (layers, …)."""
+    c = config
+    q, kv = c.heads * c.head_dim, c.groups * c.head_dim
+    shapes = {
+        "query": (c.width, q, c.qkv_bias), "key": (c.width, kv, c.qkv_bias), "value": (c.width, kv, c.qkv_bias),
+        "out": (q, c.width, c.out_bias), "gate": (c.width, c.mlp_width, c.mlp_bias),
+        "up": (c.width, c.mlp_width, c.mlp_bias), "down": (c.mlp_width, c.width, c.mlp_bias),
+    }  # fmt: skip
+    layers: dict[str, dict[str, Array]] = {}
+    for (name, (inputs, outputs, bias)), k in zip(shapes.items(), jax.random.split(key, len(shapes)), strict=True):
+        layers[name] = {"kernel": 0.02 * jax.random.normal(k, (c.layers, inputs, outputs))}
+        if bias:
+            layers[name]["bias"] = jnp.zeros((c.layers, outputs))
+    norms = {"attention_norm": c.width, "mlp_norm": c.width}
+    if c.post_norms:
+        norms |= {"attention_post_norm": c.width, "mlp_post_norm": c.width}
+    if c.qk_norm:
+        norms |= {"query_norm": c.head_dim, "key_norm": c.head_dim}
+    for name, width in norms.items():
+        layers[name] = {"scale": jnp.full((c.layers, width), 1.0 - c.norm_offset)}
+    return layers
+
+
+def unstacked(variables: PyTree) -> PyTree:
+    """The same variables with a list of layers in place of stacked ones; see `Decoder`."""
+    params = dict(variables["params"])
+    count = len(params["norm"]) and len(params["layers"]["attention_norm"]["scale"])
+    params["layers"] = [jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]) for i in range(count)]
+    return {**variables, "params": params}

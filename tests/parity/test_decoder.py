@@ -1,0 +1,123 @@
+"""Every family against transformers on torch: hidden states layer by layer, logits, gradients, generation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fssa_jax import pretrained
+from fssa_jax.adapters import LowRank
+from fssa_jax.generate import generate
+from fssa_jax.logprobs import response_log_probs
+from fssa_jax.models.decoder import Decoder, empty_cache, unstacked
+from fssa_jax.sampling import Sampling
+from tests.parity.families import FAMILIES, make, torch
+
+TOKENS = np.random.default_rng(0).integers(3, 101, (3, 20))
+LENGTHS = np.array([20, 13, 7])
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request, tmp_path_factory):
+    """(the torch model, ours, our variables)."""
+    theirs, directory = make(request.param, tmp_path_factory.mktemp("model") / "m")
+    config = pretrained.read_config(directory)
+    return theirs, Decoder(config), pretrained.load_params(directory, config)
+
+
+def test_hidden_states_of_every_layer_and_logits(pair):
+    theirs, model, variables = pair
+    mask = torch.tensor(np.arange(20)[None] < LENGTHS[:, None]).long()
+    with torch.no_grad():
+        out = theirs(torch.tensor(TOKENS), attention_mask=mask, output_hidden_states=True)
+    states, _ = model.apply(variables, jnp.asarray(TOKENS), collect=True, method="hidden")
+    real = np.asarray(mask, bool)
+    # The last of theirs is normed, the last of ours is not.
+    for ours, reference in zip(states[:-1], out.hidden_states[:-1], strict=True):
+        np.testing.assert_allclose(np.asarray(ours)[real], reference.numpy()[real], atol=1e-4, rtol=1e-4)
+    final, _ = model.apply(variables, jnp.asarray(TOKENS), method="hidden")
+    np.testing.assert_allclose(np.asarray(final)[real], out.hidden_states[-1].numpy()[real], atol=1e-4, rtol=1e-4)
+    logits = model.apply(variables, jnp.asarray(TOKENS))
+    np.testing.assert_allclose(np.asarray(logits)[real], out.logits.numpy()[real], atol=1e-4, rtol=1e-4)
+
+
+def test_a_cache_and_unrolled_layers_change_nothing(pair):
+    _, model, variables = pair
+    tokens = jnp.asarray(TOKENS)
+    whole, _ = model.apply(variables, tokens, method="hidden")
+    loose = unstacked(variables)
+    cache = empty_cache(model.config, 3, 24)
+    step = jax.jit(lambda v, t, p, c: model.apply(v, t, positions=p, cache=c, method="hidden"))
+    start = jnp.broadcast_to(jnp.arange(12)[None], (3, 12))
+    first, cache = step(variables, tokens[:, :12], start, cache)
+    parts = [first]
+    for i in range(12, 20):
+        out, cache = step(loose, tokens[:, i : i + 1], jnp.full((3, 1), i), cache)
+        parts.append(out)
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, atol=3e-4)
+
+
+def test_greedy_generation_token_for_token(tmp_path):
+    """64 tokens from ragged prompts, every family; and with a repetition penalty."""
+    for name in FAMILIES:
+        theirs, directory = make(name, tmp_path / name.replace(" ", "_"), max_position_embeddings=128)
+        config = pretrained.read_config(directory)
+        model, variables = Decoder(config), pretrained.load_params(directory, config)
+        prompts = [TOKENS[row, :n].tolist() for row, n in enumerate((5, 11, 3))]
+        ours = generate(model, variables, prompts, 64).tokens
+        for prompt, new in zip(prompts, ours, strict=True):
+            with torch.no_grad():
+                out = theirs.generate(torch.tensor([prompt]), max_new_tokens=64, do_sample=False, eos_token_id=None,
+                                      pad_token_id=0, attention_mask=torch.ones(1, len(prompt)).long())  # fmt: skip
+            assert out[0, len(prompt) :].tolist() == new, name
+
+
+def test_the_repetition_penalty_is_theirs(tmp_path):
+    theirs, directory = make("qwen2", tmp_path / "m", max_position_embeddings=128)
+    config = pretrained.read_config(directory)
+    prompt = TOKENS[0, :9].tolist()
+    ours = generate(Decoder(config), pretrained.load_params(directory, config), [prompt], 40,
+                    sampling=Sampling(repetition_penalty=1.3)).tokens[0]  # fmt: skip
+    with torch.no_grad():
+        out = theirs.generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False, eos_token_id=None,
+                              pad_token_id=0, repetition_penalty=1.3)  # fmt: skip
+    assert out[0, 9:].tolist() == ours
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gemma 2", "llama 3 scaled"])
+def test_loss_and_gradients_of_adapters(tmp_path, name):
+    """Log-probabilities of responses under LoRA factors of each row's own, and their gradients."""
+    theirs, directory = make(name, tmp_path / "m")
+    config = pretrained.read_config(directory)
+    model, variables = Decoder(config), pretrained.load_params(directory, config)
+    rng = np.random.default_rng(1)
+    inputs, outputs = config.width, config.heads * config.head_dim
+    down = rng.normal(size=(config.layers, 3, inputs, 2)).astype(np.float32) * 0.2
+    up = rng.normal(size=(config.layers, 3, 2, outputs)).astype(np.float32) * 0.2
+    starts, ends = np.array([8, 4, 3]), LENGTHS
+
+    def loss(factors):
+        hidden, _ = model.apply(variables, jnp.asarray(TOKENS), {"query": LowRank(*factors)}, method="hidden")
+        kernel = model.apply(variables, method="output_kernel")
+        return response_log_probs(
+            hidden, kernel, jnp.asarray(TOKENS), jnp.asarray(starts), jnp.asarray(ends), softcap=config.logit_softcap
+        )
+
+    ours = loss((jnp.asarray(down), jnp.asarray(up)))
+    gradients = jax.grad(lambda f: loss(f).sum())((jnp.asarray(down), jnp.asarray(up)))
+    factors = [torch.tensor(x, requires_grad=True) for x in (down, up)]
+    for i, layer in enumerate(theirs.model.layers):
+        layer.self_attn.q_proj.register_forward_hook(
+            lambda module, args, out, i=i: out + args[0] @ factors[0][i] @ factors[1][i]
+        )
+    mask = torch.tensor(np.arange(20)[None] < LENGTHS[:, None]).long()
+    log_p = theirs(torch.tensor(TOKENS), attention_mask=mask).logits.log_softmax(-1)
+    scores = log_p[:, :-1].gather(-1, torch.tensor(TOKENS)[:, 1:, None])[..., 0]
+    place = np.arange(1, 20)[None]
+    inside = torch.tensor((place >= starts[:, None]) & (place < ends[:, None]))
+    expected = (scores * inside).sum(-1)
+    expected.sum().backward()
+    np.testing.assert_allclose(ours, expected.detach().numpy(), rtol=1e-4)
+    for mine, factor in zip(gradients, factors, strict=True):
+        scale = np.abs(factor.grad.numpy()).max()
+        np.testing.assert_allclose(mine, factor.grad.numpy(), atol=1e-4 * scale)

@@ -1,0 +1,163 @@
+"""Adapters: identity, one row each, in the decoder with and without a cache; golden FiLM and the published network."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fssa_jax.adapters import Film, LowRank, apply_film, apply_low_rank
+from fssa_jax.generate import generate
+from fssa_jax.models.decoder import Decoder, DecoderConfig
+from tests import small_lm
+
+GOLDEN = Path(__file__).parent / "golden"
+L, B, R = small_lm.CONFIG.layers, 3, 2
+SIZES = {"query": (32, 32), "value": (32, 16), "gate": (32, 48), "down": (48, 32)}
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 97, (B, 9)))
+
+
+def random_adapters(kind: str, seed: int = 0):
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape):
+        return jnp.asarray(0.3 * rng.normal(size=shape), jnp.float32)
+
+    if kind == "film":
+        return {"residual": Film(1 + draw(L, B, 32), draw(L, B, 32)), "query": Film(1 + draw(L, B, 32), draw(L, B, 32))}
+    cores = {"lora_diagonal": draw(L, B, R), "lora_core": draw(L, B, R, R)}
+    return {
+        name: LowRank(draw(L, B, i, R), draw(L, B, R, o)) if kind == "lora"
+        else LowRank(draw(L, i, R), draw(L, R, o), cores[kind])
+        for name, (i, o) in SIZES.items()
+    }  # fmt: skip
+
+
+KINDS = ["film", "lora", "lora_diagonal", "lora_core"]
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return small_lm.decoder()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_identity_is_bit_equal_to_none(lm, kind):
+    model, variables = lm
+    adapters = random_adapters(kind)
+    identity = {
+        name: Film(jnp.ones_like(a.scale), jnp.zeros_like(a.shift)) if isinstance(a, Film)
+        else LowRank(a.down, jnp.zeros_like(a.up), a.core)
+        for name, a in adapters.items()
+    }  # fmt: skip
+    np.testing.assert_array_equal(model.apply(variables, TOKENS, identity), model.apply(variables, TOKENS))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_changes_its_own_row_alone(lm, kind):
+    model, variables = lm
+    one, other = random_adapters(kind, 0), random_adapters(kind, 1)
+
+    def swap(a, b):
+        return a.at[:, 1].set(b[:, 1]) if a.ndim > 2 and a.shape[:2] == (L, B) else a
+
+    mixed = jax.tree.map(swap, one, other)
+    before, after = model.apply(variables, TOKENS, one), model.apply(variables, TOKENS, mixed)
+    np.testing.assert_array_equal(before[jnp.array([0, 2])], after[jnp.array([0, 2])])
+    assert np.abs(before[1] - after[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_generation_with_adapters_is_the_uncached_forward(lm, kind):
+    model, variables = lm
+    adapters = random_adapters(kind)
+    prompts = small_lm.ragged(0, [5, 9, 3])
+    out = generate(model, variables, prompts, 6, adapters=adapters)
+    for row, prompt in enumerate(prompts):
+        tokens = list(prompt)
+        mine = jax.tree.map(lambda x, r=row: x[:, r : r + 1] if x.ndim > 2 and x.shape[:2] == (L, B) else x, adapters)
+        for _ in range(6):
+            tokens.append(int(model.apply(variables, jnp.asarray([tokens]), mine)[0, -1].argmax()))
+        assert out.tokens[row] == tokens[len(prompt) :]
+
+
+def test_shared_and_own_factors_are_the_same_product():
+    rng = np.random.default_rng(0)
+    x, y, down, up, core = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in
+                            ((B, 4, 5), (B, 4, 6), (5, R), (R, 6), (B, R, R)))  # fmt: skip
+    own = LowRank(jnp.einsum("dr,brs->bds", down, core), jnp.broadcast_to(up[None], (B, R, 6)))
+    np.testing.assert_allclose(apply_low_rank(LowRank(down, up, core), x, y), apply_low_rank(own, x, y), atol=1e-5)
+    diagonal = LowRank(down, up, jnp.diagonal(core, axis1=1, axis2=2))
+    full = LowRank(down, up, jax.vmap(jnp.diag)(diagonal.core))
+    np.testing.assert_allclose(apply_low_rank(diagonal, x, y), apply_low_rank(full, x, y), atol=1e-5)
+
+
+def linear(golden, name: str, z):
+    return z @ golden[f"{name}.weight"].T + golden[f"{name}.bias"]
+
+
+def test_golden_film():
+    golden = np.load(GOLDEN / "film.npz")
+    z = golden["in/latent"]
+    film = Film(*(jnp.asarray(linear(golden, f"param/{part}_mlp.net.0", z)) for part in ("gamma", "beta")))
+    np.testing.assert_allclose(apply_film(film, jnp.asarray(golden["in/hidden"])), golden["out/modulated"], atol=1e-5)
+
+
+def published():
+    """The published policy: Qwen2 with LoRA on query and value, and FiLM on the residual stream of every block."""
+    g = np.load(GOLDEN / "conditional_lm_tiny.npz")
+    n = int(g["config/num_hidden_layers"])
+    width, heads, groups = (
+        int(g[f"config/{k}"]) for k in ("hidden_size", "num_attention_heads", "num_key_value_heads")
+    )
+    config = DecoderConfig(
+        vocabulary=int(g["config/vocab_size"]), width=width, layers=n, heads=heads, groups=groups,
+        head_dim=width // heads, mlp_width=int(g["config/intermediate_size"]), qkv_bias=True, tied=True,
+        norm_epsilon=float(g["config/rms_norm_eps"]),
+    )  # fmt: skip
+    base = "param/base.model.model"
+
+    def stack(name, transposed=False):
+        rows = [g[f"{base}.layers.{i}.{name}"] for i in range(n)]
+        return jnp.asarray(np.stack([r.T if transposed else r for r in rows]))
+
+    layers = {}
+    for ours, theirs, bias in (("query", "self_attn.q_proj.base_layer", True), ("key", "self_attn.k_proj", True),
+                               ("value", "self_attn.v_proj.base_layer", True), ("out", "self_attn.o_proj", False),
+                               ("gate", "mlp.gate_proj", False), ("up", "mlp.up_proj", False),
+                               ("down", "mlp.down_proj", False)):  # fmt: skip
+        layers[ours] = {"kernel": stack(f"block.{theirs}.weight", True)}
+        if bias:
+            layers[ours]["bias"] = stack(f"block.{theirs}.bias")
+    layers["attention_norm"] = {"scale": stack("block.input_layernorm.weight")}
+    layers["mlp_norm"] = {"scale": stack("block.post_attention_layernorm.weight")}
+    params = {"embedding": jnp.asarray(g[f"{base}.embed_tokens.weight"]), "layers": layers,
+              "norm": jnp.asarray(g[f"{base}.norm.weight"])}  # fmt: skip
+    scale = float(g["config/lora_alpha"]) / float(g["config/lora_r"])
+    lora = {
+        ours: LowRank(stack(f"block.self_attn.{p}.lora_A.default.weight", True),
+                      scale * stack(f"block.self_attn.{p}.lora_B.default.weight", True))
+        for ours, p in (("query", "q_proj"), ("value", "v_proj"))
+    }  # fmt: skip
+    z = g["in/latent"]
+    films = [
+        jnp.asarray(np.stack([linear(g, f"{base}.layers.{i}.film.{part}_mlp.net.0", z) for i in range(n)]))
+        for part in ("gamma", "beta")
+    ]
+    return g, Decoder(config), {"params": params}, lora, {**lora, "residual": Film(*films)}
+
+
+def test_golden_conditional_language_model():
+    g, model, variables, lora, adapters = published()
+    tokens, real = jnp.asarray(g["in/input_ids"]), g["in/attention_mask"].astype(bool)
+    for tree, name in ((lora, "logits_no_latent"), (adapters, "logits")):
+        out = np.asarray(model.apply(variables, tokens, tree))
+        np.testing.assert_allclose(out[real], g[f"out/{name}"][real], atol=1e-4)
+
+
+def test_golden_greedy_generation_with_a_latent_for_each_row():
+    g, model, variables, _, adapters = published()
+    prompts = g["out/greedy_prompt"].tolist()
+    out = generate(model, variables, prompts, 8, adapters=adapters)
+    assert [p + o for p, o in zip(prompts, out.tokens, strict=True)] == g["out/greedy_sequences"].tolist()
