@@ -81,7 +81,7 @@ def evaluate(
     own, latents, kl = zip(*scored, strict=True)
     score.add("", np.stack(own))
     conditional = trained.model.latent == "context"
-    if conditional:
+    if conditional and len(users) > 1:
         shuffled = [
             _with_contexts_of(episodes[i % len(episodes)], _shuffle(seed + i, split, users, settings))
             for i in range(settings.shuffles)

@@ -24,31 +24,32 @@ _log = logging.getLogger(__name__)
 Role = Literal["main", "population", "oracle"]
 
 
-def resolve(config: Config, dataset: Dataset) -> Config:
+def resolve(config: Config, dataset: Dataset, quiet: bool = False) -> Config:
     """The configuration with everything that the data decide: what is saved in a work directory.
 
     learn_texts "auto" is "yes" where at least half of the held-out choices are about two texts that training
     rows judge too. With "no" there is nothing to look up or to factorise: the reward is linear in the features,
     and choices are comparisons. Contexts and targets of training are no longer than the rows of a user.
     """
+    say = _log.debug if quiet else _log.info
     config = copy.deepcopy(config)
     model, sizes = config.model, config.train
     rows = dataset.splits["train"].table.chosen.shape[2]
     if config.data.source not in synthetic.SOURCES:
         for name in ("max_context", "targets"):
             if getattr(sizes, name) > rows:
-                _log.info("no training user has more than %d rows in a pool: config.train.%s=%d", rows, name, rows)
+                say("no training user has more than %d rows in a pool: config.train.%s=%d", rows, name, rows)
                 setattr(sizes, name, rows)
     if model.learn_texts == "auto":
         share = _known_share(dataset)
         model.learn_texts = "yes" if share >= 0.5 else "no"
-        _log.info(
+        say(
             "%.0f %% of the held-out choices are about texts that training rows judge: %s (config.model.learn_texts)",
             100 * share, "a learnt embedding a text" if model.learn_texts == "yes" else "rewards from features alone",
         )  # fmt: skip
     if model.learn_texts == "no":
         if model.target == "none":
-            _log.info("texts have no learnt embedding: config.model.target=linear")
+            say("rewards are linear in the features of a text: config.model.target=linear")
             model.target = "linear"
         model.encoder.observations = ("difference",)
         sizes.factor_steps = 0

@@ -1,13 +1,17 @@
 """What every program shares: flags, logging, and one clear line on a user's mistake."""
 
+import dataclasses
+import difflib
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 
 from absl import app, flags
 from absl import logging as absl_logging
 
+from fssa_jax import config as configs
 from fssa_jax.errors import Stopped, UserError
 
 
@@ -37,6 +41,9 @@ def run(main: Callable[[], None], usage: str) -> None:
             print(stopped, file=sys.stderr)
         except UserError as error:
             _fail(str(error))
+        except KeyboardInterrupt:
+            print("interrupted; nothing is half-written, the same command starts again", file=sys.stderr)
+            sys.exit(130)
         except BrokenPipeError:
             os._exit(1)
         except OSError as error:  # a disk that is full or gone, where nobody closer could say more
@@ -53,8 +60,17 @@ def run(main: Callable[[], None], usage: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    return " ".join(text.split())
+    text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+    if missing := re.search(r"No such file or directory: '([^']+\.py)'", text):
+        return f"--config: no such file {missing[1]}; give one such as configs/rows.py:np_btl"
+    if unknown := re.search(r"Field (\w+) not found on dataclass <class '[\w.]+\.(\w+)'>", text):
+        kind = getattr(configs, unknown[2], None)
+        names = [field.name for field in dataclasses.fields(kind)] if kind else []
+        near = difflib.get_close_matches(unknown[1], names, 1) or names
+        return f"--config: no setting {unknown[1]!r}; did you mean {', '.join(near)}?"
+    if re.search(r"Unknown command line flag 'config\.", text) and "config" in flags.FLAGS:
+        return f"{text}; --config=FILE.py:VARIANT comes first"
+    return text
 
 
 def _fail(message: str) -> None:

@@ -23,6 +23,7 @@ from fssa_jax.steer import rank
 from fssa_jax.workdir import Workdir
 
 _USERS_SHOWN = 4
+_FEW_USERS = 10
 
 
 def evaluate_workdir(workdir: Path, data: str = "", split: str = "test", ks: tuple[int, ...] = ()) -> dict[str, Any]:
@@ -59,17 +60,32 @@ def evaluate_workdir(workdir: Path, data: str = "", split: str = "test", ks: tup
     result.report["run"] = work.run
     health = result.report.get("latent", {})
     several = len(result.report["k"]) > 1
+    scored = result.report["users"]["scored"]
     result.report["step"] = main.step
     result.report["warnings"] = work.unfinished()
-    if health:
+    if scored < _FEW_USERS:
+        result.report["warnings"].append(f"only {scored} people are scored: the figures say little; give more people")
+    unknown = result.report["targets"]["unseen"] / max(result.report["targets"]["rows"], 1)
+    if main.model.learnt_texts and main.model.target == "none" and unknown > 0.5:
+        result.report["warnings"].append(
+            f"{unknown:.0%} of the choices are about texts that were never judged in training, and this model knows no "
+            "others; train with --config.model.learn_texts=no"
+        )
+    elif health and scored > 1:
         result.report["warnings"] += collapse_warnings(health, health["context_effect"] if several else None)
-    with whole_directory(workdir / "report") as target:
+    with whole_directory(report_directory(workdir, data, split)) as target:
         (target / "report.json").write_text(json.dumps(result.report, indent=1), encoding="utf-8")
         pictures = _draw(work, main, people, result, target)
         ranking = _example(work, people, result, target) if not data else ""
         page = render(work.config, result.report, pictures, target, ranking)
         (target / "report.html").write_text(page, encoding="utf-8")
     return result.report
+
+
+def report_directory(workdir: Path, data: str = "", split: str = "test") -> Path:
+    """report/ for the test users; report-val/ and report-NAME/ for validation users and other people's rows."""
+    name = Path(data).name.split(".")[0] if data else "" if split == "test" else split
+    return workdir / (f"report-{name}" if name else "report")
 
 
 def format_table(report: dict[str, Any]) -> str:
@@ -86,6 +102,8 @@ def format_table(report: dict[str, Any]) -> str:
     for name, label in (("nll", "NLL, nats"), ("bayes_nll", "Bayes NLL"), ("ece", "ECE")):
         if report.get(name):
             lines.append(f"{label:26s}" + "".join(f"{report[name][k]['mean']:16.3f}" for k in ks))
+    users, targets = report["users"], report["targets"]
+    lines.append(f"{users['scored']} people, {targets['rows']} choices; checkpoint of step {report['step']}")
     return "\n".join(lines)
 
 

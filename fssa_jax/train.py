@@ -139,9 +139,9 @@ def fit(
                 read(*pending)
             step += n
             pending = (step, metrics)
-            end = step == steps or stop.received
             validate = step % config.train.validate_every == 0 or step == steps
-            if not (end or validate or step % config.train.checkpoint_every == 0):
+            save = step % config.train.checkpoint_every == 0 or step == steps
+            if not (validate or save or stop.received):
                 continue
             read(*pending)
             pending = None
@@ -161,9 +161,10 @@ def fit(
                     best.save(step, state, {"nll": best_nll})
                 if bar.disable:
                     _log.info("%s: step %d of %d, val NLL %.4f", role, step, steps, scores["val/nll"])
-            if end or step % config.train.checkpoint_every == 0:
+            stopping = stop.received  # a signal may have come during the validation
+            if save or stopping:
                 latest.save(step, state)
-            if stop.received and step < steps:
+            if stopping and step < steps:
                 raise Stopped(f"{role}: stopped at step {step} of {steps}; the same command goes on from there")
             clock = time.perf_counter()
         chosen, _ = best_or_latest(best, latest, state)

@@ -113,9 +113,8 @@ class Workdir:
             if role == "oracle" and not has_oracle(self.config, self.dataset):
                 continue
             steps = training_steps(self.config, role)
-            done = max(
-                Checkpoints(self._directory(role) / "checkpoints" / "latest", 1, read_only=True).steps, default=0
-            )
+            stores = [self._directory(role) / "checkpoints" / name for name in ("latest", "best")]
+            done = max((s for store in stores for s in Checkpoints(store, 1, read_only=True).steps), default=0)
             if done < steps:
                 warnings.append(f"{role} model: training is unfinished, step {done} of {steps}; run launch.train again")
         return warnings
@@ -137,7 +136,7 @@ def open_workdir(config: Config, workdir: Path) -> tuple[Config, Dataset]:
     if path.exists() and any(workdir.glob("**/checkpoints/*/*")):
         before = configs.read(path)
         dataset = datasets.load(workdir / "data")
-        config = resolve(config, dataset)
+        config = resolve(config, dataset, quiet=True)
         difference = _first_difference(dataclasses.asdict(before), dataclasses.asdict(config))
         if difference:
             name, old, new = difference

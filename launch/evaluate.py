@@ -3,7 +3,8 @@
   python -m launch.evaluate --workdir=runs/styles
   python -m launch.evaluate --workdir=runs/styles --data=other_people.jsonl
 
-Prints the table and names report.json, the pictures and report.html.
+Prints the table and names report.html; report.json and the pictures are beside it. The test users' report is in
+WORKDIR/report, that of ROWS in WORKDIR/report-ROWS.
 """
 
 from pathlib import Path
@@ -30,7 +31,7 @@ def main() -> None:
     print(report.format_table(result))
     for warning in result["warnings"]:
         print(f"warning: {warning}")
-    print(f"Report: {Path(_WORKDIR.value) / 'report' / 'report.html'}")
+    print(f"Report: {report.report_directory(Path(_WORKDIR.value), _DATA.value, _SPLIT.value) / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -87,8 +87,9 @@ def test_evaluate_on_other_peoples_rows(trained):
     path = tiny.write_rows(directory / "others.jsonl", others)
     done = run("evaluate", f"--workdir={directory / 'run'}", f"--data={path}")
     assert done.returncode == 0, done.stderr
-    report = json.loads((directory / "run" / "report" / "report.json").read_text())
+    report = json.loads((directory / "run" / "report-others" / "report.json").read_text())
     assert report["users"]["scored"] == 6
+    assert any("only 6 people" in w for w in report["warnings"])
     assert "were trained on and are left out: u0" in done.stderr
     assert report["data"] == str(path)
     again = run("evaluate", f"--workdir={directory / 'run'}", "--k=0,2")
@@ -223,7 +224,7 @@ def test_vectors_that_do_not_fit_are_named(tmp_path):
 
 
 TRAIN_MISTAKES = {
-    "unknown key": (["--config.optim.learning_rat=1"], ["learning_rat"]),
+    "unknown key": (["--config.optim.learning_rat=1"], ["'learning_rat'", "did you mean learning_rate?"]),
     "ill-typed": (["--config.seed=abc"], ["config.seed", "abc"]),
     "unknown word": (["--config.model.head=cubic"], ["config.model.head", "concat, bilinear"]),
     "k too large": (["--config.evaluate.k=(0,400)"], ["config.evaluate.k", "400"]),

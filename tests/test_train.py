@@ -16,8 +16,9 @@ import pytest
 
 from fssa_jax import train
 from fssa_jax.config import to_json
-from fssa_jax.errors import UserError
+from fssa_jax.errors import Stopped, UserError
 from fssa_jax.evaluate import collapse_warnings
+from fssa_jax.validation import Validation
 from fssa_jax.workdir import Workdir, restore_variables
 from tests import tiny
 
@@ -26,10 +27,10 @@ _CHILD = """
 import sys
 from pathlib import Path
 from fssa_jax import config, train
-from fssa_jax.errors import UserError
+from fssa_jax.errors import Stopped, UserError
 try:
     train.train(config.read(Path(sys.argv[1])), Path(sys.argv[2]))
-except train.Stopped as stopped:
+except Stopped as stopped:
     print(stopped, file=sys.stderr)
 except UserError as error:
     print(f"error: {error}", file=sys.stderr); sys.exit(2)
@@ -115,6 +116,23 @@ def test_sigterm_saves_and_exits_cleanly(finished, tmp_path):
     saved = checkpoint_steps(tmp_path / "run")
     assert saved
     assert saved[-1] % 5 == 0
+
+
+def test_a_signal_during_a_validation_saves_too(finished, tmp_path, monkeypatch):
+    config = dataclasses.replace(finished[1], train=dataclasses.replace(finished[1].train, checkpoint_every=20))
+    validate = Validation.__call__
+    calls = []
+
+    def interrupted(self, variables):
+        calls.append(1)
+        if len(calls) == 2:  # the first is the population model's
+            os.kill(os.getpid(), signal.SIGTERM)
+        return validate(self, variables)
+
+    monkeypatch.setattr(Validation, "__call__", interrupted)
+    with pytest.raises(Stopped, match="stopped at step 10 of 20"):
+        train.train(config, tmp_path / "run")
+    assert checkpoint_steps(tmp_path / "run") == [10]
 
 
 def damage(checkpoint: Path):

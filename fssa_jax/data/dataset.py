@@ -146,7 +146,8 @@ def log_left_out(dataset: Dataset) -> None:
     report = dataset.report
     skipped = report.get("skipped", [])
     if skipped:
-        _log.warning("%d rows skipped, the first: %s", len(skipped), skipped[0])
+        more = " …" if len(skipped) > 5 else ""
+        _log.warning("%d rows skipped (all in data/meta.json): %s%s", len(skipped), "; ".join(skipped[:5]), more)
     if report.get("duplicates"):
         _log.warning("%d duplicate rows kept once", report["duplicates"])
     users = report.get("left_out_users", [])
