@@ -69,11 +69,14 @@ def attention(
 def _xla(query, key, value, positions, lengths, causal, window, scale, softcap):
     batch, t, heads, d = query.shape
     s, groups = key.shape[1], key.shape[2]
-    grouped = query.reshape(batch, t, groups, heads // groups, d)
-    scores = jnp.einsum("btgnd,bsgd->bgnts", grouped, key, preferred_element_type=jnp.float32) * scale
+    each = heads // groups
+    # Heads that share a group are rows of one matrix: (batch, group, head · t, d).
+    q = query.reshape(batch, t, groups, each, d).transpose(0, 2, 3, 1, 4).reshape(batch, groups, each * t, d)
+    k, v = key.swapaxes(1, 2), value.swapaxes(1, 2)
+    scores = jnp.einsum("bgtd,bgsd->bgts", q, k, preferred_element_type=jnp.float32) * scale
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
-    mask = jnp.ones((1, t, s), bool)
+    mask = jnp.ones((1, 1, s), bool)
     place = jnp.arange(s)[None, None, :]
     if causal:
         at = (jnp.arange(t)[None] if positions is None else positions)[:, :, None]
@@ -82,10 +85,16 @@ def _xla(query, key, value, positions, lengths, causal, window, scale, softcap):
             mask &= place > at - window
     if lengths is not None:
         mask = mask & (place < lengths[:, None, None])
+    scores = scores.reshape(batch, groups, each, t, s)
     # A finite floor: a row of nothing but padding must not become NaN.
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum("bgnts,bsgd->btgnd", weights, value).reshape(batch, t, heads, d)
+    # softmax(S) V with the division at the end, on d numbers a row and not on s.
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    total = weights.sum(-1)[..., None]
+    weights = weights.astype(v.dtype).reshape(batch, groups, each * t, s)
+    out = jnp.einsum("bgts,bgsd->bgtd", weights, v, preferred_element_type=jnp.float32)
+    out = (out.reshape(batch, groups, each, t, d) / total).astype(query.dtype)
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, t, heads, d)
 
 
 def _splash(query, key, value, lengths, causal, window, scale, softcap, interpret=False):

@@ -23,20 +23,21 @@ def bucket(length: int) -> int:
 def length_batches(lengths: Sequence[int], tokens: int, multiple: int = 1) -> list[tuple[int, np.ndarray]]:
     """Rows of similar lengths together: (padded length, indices) of each batch, longest first.
 
-    Every batch of one padded length has the same number of rows (the last is to be filled up by the caller), so that
-    each bucket is one shape.
+    Every batch of one padded length is to have `batch_rows` rows, so that each bucket is one shape; all are full but
+    the very last, which the caller fills up.
 
     Args:
       lengths: of the rows.
       tokens: of a batch, padding included, at most; a batch has at least `multiple` rows.
       multiple: rows of a batch are a multiple of this (the number of devices).
     """
-    padded = np.array([bucket(max(int(n), 1)) for n in lengths])
-    batches = []
-    for size in sorted(set(padded.tolist()), reverse=True):
-        rows = np.flatnonzero(padded == size)
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    batches, start = [], 0
+    while start < len(order):
+        size = bucket(max(int(lengths[order[start]]), 1))
         number = batch_rows(size, tokens, multiple)
-        batches += [(size, rows[i : i + number]) for i in range(0, len(rows), number)]
+        batches.append((size, order[start : start + number]))
+        start += number
     return batches
 
 

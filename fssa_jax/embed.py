@@ -33,7 +33,8 @@ Text = tuple[str, str]  # (prompt, response)
 Pool = Literal["mean", "last"]
 
 _SHARD = 1024  # texts a file: what a kill can cost
-_BATCH_TOKENS = 2048
+_BATCH_TOKENS = {"cpu": 1024}  # of a device at a time; elsewhere:
+_MANY_TOKENS = 16_384
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +84,7 @@ class TextEncoder:
         everywhere = NamedSharding(mesh, PartitionSpec())
         self._shared = NamedSharding(mesh, PartitionSpec("batch"))
         self.devices = len(devices)
+        self._tokens = _BATCH_TOKENS.get(devices[0].platform, _MANY_TOKENS) * self.devices
         # Matrix products of half-precision models are in half precision; float32 stays float32.
         variables = pretrained.load_params(self.directory, config, dtype, lambda *_: everywhere)
         self._run = partial(jax.jit(self._embed), variables)
@@ -116,8 +118,8 @@ class TextEncoder:
         ids = self.tokens(texts)
         out = np.zeros((len(texts), self.width), np.float32)
         pending: list[tuple[np.ndarray, jax.Array]] = []
-        for size, rows in length_batches([len(i) for i in ids], _BATCH_TOKENS * self.devices, self.devices):
-            number = batch_rows(size, _BATCH_TOKENS * self.devices, self.devices)
+        for size, rows in length_batches([len(i) for i in ids], self._tokens, self.devices):
+            number = batch_rows(size, self._tokens, self.devices)
             tokens, lengths = np.zeros((number, size), np.int32), np.ones(number, np.int32)
             for place, row in enumerate(rows):
                 tokens[place, : len(ids[row])] = ids[row]

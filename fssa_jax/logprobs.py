@@ -13,7 +13,7 @@ def token_log_probs(
     targets: Int[Array, " n"],
     mask: Bool[Array, " n"],
     *,
-    chunk: int = 128,
+    chunk: int = 256,
     softcap: float | None = None,
 ) -> Float[Array, " n"]:
     """log softmax(hidden · kernel)[target] for the tokens where `mask` holds; 0 elsewhere.
@@ -69,7 +69,7 @@ def response_log_probs(
     starts: Int[Array, " batch"],
     ends: Int[Array, " batch"],
     *,
-    chunk: int = 128,
+    chunk: int = 256,
     softcap: float | None = None,
 ) -> Float[Array, " batch"]:
     """log p(response | prompt) of each row: Σ over starts ≤ i < ends of log p(token i | tokens before i).

@@ -3,29 +3,32 @@
   python -m launch.prepare_data --source=rows.jsonl --out=prepared
   python -m launch.prepare_data --source=rows.jsonl --out=prepared --config.data.on_error=skip
   python -m launch.prepare_data --source=rows.jsonl --out=prepared --encoder=sentence-transformers/all-MiniLM-L6-v2
+  python -m launch.prepare_data --source=rows.jsonl --out=prepared --tokenizer=Qwen/Qwen2.5-1.5B-Instruct
+  python -m launch.prepare_data --source=openbmb/UltraFeedback --out=prepared
   python -m launch.prepare_data --source=styles --out=prepared
 
 source: JSONL(.gz), CSV, Parquet, a `datasets` directory or hub name; or styles, synthetic,
-synthetic_published. Train on it with --config=configs/rows.py:np_btl --config.data.path=prepared.
+synthetic_published. Besides preference rows, UltraFeedback's schema and pairs of whole conversations (HH-RLHF) are
+known. A killed run goes on with its embeddings. Train on it with --config=configs/rows.py:np_btl
+--config.data.path=prepared.
 """
 
 import json
-import shutil
 from pathlib import Path
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 
 from fssa_jax import config as configs
-from fssa_jax import program
-from fssa_jax.data import build, dataset
-from fssa_jax.data.dataset import log_left_out
+from fssa_jax import prepare, program
 from fssa_jax.errors import UserError
 
 _SOURCE = flags.DEFINE_string("source", None, "rows, or the name of a benchmark")
 _OUT = flags.DEFINE_string("out", None, "directory to write")
 _ENCODER = flags.DEFINE_string("encoder", "", "directory or hub name of a model whose embeddings are the features")
+_TOKENIZER = flags.DEFINE_string("tokenizer", "", "directory or hub name of a model; its tokens are written too")
+_MAX_LENGTH = flags.DEFINE_integer("max_length", 512, "tokens of a prompt with its response, with --tokenizer")
+_TRUNCATE = flags.DEFINE_enum("truncate", "drop", ["drop", "left", "right"], "what happens to longer ones")
 _CONFIG = config_flags.DEFINE_config_dataclass("config", configs.Config())
 
 
@@ -33,24 +36,11 @@ def main() -> None:
     """Prepares --source into --out."""
     if not (_SOURCE.value and _OUT.value):
         raise UserError("--source and --out are needed; see --help")
-    out = Path(_OUT.value)
-    if out.exists() and any(out.iterdir()) and not dataset.is_prepared(out):
-        raise UserError(f"{out}: exists and is not a prepared directory; give another --out")
     config = _CONFIG.value
-    configs.check(config)
-    if _SOURCE.value in ("styles", "synthetic", "synthetic_published"):
-        config.data.source = _SOURCE.value
-    else:
-        config.data.source, config.data.path = "rows", _SOURCE.value
     if _ENCODER.value:
         config.data.features, config.data.encoder = "encoder", _ENCODER.value
-    scratch = out.with_name(f"{out.name}.embedding")  # what a killed run has embedded
-    prepared = build.load_dataset(config, scratch)
-    log_left_out(prepared)
-    if jax.process_index() == 0:
-        dataset.save(prepared, out)
-        shutil.rmtree(scratch, ignore_errors=True)
-    counts = {name: value for name, value in prepared.report.items() if not isinstance(value, list)}
+    out, truncate = Path(_OUT.value), _TRUNCATE.value
+    counts = prepare.prepare(config, _SOURCE.value, out, _TOKENIZER.value, _MAX_LENGTH.value, truncate)  # type: ignore[arg-type]
     print(json.dumps(counts, indent=1))
     print(f"Prepared in {out}; train with --config=configs/rows.py:np_btl --config.data.path={out}")
 

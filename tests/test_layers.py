@@ -40,7 +40,7 @@ LAYERS = [
         "metrics_log",
     ],
     ["step", "predict", "experiment", "evaluate", "validation"],
-    ["train", "workdir", "steer", "report"],
+    ["train", "workdir", "steer", "report", "prepare"],
     ["program"],
 ]
 

@@ -13,6 +13,7 @@ from fssa_jax.data.features import EncoderFeaturiser, Featuriser, GivenFeaturise
 from fssa_jax.data.synthetic import NumberFeaturiser
 from fssa_jax.errors import UserError
 from fssa_jax.files import whole_directory
+from fssa_jax.tokens import TokenTable
 from fssa_jax.types import ChoiceTable
 
 _log = logging.getLogger(__name__)
@@ -73,8 +74,8 @@ def seen_in_training(dataset: Dataset) -> np.ndarray:
     return seen
 
 
-def save(dataset: Dataset, directory: Path) -> None:
-    """Writes the directory whole or not at all."""
+def save(dataset: Dataset, directory: Path, tokens: TokenTable | None = None) -> None:
+    """Writes the directory whole or not at all; with `tokens`, those of all texts in tokens.npz."""
     with whole_directory(directory) as target:
         meta = {
             "format": _FORMAT,
@@ -95,6 +96,9 @@ def save(dataset: Dataset, directory: Path) -> None:
         np.savez(target / "tables.npz", **arrays)  # type: ignore[arg-type]
         if dataset.truth is not None:
             np.savez(target / "truth.npz", rewards=dataset.truth.rewards, log_prior=dataset.truth.log_prior)
+        if tokens is not None:
+            arrays = {name: getattr(tokens, name) for name in ("tokens", "starts", "ends", "lengths")}
+            np.savez(target / "tokens.npz", **arrays)  # type: ignore[arg-type]
         dataset.featuriser.save(target)
 
 

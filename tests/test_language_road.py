@@ -1,0 +1,90 @@
+"""The paper's data from its own schema to a report, with an encoder and a tokenizer; and what goes wrong on the way."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fssa_jax.data import dataset as datasets
+from tests import small_lm
+from tests.test_programs import assert_one_clear_line, run
+from tests.test_schemas import records
+
+SMALL = [
+    "--config.train.steps=10", "--config.train.steps_per_call=5", "--config.train.validate_every=5",
+    "--config.train.checkpoint_every=5", "--config.train.users=8", "--config.train.population_steps=5",
+    "--config.train.oracle_steps=5", "--config.evaluate.bootstrap=20", "--config.evaluate.draws=1",
+    "--config.evaluate.shuffles=1", "--config.model.width=16", "--config.model.encoder.width=16",
+    "--config.model.encoder.latent_dim=16",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("uf")
+    small_lm.save_bert(directory / "bert")
+    small_lm.save_decoder(directory / "decoder")
+    (directory / "uf.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records(300)))
+    done = run(
+        "prepare_data", f"--source={directory / 'uf.jsonl'}", f"--out={directory / 'hh'}",
+        f"--encoder={directory / 'bert'}", f"--tokenizer={directory / 'decoder'}", "--max_length=100",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return directory
+
+
+def test_ratings_become_embedded_and_tokenised_tables(prepared):
+    data = datasets.load(prepared / "hh")
+    assert data.groups == ["helpfulness", "honesty"]
+    assert data.report["schema"] == "ultrafeedback"
+    assert data.features.shape == (len(data.texts), 16)
+    assert not (prepared / "hh.embedding").exists()
+    with np.load(prepared / "hh" / "tokens.npz") as tokens:
+        kept = tokens["lengths"] > 0
+        assert tokens["tokens"].shape[0] == len(data.texts)
+        assert (tokens["starts"][kept] < tokens["ends"][kept]).all()
+        assert sorted(np.flatnonzero(~kept)) == data.report["too_long_texts"]
+    prompts = {name: set() for name in data.splits}
+    for name, split in data.splits.items():
+        ids = np.asarray(split.table.chosen)[
+            np.arange(split.table.chosen.shape[2]) < np.asarray(split.table.count)[..., None]
+        ]
+        prompts[name] = {data.texts[i][0] for i in ids}
+    assert not prompts["train"] & (prompts["val"] | prompts["test"])
+
+
+@pytest.mark.parametrize("variant", ["hh,np_btl", "hh,btl_honesty"])
+def test_the_papers_configurations_run_to_their_report(prepared, variant):
+    workdir = prepared / variant
+    config = f"--config=configs/ultrafeedback_reward.py:{variant}"
+    done = run("train", config, f"--config.data.path={prepared / 'hh'}", f"--workdir={workdir}", *SMALL)
+    assert done.returncode == 0, done.stderr
+    done = run("evaluate", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((workdir / "report" / "report.json").read_text())
+    assert 0 <= report["accuracy"]["10"]["mean"] <= 1
+    assert (report["steering"] is not None) == (variant == "hh,np_btl")  # one label alone agrees with itself
+
+
+MISTAKES = {
+    "no config": (lambda d: (d / "empty").mkdir(exist_ok=True) or "--encoder={d}/empty", "no config.json"),
+    "no such directory": (lambda d: "--encoder={d}/absent", "no such directory"),
+    "truncated": (lambda d: cut(d) or "--encoder={d}/cut", "truncated or damaged"),
+    "tokenizer": (lambda d: (d / "empty").mkdir(exist_ok=True) or "--tokenizer={d}/empty", "no tokenizer"),
+    "labels": (lambda d: "--config.data.labels=('kindness',)", "config.data.labels"),
+}
+
+
+def cut(directory):
+    small_lm.save_bert(directory / "cut")
+    file = directory / "cut" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-50])
+
+
+@pytest.mark.parametrize(("make", "words"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_with_models_are_one_line(prepared, tmp_path, make, words):
+    flag = make(tmp_path).format(d=tmp_path)
+    more = [] if "encoder" in flag else ["--config.data.features=tfidf"]
+    done = run("prepare_data", f"--source={prepared / 'uf.jsonl'}", f"--out={tmp_path / 'out'}", flag, *more)
+    assert_one_clear_line(done, words)
+    assert not (tmp_path / "out").exists()
