@@ -1,5 +1,7 @@
 """Models that adapt to a person from a few of their choices (arXiv 2412.13998), in JAX."""
 
+from fssa_jax import pretrained as pretrained
+from fssa_jax import tokens as tokens
 from fssa_jax.adapters import Film as Film
 from fssa_jax.adapters import LowRank as LowRank
 from fssa_jax.attention import attention as attention

@@ -34,7 +34,9 @@ def length_batches(lengths: Sequence[int], tokens: int, multiple: int = 1) -> li
     order = np.argsort(-np.asarray(lengths), kind="stable")
     batches, start = [], 0
     while start < len(order):
-        size = bucket(max(int(lengths[order[start]]), 1))
+        longest = max(int(lengths[order[start]]), 1)
+        # Short rows are many: up to 128 every step of 8 is a shape of its own.
+        size = -(-longest // 8) * 8 if longest <= 128 else bucket(longest)
         number = batch_rows(size, tokens, multiple)
         batches.append((size, order[start : start + number]))
         start += number
