@@ -8,9 +8,9 @@
   python -m launch.evaluate --workdir=runs/hht
 
 Variants: {hh,hht},{btl_mixed,btl_LABEL,np_btl}; hh has the labels helpfulness and honesty, hht also truthfulness. A
-btl_LABEL is trained on the users of that label alone: the specialist. Settings are the published ones: width 256,
-self-attention over linearly encoded pairs, deterministic z, AdamW 1e-4, 64 users, 20 targets, k ~ U{0..10}; our splits
-are by prompt where the published ones are by pair.
+btl_LABEL is trained on the users of that label alone: the specialist. Published: width 256, self-attention over
+linearly encoded pairs, deterministic z, AdamW 1e-4, 64 users, 20 targets, k ~ U{0..10}. Ours on purpose: attention
+with a residual and a mean, warm-up and cosine, 3,000 steps in place of one epoch, splits by prompt, not by pair.
 
 To expect, hht with every pair conflicting (published, not measured here: it needs the embeddings of an 8B model): at
 k = 0/1/3/5/10 helpfulness 70.4/71.9/73.2/73.5/71.5 (specialist 77.6, mixed BTL 50.6), honesty 46.2/47.5/53.8/57.5/60.4

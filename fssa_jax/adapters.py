@@ -2,7 +2,8 @@
 
 An `AdapterTree` maps names of places to adapters. Places are the linear projections of a decoder block (query, key,
 value, out, gate, up, down) and "residual", the residual stream after the block. Every leaf of a tree has a first axis
-over layers; inside a layer it has a batch axis, one row for each sequence, or none where all rows share it.
+over layers; inside a layer it has a batch axis, one row for each sequence. Only the factors of a `LowRank` may have
+none, where all rows share them.
 """
 
 import dataclasses
@@ -39,6 +40,8 @@ class LowRank:
 
 
 AdapterTree = dict[str, Any]
+
+PLACES = ("query", "key", "value", "out", "gate", "up", "down", "residual")
 
 
 def apply_film(film: Film, x: Float[Array, "batch t d"]) -> Float[Array, "batch t d"]:

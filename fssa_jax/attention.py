@@ -49,6 +49,8 @@ def attention(
     heads, groups = query.shape[2], key.shape[2]
     if heads % groups:
         raise ValueError(f"{heads} heads cannot share {groups} groups of key and value evenly")
+    if window is not None and not causal:
+        raise ValueError("a window needs causal attention")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if implementation == "xla":
         return _xla(query, key, value, positions, lengths, causal, window, scale, softcap)
@@ -57,6 +59,8 @@ def attention(
     if positions is not None or not (window is None or isinstance(window, int)):
         raise ValueError(f"{implementation}: neither positions nor a traced window are supported; use 'xla'")
     if implementation == "splash":
+        if query.shape[1] % 128 or key.shape[1] % 128:
+            raise ValueError(f"splash: lengths must be multiples of 128, got {query.shape[1]} and {key.shape[1]}")
         return _splash(query, key, value, lengths, causal, window, scale, softcap)
     if softcap is not None:
         raise ValueError("cudnn: no softcap; use 'xla'")

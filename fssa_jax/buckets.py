@@ -20,7 +20,9 @@ def bucket(length: int) -> int:
     return next(size for size in _SIZES if size >= length)
 
 
-def length_batches(lengths: Sequence[int], tokens: int, multiple: int = 1) -> list[tuple[int, np.ndarray]]:
+def length_batches(
+    lengths: Sequence[int], tokens: int, multiple: int = 1, limit: int = 2**24
+) -> list[tuple[int, np.ndarray]]:
     """Rows of similar lengths together: (padded length, indices) of each batch, longest first.
 
     Every batch of one padded length is to have `batch_rows` rows, so that each bucket is one shape; all are full but
@@ -30,6 +32,7 @@ def length_batches(lengths: Sequence[int], tokens: int, multiple: int = 1) -> li
       lengths: of the rows.
       tokens: of a batch, padding included, at most; a batch has at least `multiple` rows.
       multiple: rows of a batch are a multiple of this (the number of devices).
+      limit: no row is longer, and no padded length is either.
     """
     order = np.argsort(-np.asarray(lengths), kind="stable")
     batches, start = [], 0
@@ -37,6 +40,7 @@ def length_batches(lengths: Sequence[int], tokens: int, multiple: int = 1) -> li
         longest = max(int(lengths[order[start]]), 1)
         # Short rows are many: up to 128 every step of 8 is a shape of its own.
         size = -(-longest // 8) * 8 if longest <= 128 else bucket(longest)
+        size = min(size, limit)
         number = batch_rows(size, tokens, multiple)
         batches.append((size, order[start : start + number]))
         start += number

@@ -37,6 +37,8 @@ class DataConfig:
     encoder_pool: str = choice("mean", "last")  # last token: decoders only
     encoder_layer: int = 0  # of a decoder: blocks that are run; 0 for all of them
     encoder_tokens: int = 0  # longer texts are cut; 0 for the model's limit
+    encoder_dtype: str = choice("float32", "bfloat16")  # of weights and computation; vectors are float32
+    encoder_normalise: bool = True  # vectors of unit length
     min_context: int = 1  # users with fewer rows in a pool are left out, by name
     min_targets: int = 1
     max_rows: int = 64  # of a user's pool; more are left out by chance, and counted

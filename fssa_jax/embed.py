@@ -2,12 +2,13 @@
 
 import dataclasses
 import hashlib
+import io
 import json
 import logging
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from fssa_jax.errors import UserError
 from fssa_jax.files import write_bytes, write_text
 from fssa_jax.models.bert import BertEncoder, mean_pool
 from fssa_jax.models.decoder import Decoder
-from fssa_jax.tokens import check_vocabulary, load_tokenizer, prompt_tokens
+from fssa_jax.tokens import check_vocabulary, encode, load_tokenizer
 from fssa_jax.types import PyTree
 
 _log = logging.getLogger(__name__)
@@ -59,8 +60,11 @@ class EmbedSettings:
 
 
 class TextEncoder:
-    """A pretrained model that embeds texts. A text is its prompt, a blank line, and its response; for a model with a
-    chat template, the conversation as the template writes it."""
+    """A pretrained model that embeds texts.
+
+    For a sentence encoder a text is its prompt, a blank line, and its response; for a decoder the conversation as the
+    chat template writes it, up to the last token of the response.
+    """
 
     def __init__(self, settings: EmbedSettings):
         self.settings = settings
@@ -69,6 +73,8 @@ class TextEncoder:
         self.tokenizer = load_tokenizer(self.directory)
         check_vocabulary(self.tokenizer, config.vocabulary, self.directory)
         self._bert = isinstance(config, pretrained.BertConfig)
+        if self._bert:
+            _check_pooling(self.directory)
         if self._bert and (settings.pool != "mean" or settings.layer):
             raise UserError(f"{settings.encoder}: a sentence encoder has pool 'mean' and no layer to choose")
         if not self._bert and not 0 <= settings.layer <= config.layers:
@@ -82,6 +88,7 @@ class TextEncoder:
         devices = jax.local_devices()
         mesh = jax.sharding.Mesh(np.array(devices), ("batch",), axis_types=(AxisType.Auto,))
         everywhere = NamedSharding(mesh, PartitionSpec())
+        self.cut = 0  # texts that were longer than the limit, so far
         self._shared = NamedSharding(mesh, PartitionSpec("batch"))
         self.devices = len(devices)
         self._tokens = _BATCH_TOKENS.get(devices[0].platform, _MANY_TOKENS) * self.devices
@@ -92,25 +99,28 @@ class TextEncoder:
     def fingerprint(self) -> str:
         """Of the settings and the weights: two runs that agree in it give the same vectors."""
         digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.settings) | {"encoder": ""}).encode())
-        for file in sorted([*self.directory.glob("*.safetensors"), self.directory / "config.json",
-                            *self.directory.glob("tokenizer.json")]):  # fmt: skip
+        digest.update(str(self.limit).encode())
+        files = [f for f in self.directory.iterdir() if f.suffix in (".safetensors", ".json", ".jinja") and f.is_file()]
+        for file in sorted(files):
+            digest.update(f"{file.name} {file.stat().st_size}".encode())
             with file.open("rb") as stream:
-                size = file.stat().st_size
-                digest.update(f"{file.name} {size}".encode())
-                digest.update(stream.read(1 << 20))
-                stream.seek(max(size - (1 << 20), 0))
-                digest.update(stream.read())
+                while block := stream.read(1 << 22):
+                    digest.update(block)
         return digest.hexdigest()
 
     def tokens(self, texts: Sequence[Text]) -> list[list[int]]:
-        """Token ids, cut at the end to the limit."""
+        """Token ids. What is longer than the limit is cut, and counted in `cut`: a sentence encoder's text at its end,
+        as its own library does; a conversation at its beginning, so that the response is kept."""
         if self._bert:
             whole = [f"{prompt}\n\n{response}" if prompt else response for prompt, response in texts]
-            return self.tokenizer(whole, truncation=True, max_length=self.limit)["input_ids"]
+            ids = self.tokenizer(whole, truncation=True, max_length=self.limit)["input_ids"]
+            self.cut += sum(len(i) == self.limit for i in ids)
+            return ids
         out = []
         for prompt, response in texts:
-            after = self.tokenizer(response, add_special_tokens=False)["input_ids"]
-            out.append((prompt_tokens(self.tokenizer, prompt) + after)[: self.limit])
+            row = encode(self.tokenizer, prompt, response, end_of_turn=False).tokens
+            self.cut += len(row) > self.limit
+            out.append(row[-self.limit :])
         return out
 
     def embed(self, texts: Sequence[Text]) -> np.ndarray:
@@ -118,7 +128,7 @@ class TextEncoder:
         ids = self.tokens(texts)
         out = np.zeros((len(texts), self.width), np.float32)
         pending: list[tuple[np.ndarray, jax.Array]] = []
-        for size, rows in length_batches([len(i) for i in ids], self._tokens, self.devices):
+        for size, rows in length_batches([len(i) for i in ids], self._tokens, self.devices, self.limit):
             number = batch_rows(size, self._tokens, self.devices)
             tokens, lengths = np.zeros((number, size), np.int32), np.ones(number, np.int32)
             for place, row in enumerate(rows):
@@ -142,6 +152,16 @@ class TextEncoder:
             return mean_pool(hidden, lengths, s.normalise)
         last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
         return mean_pool(last, jnp.ones_like(lengths), s.normalise)
+
+
+def _check_pooling(directory: Path) -> None:
+    """Raises `UserError` for a sentence encoder that is not made for the mean over its tokens."""
+    file = directory / "1_Pooling" / "config.json"
+    if not file.is_file():
+        return
+    modes = json.loads(file.read_text(encoding="utf-8"))
+    if not modes.get("pooling_mode_mean_tokens", True) or modes.get("pooling_mode_cls_token", False):
+        raise UserError(f"{directory}: this encoder pools in another way than the mean; give one that takes the mean")
 
 
 def _sentence_limit(directory: Path) -> int | None:
@@ -186,11 +206,17 @@ def embed_to(
                 vectors = encoder.embed(texts[s : s + _SHARD])
                 bad = np.flatnonzero(~np.isfinite(vectors).all(1))
                 if len(bad):
-                    raise UserError(f"{directory}: the vector of text {s + bad[0]} is not finite; try --dtype=float32")
+                    raise UserError(
+                        f"{directory}: the vector of text {s + bad[0]} is not finite; the checkpoint is damaged"
+                    )
                 write_bytes(_shard(parts, s), _npy(vectors))
                 bar.update(len(vectors))
+        if encoder.cut:
+            _log.warning("%d texts are longer than %d tokens and were cut", encoder.cut, encoder.limit)
         if process == 0:
-            _join(parts, list(starts), final, len(texts), encoder.width, wait=processes > 1)
+            _wait(lambda: all(_shard(parts, s).exists() for s in starts), parts)
+            _join(parts, list(starts), final, len(texts), encoder.width)
+        _wait(final.exists, final)
     features = np.load(final, mmap_mode="r", allow_pickle=False)
     if features.shape != (len(texts), encoder.width):
         raise UserError(f"{final}: {features.shape} instead of {(len(texts), encoder.width)}; remove {directory}")
@@ -216,19 +242,23 @@ def _shard(parts: Path, start: int) -> Path:
 
 
 def _npy(array: np.ndarray) -> bytes:
-    import io
-
     stream = io.BytesIO()
     np.save(stream, array)
     return stream.getvalue()
 
 
-def _join(parts: Path, starts: list[int], final: Path, number: int, width: int, wait: bool) -> None:
-    deadline = time.monotonic() + 24 * 3600
-    while wait and not all(_shard(parts, s).exists() for s in starts):
+_PATIENCE = 24 * 3600  # seconds that a process waits for the others
+
+
+def _wait(ready: Callable[[], bool], what: Path) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while not ready():
         if time.monotonic() > deadline:
-            raise UserError(f"{parts}: other processes did not finish their shards; start the same command again")
+            raise UserError(f"{what}: other processes did not finish; start the same command again in all of them")
         time.sleep(0.2)
+
+
+def _join(parts: Path, starts: list[int], final: Path, number: int, width: int) -> None:
     temporary = final.with_name(".features.tmp")
     joined = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=(number, width))
     for s in starts:

@@ -74,8 +74,13 @@ def generate(
     Raises:
       UserError: an empty prompt, or one that does not fit into the model's positions with `max_new`.
     """
-    if not prompts:
-        return Generated([], [])
+    if not prompts or max_new < 1:
+        return Generated([[] for _ in prompts], ["length"] * len(prompts))
+    if seeds is not None and (len(seeds) != len(prompts) or min(seeds) < 0):
+        raise ValueError(f"seeds must be {len(prompts)} numbers from 0 up, one a prompt; got {list(seeds)}")
+    unknown = sorted({t for prompt in prompts for t in prompt if not 0 <= t < model.config.vocabulary})
+    if unknown:
+        raise UserError(f"prompt token {unknown[0]} is not in the model's vocabulary of {model.config.vocabulary}")
     lengths = np.array([len(p) for p in prompts])
     limit = model.config.max_length
     for row, length in enumerate(lengths):

@@ -87,6 +87,8 @@ def response_log_probs(
       One log-probability a row, in nats, float32.
     """
     batch, t, d = hidden.shape
+    if t < 2:  # nothing stands before the only token
+        return jnp.zeros(batch, jnp.float32)
     place = jnp.arange(1, t)[None]
     mask = (place >= starts[:, None]) & (place < ends[:, None])
     scores = token_log_probs(

@@ -13,8 +13,8 @@ from fssa_jax.data import build, dataset
 from fssa_jax.data.dataset import log_left_out
 from fssa_jax.data.synthetic import SOURCES
 from fssa_jax.errors import UserError
-from fssa_jax.pretrained import find_checkpoint
-from fssa_jax.tokens import Truncate, encode_table, load_tokenizer
+from fssa_jax.pretrained import find_checkpoint, read_config
+from fssa_jax.tokens import Truncate, check_vocabulary, encode_table, load_tokenizer
 
 
 def prepare(
@@ -40,13 +40,18 @@ def prepare(
         config.data.source = source
     else:
         config.data.source, config.data.path = "rows", source
+    loaded = None
+    if tokenizer:  # before the long work
+        directory = find_checkpoint(tokenizer)
+        loaded = load_tokenizer(directory)
+        check_vocabulary(loaded, read_config(directory).vocabulary, directory)
     scratch = out.with_name(f"{out.name}.embedding")
     prepared = build.load_dataset(config, scratch)
     log_left_out(prepared)
     tokens = None
-    if tokenizer:
-        loaded = load_tokenizer(find_checkpoint(tokenizer))
+    if loaded is not None:
         tokens = encode_table(loaded, prepared.texts, max_length=max_length, truncate=truncate)
+        prepared.report["tokens"] = {"tokenizer": tokenizer, "max_length": max_length, "truncate": truncate}
         prepared.report["too_long_texts"] = tokens.too_long
     if jax.process_index() == 0:
         dataset.save(prepared, out, tokens)

@@ -35,7 +35,7 @@ def find_checkpoint(name: str) -> Path:
     path = Path(name)
     if path.is_dir():
         return path
-    if name.split("/")[-1] == _MINILM and (packaged := _packaged_minilm()):
+    if name in _MINILM_NAMES and (packaged := _packaged_minilm()):
         return packaged
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise UserError(f"{name}: no such directory; give one with config.json and safetensors, or a hub name")
@@ -48,7 +48,7 @@ def find_checkpoint(name: str) -> Path:
         raise UserError(f"{name}: neither a directory nor a hub name that can be reached ({reason})") from error
 
 
-_MINILM = "all-MiniLM-L6-v2"
+_MINILM_NAMES = ("all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2")
 
 
 def _packaged_minilm() -> Path | None:
@@ -60,7 +60,7 @@ def _packaged_minilm() -> Path | None:
 
 def at_hand(name: str) -> bool:
     """Whether a checkpoint is here without a download: a directory, an installed package, or the hub's cache."""
-    if Path(name).is_dir() or (name.split("/")[-1] == _MINILM and _packaged_minilm()):
+    if Path(name).is_dir() or (name in _MINILM_NAMES and _packaged_minilm()):
         return True
     from huggingface_hub import try_to_load_from_cache
 
@@ -88,7 +88,8 @@ def read_config(directory: Path) -> DecoderConfig | BertConfig:
         if kind in ENCODERS:
             return _bert_config(values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not the configuration of a model ({error!r}); is the file whole?") from error
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{path}: not the configuration of a model that is supported ({reason})") from error
     raise UserError(f"{path}: model_type {kind!r} is not supported; known are {', '.join(DECODERS + ENCODERS)}")
 
 
@@ -123,6 +124,7 @@ def _decoder_config(v: dict[str, Any]) -> DecoderConfig:
 def _windows(v: dict[str, Any], layers: int) -> tuple[int | None, ...]:
     kind, window = v["model_type"], v.get("sliding_window")
     if kind == "mistral":
+        window = v.get("sliding_window", 4096)  # a null in the file is no window
         return (window,) * layers if window else ()
     if kind in ("qwen2", "qwen3") and not v.get("use_sliding_window", False):
         return ()
@@ -141,10 +143,10 @@ def rope_frequencies(v: dict[str, Any], head_dim: int) -> tuple[tuple[float, ...
 
     "default" is θ^(−2i/d); "linear" divides it by a factor; "llama3" divides low frequencies and blends in between;
     "yarn" (arXiv 2309.00071) blends by the number of turns and scales the amplitude; "dynamic" (NTK) equals the
-    default up to max_position_embeddings, beyond which we refuse to go.
+    default up to max_position_embeddings, beyond which `generate` refuses to go.
     """
     scaling = v.get("rope_parameters") or v.get("rope_scaling") or {}
-    theta = scaling.get("rope_theta") or v.get("rope_theta") or {"qwen3": 10_000.0}.get(v["model_type"], 10_000.0)
+    theta = scaling.get("rope_theta") or v.get("rope_theta") or 10_000.0
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     # In float32, as the reference computes them.
     exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
@@ -152,12 +154,12 @@ def rope_frequencies(v: dict[str, Any], head_dim: int) -> tuple[tuple[float, ...
     if kind in ("default", "dynamic"):
         return tuple(plain.tolist()), 1.0
     factor = float(scaling["factor"]) if scaling.get("factor") else None
+    if kind in ("linear", "llama3") and factor is None:
+        raise ValueError(f"rope type {kind!r} without a factor")
     if kind == "linear":
-        assert factor is not None
-        return tuple((plain / np.float32(factor)).tolist()), 1.0
+        return tuple((plain / np.float32(factor or 1)).tolist()), 1.0
     original = scaling.get("original_max_position_embeddings") or v["max_position_embeddings"]
-    if kind == "llama3":
-        assert factor is not None
+    if kind == "llama3" and factor:
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
         wavelength = 2 * math.pi / plain
         smooth = (original / wavelength - low) / (high - low)

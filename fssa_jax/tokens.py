@@ -103,9 +103,9 @@ def stop_tokens(tokenizer: Any) -> list[int]:
     """Ids that end a response: the tokenizer's end of sequence, and what its template ends a turn with."""
     ids = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     after = tokenizer(frame(tokenizer, "?")[1], add_special_tokens=False)["input_ids"]
-    if after and after[0] in _special(tokenizer) and after[0] not in ids:
-        ids.append(int(after[0]))
-    return ids
+    special = _special(tokenizer)
+    ending = next((int(i) for i in after if i in special), None)
+    return ids if ending is None or ending in ids else [*ids, ending]
 
 
 def encode(tokenizer: Any, prompt: str, response: str, *, end_of_turn: bool = True) -> Encoded:
@@ -126,8 +126,11 @@ def encode(tokenizer: Any, prompt: str, response: str, *, end_of_turn: bool = Tr
     begin, stop = len(before), len(before) + len(response)
     inside = [i for i, (a, b) in enumerate(spans) if b > begin and a < stop and b > a]
     start, end = inside[0], inside[-1] + 1
-    if end_of_turn and end < len(ids) and ids[end] in _special(tokenizer):
-        end += 1
+    if end_of_turn:
+        # Some templates put a space before the token that ends the turn: it belongs to the turn too.
+        special = _special(tokenizer)
+        closing = next((i for i in range(end, len(ids)) if ids[i] in special), None)
+        end = end if closing is None else closing + 1
     # What the template adds after the end of the turn is nobody's choice.
     return Encoded(list(ids[:end]), start, end)
 
@@ -151,8 +154,10 @@ def encode_table(
       truncate: what happens to longer ones: "drop" leaves them out and lists them; "left" cuts the beginning of
         the prompt; "right" cuts the end of the response.
 
+    A row that is to be cut but would lose its whole response, or all before it, is left out too.
+
     Raises:
-      UserError: a response is empty, or a row has no room for its response at all.
+      UserError: a response is empty.
     """
     rows: list[Encoded | None] = []
     too_long = []

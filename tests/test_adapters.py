@@ -82,6 +82,12 @@ def test_generation_with_adapters_is_the_uncached_forward(lm, kind):
         assert out.tokens[row] == tokens[len(prompt) :]
 
 
+def test_an_adapter_at_a_place_that_does_not_exist_is_named(lm):
+    model, variables = lm
+    with pytest.raises(ValueError, match="no place 'q_proj'"):
+        model.apply(variables, TOKENS, {"q_proj": random_adapters("film")["query"]})
+
+
 def test_shared_and_own_factors_are_the_same_product():
     rng = np.random.default_rng(0)
     x, y, down, up, core = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in

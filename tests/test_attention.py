@@ -87,5 +87,17 @@ def test_what_an_implementation_cannot_do_is_an_error():
         attention(q, k, v, softcap=3.0, implementation="cudnn")
     with pytest.raises(ValueError, match="splash: neither positions"):
         attention(q, k, v, positions=jnp.zeros((2, 6), int), implementation="splash")
+    with pytest.raises(ValueError, match="multiples of 128"):
+        attention(q, k, v, implementation="splash")
+    with pytest.raises(ValueError, match="needs causal"):
+        attention(q, k, v, window=3, causal=False)
     with pytest.raises(ValueError, match="4 heads cannot share 3"):
         attention(q, *qkv(groups=3)[1:])
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("window", [None, 16])
+def test_cudnn_equals_xla(window):
+    q, k, v = (x.astype(jnp.bfloat16) for x in qkv(t=64, s=64, d=64))
+    ours = attention(q, k, v, window=window, implementation="cudnn").astype(jnp.float32)
+    np.testing.assert_allclose(ours, attention(q, k, v, window=window).astype(jnp.float32), atol=3e-2)

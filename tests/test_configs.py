@@ -41,15 +41,15 @@ def test_a_short_run_beats_every_model_that_does_not_read_the_context(tmp_path):
     config = synthetic.get_config("np_btl")
     config.model.width = config.model.encoder.width = 32
     config.objective.samples, config.evaluate.samples, config.evaluate.shuffles = 2, 8, 1
-    config.data.eval_users, config.train.users = 200, 32
-    config.train.steps, config.train.population_steps, config.train.oracle_steps = 300, 50, 50
-    config.train.validate_every = config.train.checkpoint_every = 150
+    config.data.eval_users, config.train.users, config.train.steps_per_call = 200, 32, 25
+    config.train.steps, config.train.population_steps, config.train.oracle_steps = 250, 25, 25
+    config.train.validate_every = config.train.checkpoint_every = 250
     train.train(config, tmp_path / "run")
     result = report.evaluate_workdir(tmp_path / "run")
     accuracy = {k: cell["mean"] for k, cell in result["accuracy"].items()}
     assert accuracy["0"] < 0.8
-    assert accuracy["10"] > 0.88  # the Bayes limit without context is .75
+    assert accuracy["10"] > 0.85  # the Bayes limit without context is .75
     assert accuracy["10"] <= result["bayes"]["10"]["high"] + 1e-6
     assert abs(result["control"]["10"]["mean"] - 0.75) < 0.06
-    assert result["steering"]["10"]["mean"] > 0.6
+    assert result["steering"]["10"]["mean"] > 0.5
     assert result["warnings"] == []

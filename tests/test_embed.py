@@ -1,11 +1,13 @@
 """Embedding: padding and batches do not matter, a killed run goes on, several processes share the work."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from fssa_jax import embed
+from fssa_jax.buckets import length_batches
 from fssa_jax.config import DataConfig
 from fssa_jax.data import build
 from fssa_jax.data import dataset as datasets
@@ -81,18 +83,35 @@ def test_a_killed_run_goes_on_without_repeating(encoder, tmp_path, monkeypatch):
 
 def test_each_process_takes_its_share(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(embed, "_SHARD", 5)
-    wrote = {}
-    monkeypatch.setattr(embed, "_join", lambda *args, **kw: None)
-    for process in (1, 0):
-        with pytest.raises(FileNotFoundError):  # nobody has joined the shards yet
-            embed_to(encoder, texts(), tmp_path / "e", process=process, processes=2)
-        wrote[process] = {p.name for p in (tmp_path / "e" / "shards").iterdir()}
-    assert wrote[1] == {"000000005.npy", "000000015.npy"}
-    assert len(wrote[0]) == 5
-    monkeypatch.undo()
-    monkeypatch.setattr(embed, "_SHARD", 5)
+    monkeypatch.setattr(embed, "_PATIENCE", 0)
+    message = complaint(lambda: embed_to(encoder, texts(), tmp_path / "e", process=1, processes=2))
+    assert "other processes did not finish" in message
+    assert {p.name for p in (tmp_path / "e" / "shards").iterdir()} == {"000000005.npy", "000000015.npy"}
     features = embed_to(encoder, texts(), tmp_path / "e", process=0, processes=2)
     np.testing.assert_allclose(features, encoder.embed(texts()), atol=1e-5)
+    np.testing.assert_array_equal(embed_to(encoder, texts(), tmp_path / "e", process=1, processes=2), features)
+
+
+def test_no_padded_length_is_beyond_the_positions_of_the_model():
+    """512 tokens are a bucket of 624, which a model of 512 positions does not have."""
+    sizes = [size for size, _ in length_batches([512, 505, 300, 7], 1024, limit=512)]
+    assert max(sizes) == 512
+
+
+def test_an_encoder_that_does_not_take_the_mean_is_refused(directory, tmp_path):
+    shutil.copytree(directory / "bert", tmp_path / "cls")
+    (tmp_path / "cls" / "1_Pooling").mkdir()
+    modes = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    (tmp_path / "cls" / "1_Pooling" / "config.json").write_text(json.dumps(modes))
+    assert "in another way than the mean" in complaint(TextEncoder, EmbedSettings(str(tmp_path / "cls")))
+
+
+def test_texts_that_are_cut_are_counted(directory, tmp_path, caplog):
+    encoder = TextEncoder(EmbedSettings(str(directory / "decoder"), max_tokens=12))
+    embed_to(encoder, [("how?", "mix it"), ("how? " * 20, "hey")], tmp_path / "e")
+    assert "texts are longer than 12 tokens and were cut" in caplog.text
+    kept = encoder.tokenizer.decode(encoder.tokens([("how? " * 20, "hey")])[0])
+    assert kept.endswith("hey")
 
 
 def test_a_run_of_another_encoder_or_other_texts_is_refused(encoder, directory, tmp_path):
@@ -124,8 +143,8 @@ def test_rows_with_an_encoder_are_saved_and_read_with_it(directory, tmp_path):
 
 
 def test_the_limit_of_a_sentence_transformers_model_is_read(directory, tmp_path):
-    import shutil
-
     shutil.copytree(directory / "bert", tmp_path / "limited")
     (tmp_path / "limited" / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 7}))
-    assert TextEncoder(EmbedSettings(str(tmp_path / "limited"))).limit == 7
+    limited = TextEncoder(EmbedSettings(str(tmp_path / "limited")))
+    assert limited.limit == 7
+    assert limited.fingerprint() != TextEncoder(EmbedSettings(str(directory / "bert"))).fingerprint()

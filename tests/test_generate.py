@@ -89,6 +89,13 @@ def test_prompts_that_do_not_fit_are_named(lm):
     assert complaint(generate, *lm, [[3], []], 4).startswith("prompt 1: empty")
 
 
+def test_nothing_is_asked_for_and_wrong_arguments_are_named(lm):
+    assert generate(*lm, PROMPTS, 0).tokens == [[], [], []]
+    assert "prompt token 200 is not in" in complaint(generate, *lm, [[5, 200]], 3)
+    with pytest.raises(ValueError, match="seeds must be 3 numbers"):
+        generate(*lm, PROMPTS, 3, seeds=[1])
+
+
 def test_a_prompt_may_fill_the_window(lm):
     assert len(generate(*lm, [[3] * 124], 4).tokens[0]) == 4
 

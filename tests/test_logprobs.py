@@ -78,6 +78,11 @@ def test_golden_log_probs_of_responses():
     np.testing.assert_allclose(out, golden["out/logprobs"].reshape(-1), atol=1e-5)
 
 
+def test_a_row_of_one_token_has_nothing_to_score():
+    zero = jnp.zeros(1, int)
+    assert response_log_probs(jnp.ones((1, 1, 4)), jnp.ones((4, 8)), jnp.ones((1, 1), int), zero, zero + 1) == 0
+
+
 def test_the_first_token_of_the_response_counts():
     """Fault 8 of the published code."""
     tokens = jnp.array([[5, 6, 7, 8]])

@@ -12,7 +12,7 @@ import pytest
 from fssa_jax import parallel, train
 from fssa_jax.errors import UserError
 from fssa_jax.workdir import Workdir
-from tests import tiny
+from tests import small_lm, tiny
 
 _CHILD = """
 import json, pathlib, sys, tempfile
@@ -101,3 +101,28 @@ def test_training_on_eight_devices_equals_training_on_one(tmp_path):
     one = jax.tree.leaves(Workdir.open(tmp_path / "one").trained().variables)
     for a, b in zip(one, eight["leaves"], strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+_EMBED = """
+import json, pathlib, sys
+import jax
+from fssa_jax.embed import EmbedSettings, TextEncoder
+encoder = TextEncoder(EmbedSettings(sys.argv[1]))
+texts = [("", "how do I bake bread " * (i % 4 + 1)) for i in range(21)]
+print(json.dumps({"devices": encoder.devices, "vectors": encoder.embed(texts).tolist()}))
+"""
+
+
+def test_embedding_on_eight_devices_equals_embedding_on_one(tmp_path):
+    small_lm.save_bert(tmp_path / "bert")
+    out = []
+    for devices in (1, 8):
+        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+        done = subprocess.run(
+            [sys.executable, "-c", _EMBED, str(tmp_path / "bert")], capture_output=True, text=True, timeout=300,
+            env={**os.environ, **flags}, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        out.append(json.loads(done.stdout))
+    assert [o["devices"] for o in out] == [1, 8]
+    np.testing.assert_allclose(out[0]["vectors"], out[1]["vectors"], atol=1e-5)

@@ -10,7 +10,12 @@ from tests import small_lm
 from tests.mistakes import complaint
 
 INST = "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"  # noqa: E501
-TEMPLATES = {"chatml": small_lm.TEMPLATE, "inst": INST, "none": None}
+TEMPLATES = {
+    "chatml": small_lm.TEMPLATE,
+    "inst": INST,
+    "inst with a space": INST.replace("{{ m.content }}{{ eos", "{{ m.content }} {{ eos"),
+    "none": None,
+}
 PROMPT, RESPONSE = "how do I bake bread?", "hey, just mix it"
 
 
@@ -24,14 +29,14 @@ def test_the_response_is_found_from_its_first_token_to_the_end_of_the_turn(token
     said = tokenizer.decode(row.tokens[row.start : row.end])
     ends = {"<|end|>", "</s>"}
     assert said.strip().startswith(RESPONSE)
-    assert said.strip().removeprefix(RESPONSE) in ends
+    assert said.strip().removeprefix(RESPONSE).strip() in ends
     assert row.end == len(row.tokens)
     before = tokenizer.decode(row.tokens[: row.start])
     assert PROMPT in before
     assert "hey" not in before
     without = encode(tokenizer, PROMPT, RESPONSE, end_of_turn=False)
-    assert without.tokens == row.tokens[:-1]
-    assert without.end == row.end - 1
+    assert tokenizer.decode(without.tokens[without.start :]).strip() == RESPONSE
+    assert without.tokens == row.tokens[: without.end]
 
 
 def test_generation_starts_where_scoring_does(tokenizer):

@@ -4,6 +4,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,8 @@ POOLS = ("context", "target")
 # Settings that a prepared directory fixes.
 _ROW_SETTINGS = (
     *("on_error", "labels", "conflicting", "features", "vectors", "texts", "components", "encoder", "encoder_pool"),
-    *("encoder_layer", "encoder_tokens", "min_context", "min_targets", "max_rows", "hold_out_items", "split_seed"),
+    *("encoder_layer", "encoder_tokens", "encoder_dtype", "encoder_normalise", "min_context", "min_targets"),
+    *("max_rows", "hold_out_items", "split_seed"),
 )
 
 
@@ -80,7 +82,9 @@ def _refuse_other_settings(data: DataConfig, prepared: dict) -> None:
     """Raises `UserError` for a setting of the rows that is given, but was another when they were prepared."""
     default = _row_settings(DataConfig())
     for name, given in _row_settings(data).items():
-        if given not in (default[name], prepared.get(name, given)):
+        before = prepared.get(name, given)
+        # A default is no wish, but the labels name the experiment.
+        if given != before and (given != default[name] or name == "labels"):
             raise UserError(
                 f"{data.path}: prepared with config.data.{name}={prepared[name]!r}, not {given!r}; "
                 f"run launch.prepare_data with --config.data.{name}={given}"
@@ -250,7 +254,9 @@ def _features(data: DataConfig, texts: list[Text], train: Split, scratch: Path |
         real = np.arange(table.chosen.shape[2]) < np.asarray(table.count)[..., None]
         known = np.unique(np.concatenate([np.asarray(table.chosen)[real], np.asarray(table.rejected)[real]]))
         if data.features == "encoder" or (data.features == "auto" and at_hand(data.encoder)):
-            settings = EmbedSettings(data.encoder, data.encoder_pool, data.encoder_layer, data.encoder_tokens)  # type: ignore[arg-type]
+            names = ("pool", "layer", "tokens", "normalise", "dtype")
+            values: dict[str, Any] = {name: getattr(data, f"encoder_{name}") for name in names}
+            settings = EmbedSettings(data.encoder, max_tokens=values.pop("tokens"), **values)
             featuriser = EncoderFeaturiser(settings)
             features = featuriser.fit_transform(texts, known, scratch)
         else:

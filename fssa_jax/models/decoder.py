@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from fssa_jax.adapters import AdapterTree, apply_film, apply_projection_adapter
+from fssa_jax.adapters import PLACES, AdapterTree, apply_film, apply_projection_adapter
 from fssa_jax.attention import Implementation, attention
 from fssa_jax.types import PyTree
 
@@ -170,7 +170,8 @@ class Decoder(nn.Module):
       dtype: of the computation; norms, softmax and the rotary angles are float32 in any case.
       remat: what is recomputed in the backward pass: "none", all of a layer ("full"), all but its matrix
         products ("dots").
-      implementation: of the attention.
+      implementation: of the attention over whole sequences; with a cache, or windows that differ from layer to
+        layer, it is XLA's.
 
     >>> import jax, jax.numpy as jnp
     >>> from fssa_jax import Decoder, DecoderConfig
@@ -220,6 +221,8 @@ class Decoder(nn.Module):
           The states and the cache (None without one).
         """
         c = self.config
+        if adapters is not None and (strange := sorted(set(adapters) - set(PLACES))):
+            raise ValueError(f"no place {strange[0]!r} for an adapter; there are {', '.join(PLACES)}")
         x = self.embedding[tokens].astype(self.dtype)
         if c.embedding_scale != 1.0:
             x = x * jnp.asarray(c.embedding_scale, self.dtype)
@@ -230,11 +233,13 @@ class Decoder(nn.Module):
         windows = (c.windows or (None,) * c.layers)[:count]
         same = len(set(windows)) == 1
         far = 2**30
+        # Queries that stand in a cache, and windows that differ from layer to layer, are XLA's alone.
+        implementation = self.implementation if positions is None and same else "xla"
 
         def run(layer: PyTree, x: Array, window: Any, kept: Any, adapter: Any):
             return block(
                 layer, x, config=c, angles=angles, positions=positions, window=window, cache=kept, adapters=adapter,
-                implementation=self.implementation,
+                implementation=implementation,
             )  # fmt: skip
 
         if self.remat != "none":
@@ -319,6 +324,6 @@ def _init_layers(key: Array, config: DecoderConfig) -> PyTree:
 def unstacked(variables: PyTree) -> PyTree:
     """The same variables with a list of layers in place of stacked ones; see `Decoder`."""
     params = dict(variables["params"])
-    count = len(params["norm"]) and len(params["layers"]["attention_norm"]["scale"])
+    count = len(params["layers"]["attention_norm"]["scale"])
     params["layers"] = [jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]) for i in range(count)]
     return {**variables, "params": params}
