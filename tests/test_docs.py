@@ -47,4 +47,8 @@ def test_the_example_of_the_readme():
     blocks = [part.split("```", 1)[0] for part in text.split("```python\n")[1:]]
     code = next(block for block in blocks if "neural_process_loss" in block)  # the other one needs a download
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        exec(compile(code, "README.md", "exec"), {})
+        names: dict = {}
+        exec(compile(code, "README.md", "exec"), names)
+    assert names["log_p"].shape == (8, 20)
+    assert names["q"].mean.shape == (8, 16)
+    assert 0 < names["loss"] < 5
