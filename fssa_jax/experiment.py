@@ -62,8 +62,7 @@ def _known_share(dataset: Dataset) -> float:
     known = []
     for name in ("val", "test"):
         table = dataset.splits[name].table
-        real = np.arange(table.chosen.shape[2]) < np.asarray(table.count)[..., None]
-        known.append((seen[np.asarray(table.chosen)] & seen[np.asarray(table.rejected)])[real])
+        known.append((seen[np.asarray(table.chosen)] & seen[np.asarray(table.rejected)])[np.asarray(table.mask)])
     return float(np.concatenate(known).mean())
 
 

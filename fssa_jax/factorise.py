@@ -22,7 +22,7 @@ _OFFSET_PRECISION = 0.1
 
 def observed_responses(table: ChoiceTable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(user, text, liked): every text that a user ever chose (1) or rejected (0), each once."""
-    real = np.arange(table.chosen.shape[2]) < np.asarray(table.count)[..., None]
+    real = np.asarray(table.mask)
     user = np.broadcast_to(np.arange(len(table.chosen))[:, None, None], real.shape)[real]
     chosen, rejected = np.asarray(table.chosen)[real], np.asarray(table.rejected)[real]
     ones = np.ones_like(user)

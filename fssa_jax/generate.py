@@ -61,7 +61,8 @@ def generate(
     on its prompt, its adapter and its seed alone, not on the other rows.
 
     Args:
-      model, variables: the decoder; parameters as loaded.
+      model, variables: the decoder; parameters as loaded. Give them `unstacked` to make many calls: each call
+        would copy them into that form.
       prompts: token ids, at least one each.
       adapters: with one row for each prompt; None for none.
       seeds: of the rows; 0, 1, … by default. Greedy decoding needs none.
@@ -101,6 +102,8 @@ def generate(
     seeds = range(len(prompts)) if seeds is None else seeds
     keys = jax.vmap(jax.random.key)(jnp.asarray(list(seeds), jnp.uint32))
     stops = set(stop_tokens)
+    # A token is a byte of text at least: what completes a stop string stands among the last so many.
+    tail = max((len(s.encode()) for s in stop_strings), default=0) + 8
     compiled: Any = _programs  # a module is as hashable as its fields
     prefill, advance = compiled(model, sampling, slots, tokens_per_call, tuple(stop_tokens))
     loose = variables if isinstance(variables["params"]["layers"], list | tuple) else jax.jit(unstacked)(variables)
@@ -119,7 +122,7 @@ def generate(
                     break
                 fresh.append(token)
                 out[row].append(token)
-                if stop_strings and decode is not None and any(s in decode(out[row]) for s in stop_strings):
+                if stop_strings and decode is not None and _ends_in(decode(out[row][-tail:]), stop_strings):
                     done[row], finish[row] = True, "stop"
                     break
                 if len(out[row]) == max_new:
@@ -133,6 +136,10 @@ def generate(
         state, new = advance(loose, dataclasses.replace(state, done=jnp.asarray(done)), adapters)
         take(np.asarray(new))
     return Generated(out, finish)
+
+
+def _ends_in(text: str, strings: Sequence[str]) -> bool:
+    return any(s in text for s in strings)
 
 
 @lru_cache(maxsize=64)
@@ -153,7 +160,7 @@ def _programs(model: Decoder, sampling: Sampling, slots: int, steps: int, stops:
     def prefill(variables, tokens, lengths, keys, adapters):
         batch, width = tokens.shape
         at = jnp.broadcast_to(jnp.arange(width)[None], tokens.shape)
-        cache = empty_cache(model.config, batch, slots, model.dtype)
+        cache = empty_cache(model.config, batch, slots, model.dtype, stacked=False)
         hidden, cache = model.apply(variables, tokens, adapters, positions=at, cache=cache, method="hidden")
         last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
         logits = model.apply(variables, last, method="logits")

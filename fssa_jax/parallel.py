@@ -5,6 +5,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import multihost_utils
 
 from fssa_jax.errors import UserError
 from fssa_jax.types import PyTree
@@ -40,6 +41,12 @@ def compile_steps(steps: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]], mode
     )  # fmt: skip
     number = jnp.arange(jax.local_device_count())
     return lambda state, data: mapped(number, state, data)
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every process of a run on several hosts has come here; at once where there is one process."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def replicate(tree: PyTree, mode: Literal["none", "pmap"]) -> PyTree:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from fssa_jax import config as configs
+from fssa_jax import parallel
 from fssa_jax.config import Config
 from fssa_jax.data import build, dataset
 from fssa_jax.data.dataset import log_left_out
@@ -53,6 +54,7 @@ def prepare(
         tokens = encode_table(loaded, prepared.texts, max_length=max_length, truncate=truncate)
         prepared.report["tokens"] = {"tokenizer": tokenizer, "max_length": max_length, "truncate": truncate}
         prepared.report["too_long_texts"] = tokens.too_long
+    parallel.wait_for_all("embedded")  # the vectors in `scratch` are read by every process
     if jax.process_index() == 0:
         dataset.save(prepared, out, tokens)
         shutil.rmtree(scratch, ignore_errors=True)

@@ -1,10 +1,9 @@
-"""Hugging Face checkpoints: config.json and safetensors, read and written. No pickle, no remote code, no torch."""
+"""Hugging Face checkpoints: found, and their safetensors read and written. No pickle, no remote code, no torch."""
 
 import dataclasses
 import importlib.util
 import json
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from fssa_jax.architectures import read_config as read_config
 from fssa_jax.errors import UserError
 from fssa_jax.files import whole_directory
 from fssa_jax.models.bert import BertConfig
 from fssa_jax.models.decoder import DecoderConfig
 from fssa_jax.types import PyTree
-
-DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")
-ENCODERS = ("bert",)
 
 
 def find_checkpoint(name: str) -> Path:
@@ -71,139 +68,6 @@ def at_hand(name: str) -> bool:
     return all(isinstance(file, str) for file in files)
 
 
-def read_config(directory: Path) -> DecoderConfig | BertConfig:
-    """The shape of the model in a directory, from its config.json.
-
-    Raises:
-      UserError: no config.json, or an architecture that is not supported; the message names those that are.
-    """
-    path = directory / "config.json"
-    if not path.is_file():
-        raise UserError(f"{directory}: no config.json; give the directory of a Hugging Face checkpoint")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        kind = values.get("model_type")
-        if kind in DECODERS:
-            return _decoder_config(values)
-        if kind in ENCODERS:
-            return _bert_config(values)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"{path}: not the configuration of a model that is supported ({reason})") from error
-    raise UserError(f"{path}: model_type {kind!r} is not supported; known are {', '.join(DECODERS + ENCODERS)}")
-
-
-def _decoder_config(v: dict[str, Any]) -> DecoderConfig:
-    kind = v["model_type"]
-    gemma = kind in ("gemma", "gemma2")
-    heads, layers, width = v["num_attention_heads"], v["num_hidden_layers"], v["hidden_size"]
-    head_dim = v.get("head_dim") or {"gemma": 256, "gemma2": 256, "qwen3": 128}.get(kind) or width // heads
-    activation = v.get("hidden_activation") or v.get("hidden_act") or "silu"
-    if gemma:  # early releases say "gelu" and mean its tanh approximation
-        activation = "gelu_pytorch_tanh"
-    names = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu": "gelu"}
-    if activation not in names:
-        raise ValueError(f"activation {activation}")
-    bias = bool(v.get("attention_bias", False))
-    frequencies, amplitude = rope_frequencies(v, head_dim)
-    scalar = v.get("query_pre_attn_scalar", 256) if kind == "gemma2" else None
-    return DecoderConfig(
-        vocabulary=v["vocab_size"], width=width, layers=layers, heads=heads,
-        groups=v.get("num_key_value_heads") or heads, head_dim=head_dim, mlp_width=v["intermediate_size"],
-        max_length=v.get("max_position_embeddings", 2048), activation=names[activation],  # type: ignore[arg-type]
-        norm_epsilon=v.get("rms_norm_eps", 1e-6), norm_offset=1.0 if gemma else 0.0,
-        tied=v.get("tie_word_embeddings", gemma), qkv_bias=bias or kind == "qwen2", out_bias=bias,
-        mlp_bias=bool(v.get("mlp_bias", False)), qk_norm=kind == "qwen3", post_norms=kind == "gemma2",
-        embedding_scale=math.sqrt(width) if gemma else 1.0, attention_scale=scalar**-0.5 if scalar else None,
-        attention_softcap=v.get("attn_logit_softcapping", 50.0) if kind == "gemma2" else None,
-        logit_softcap=v.get("final_logit_softcapping", 30.0) if kind == "gemma2" else None,
-        windows=_windows(v, layers), rope_frequencies=frequencies, rope_amplitude=amplitude,
-    )  # fmt: skip
-
-
-def _windows(v: dict[str, Any], layers: int) -> tuple[int | None, ...]:
-    kind, window = v["model_type"], v.get("sliding_window")
-    if kind == "mistral":
-        window = v.get("sliding_window", 4096)  # a null in the file is no window
-        return (window,) * layers if window else ()
-    if kind in ("qwen2", "qwen3") and not v.get("use_sliding_window", False):
-        return ()
-    if kind == "gemma2":
-        window = v.get("sliding_window", 4096)
-    elif kind not in ("qwen2", "qwen3"):
-        return ()
-    sliding = [i % 2 == 0 if kind == "gemma2" else i >= v.get("max_window_layers", 28) for i in range(layers)]
-    if v.get("layer_types"):
-        sliding = [name == "sliding_attention" for name in v["layer_types"]]
-    return tuple(window if s else None for s in sliding) if window and any(sliding) else ()
-
-
-def rope_frequencies(v: dict[str, Any], head_dim: int) -> tuple[tuple[float, ...], float]:
-    """Frequencies of the rotary embedding and the factor of its amplitude, from a config.json.
-
-    "default" is θ^(−2i/d); "linear" divides it by a factor; "llama3" divides low frequencies and blends in between;
-    "yarn" (arXiv 2309.00071) blends by the number of turns and scales the amplitude; "dynamic" (NTK) equals the
-    default up to max_position_embeddings, beyond which `generate` refuses to go.
-    """
-    scaling = v.get("rope_parameters") or v.get("rope_scaling") or {}
-    theta = scaling.get("rope_theta") or v.get("rope_theta") or 10_000.0
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    # In float32, as the reference computes them.
-    exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    plain = (np.float32(1) / np.float32(theta) ** exponent).astype(np.float32)
-    if kind in ("default", "dynamic"):
-        return tuple(plain.tolist()), 1.0
-    factor = float(scaling["factor"]) if scaling.get("factor") else None
-    if kind in ("linear", "llama3") and factor is None:
-        raise ValueError(f"rope type {kind!r} without a factor")
-    if kind == "linear":
-        return tuple((plain / np.float32(factor or 1)).tolist()), 1.0
-    original = scaling.get("original_max_position_embeddings") or v["max_position_embeddings"]
-    if kind == "llama3" and factor:
-        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-        wavelength = 2 * math.pi / plain
-        smooth = (original / wavelength - low) / (high - low)
-        blend = (1 - smooth) * plain / factor + smooth * plain
-        scaled = np.where(wavelength > original / low, plain / factor, plain)
-        between = (wavelength >= original / high) & (wavelength <= original / low)
-        return tuple(np.where(between, blend, scaled).astype(np.float32).tolist()), 1.0
-    if kind == "yarn":
-        factor = factor or v["max_position_embeddings"] / original
-
-        def turns(number: float) -> float:
-            return head_dim * math.log(original / (number * 2 * math.pi)) / (2 * math.log(theta))
-
-        low, high = turns(scaling.get("beta_fast") or 32), turns(scaling.get("beta_slow") or 1)
-        if scaling.get("truncate", True):
-            low, high = math.floor(low), math.ceil(high)
-        low, high = max(low, 0), min(high, head_dim - 1)
-        ramp = np.clip((np.arange(head_dim // 2) - low) / ((high - low) or 0.001), 0, 1)
-        mixed = plain / factor * ramp + plain * (1 - ramp)
-        amplitude = scaling.get("attention_factor")
-        if amplitude is None:
-
-            def mscale(weight: float) -> float:
-                return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
-
-            ours, all_dim = scaling.get("mscale"), scaling.get("mscale_all_dim")
-            amplitude = mscale(ours) / mscale(all_dim) if ours and all_dim else mscale(1)
-        return tuple(mixed.astype(np.float32).tolist()), float(amplitude)
-    raise ValueError(f"rope type {kind!r}; known are default, linear, dynamic, llama3, yarn")
-
-
-def _bert_config(v: dict[str, Any]) -> BertConfig:
-    if v.get("position_embedding_type", "absolute") != "absolute":
-        raise ValueError(f"position_embedding_type {v['position_embedding_type']}")
-    names = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
-    return BertConfig(
-        vocabulary=v["vocab_size"], width=v["hidden_size"], layers=v["num_hidden_layers"],
-        heads=v["num_attention_heads"], mlp_width=v["intermediate_size"],
-        max_length=v["max_position_embeddings"], types=v.get("type_vocab_size", 2),
-        activation=names[v.get("hidden_act", "gelu")],  # type: ignore[arg-type]
-        norm_epsilon=v.get("layer_norm_eps", 1e-12),
-    )  # fmt: skip
-
-
 @dataclasses.dataclass(frozen=True)
 class _Leaf:
     """Where a parameter stands in the checkpoint: one tensor a layer for `layers`, transposed or not."""
@@ -212,6 +76,14 @@ class _Leaf:
     name: str  # in the file; "{}" is the layer
     transposed: bool
     shape: tuple[int, ...]  # in our tree
+
+    @property
+    def stacked(self) -> bool:
+        return "{}" in self.name
+
+    def names(self) -> list[str]:
+        """Names in the file: one for each layer, or the only one."""
+        return [self.name.format(i) for i in range(self.shape[0])] if self.stacked else [self.name]
 
 
 def _leaves(config: DecoderConfig | BertConfig) -> list[_Leaf]:
@@ -306,8 +178,10 @@ class _Shards:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._open[self._where[name]].get_slice(name).get_shape())
 
-    def read(self, name: str) -> np.ndarray:
-        return self._open[self._where[name]].get_tensor(name)
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+        """A tensor, or the part of it that an index of slices asks for."""
+        file = self._open[self._where[name]]
+        return file.get_slice(name)[index] if index else file.get_tensor(name)
 
 
 def load_params(
@@ -318,7 +192,8 @@ def load_params(
 ) -> PyTree:
     """Parameters of a checkpoint, leaf by leaf straight to their devices and type.
 
-    Layers are stacked along a first axis. On the host there is one leaf at a time, of all layers.
+    Layers are stacked along a first axis. On the host there is one leaf at a time, of all layers; of a leaf that is
+    sharded over devices, the part of one device.
 
     Args:
       directory: with one or many .safetensors files.
@@ -337,8 +212,7 @@ def load_params(
     leaves = _leaves(config)
     # Some files were saved from the model without its head ("layers.0…"), others from a model around it ("bert.…").
     prefix = _prefix(names, leaves)
-    wanted = {leaf: [prefix(leaf.name.format(i)) for i in range(leaf.shape[0])] if "{}" in leaf.name
-              else [prefix(leaf.name)] for leaf in leaves}  # fmt: skip
+    wanted = {leaf: [prefix(name) for name in leaf.names()] for leaf in leaves}
     needed = {name for group in wanted.values() for name in group}
     tied = isinstance(config, DecoderConfig) and config.tied
     extra = {n for n in names - needed if not n.endswith(_IGNORED) and not (tied and n == "lm_head.weight")}
@@ -346,7 +220,7 @@ def load_params(
         extra = {n for n in extra if not n.startswith("cls.")}
     wrong = []
     for leaf, group in wanted.items():
-        shape = leaf.shape[1:] if "{}" in leaf.name else leaf.shape
+        shape = leaf.shape[1:] if leaf.stacked else leaf.shape
         shape = shape[::-1] if leaf.transposed else shape
         wrong += [f"{n} {shards.shape(n)} instead of {shape}" for n in group if n in names and shards.shape(n) != shape]
     problems = [("missing", sorted(needed - names)), ("not known", sorted(extra)), ("of another shape", wrong)]
@@ -355,26 +229,39 @@ def load_params(
         raise UserError(f"{directory}: the tensors do not fit config.json; {said}")
     params: dict[str, Any] = {}
     for leaf, group in wanted.items():
-        kind = dtype
-        if "{}" in leaf.name:
-            first = shards.read(group[0])
-            kind = first.dtype if dtype is None else dtype
-            buffer = np.empty(leaf.shape, kind)
-            for i, name in enumerate(group):
-                tensor = first if i == 0 else shards.read(name)
-                buffer[i] = tensor.T if leaf.transposed else tensor
-        else:
-            tensor = shards.read(group[0])
-            buffer = np.ascontiguousarray(tensor.T if leaf.transposed else tensor).astype(
-                kind or tensor.dtype, copy=False
-            )
         place = sharding(leaf.path, leaf.shape) if sharding is not None else None
-        array = jax.block_until_ready(jax.device_put(buffer, place))
+        if place is None:
+            array = jax.device_put(_piece(shards, leaf, group, dtype))
+        else:
+            array = jax.make_array_from_callback(
+                leaf.shape, place, lambda index, leaf=leaf, group=group: _piece(shards, leaf, group, dtype, index)
+            )
+        jax.block_until_ready(array)
         node = params
         for part in leaf.path[:-1]:
             node = node.setdefault(part, {})
         node[leaf.path[-1]] = array
     return {"params": params}
+
+
+def _piece(shards: _Shards, leaf: _Leaf, group: list[str], dtype: Any, index: Any = None) -> np.ndarray:
+    """The part of a leaf that an index of slices asks for, all of it by default; nothing else is read."""
+    index = index or (slice(None),) * len(leaf.shape)
+    inner = index[1:] if leaf.stacked else index
+
+    def read(name: str) -> np.ndarray:
+        tensor = shards.read(name, inner[::-1] if leaf.transposed else inner)
+        return tensor.T if leaf.transposed else tensor
+
+    names = group[index[0]] if leaf.stacked else group
+    first = read(names[0])
+    kind = first.dtype if dtype is None else dtype
+    if not leaf.stacked:
+        return np.ascontiguousarray(first).astype(kind, copy=False)
+    out = np.empty((len(names), *first.shape), kind)  # filled one tensor at a time: no second copy of the leaf
+    for i, name in enumerate(names):
+        out[i] = first if i == 0 else read(name)
+    return out
 
 
 def _prefix(names: set[str], leaves: list[_Leaf]) -> Callable[[str], str]:
@@ -387,34 +274,50 @@ def _prefix(names: set[str], leaves: list[_Leaf]) -> Callable[[str], str]:
     return lambda name: before + name
 
 
-def save_params(directory: Path, variables: PyTree, config: DecoderConfig | BertConfig, source: Path) -> None:
-    """Writes a checkpoint in the same format, whole or not at all; all that is not a weight is copied from `source`."""
-    tensors: dict[str, np.ndarray] = {}
+def save_params(
+    directory: Path, variables: PyTree, config: DecoderConfig | BertConfig, source: Path, shard_bytes: int = 5 * 10**9
+) -> None:
+    """Writes a checkpoint in the same format, whole or not at all; all that is not a weight is copied from `source`.
+
+    Files hold up to `shard_bytes` each, and no more than one of them is on the host at a time.
+    """
+    files: list[list[tuple[_Leaf, int | None, str]]] = [[]]
+    total = filled = 0
     for leaf in _leaves(config):
-        value = variables["params"]
-        for part in leaf.path:
-            value = value[part]
-        array = np.asarray(value)
-        for i, name in _tensor_names(leaf):
-            tensor = array if i is None else array[i]
-            tensors[name] = np.ascontiguousarray(tensor.T if leaf.transposed else tensor)
+        value = _at(variables, leaf)
+        names = leaf.names()
+        size = value.size * value.dtype.itemsize // len(names)
+        for i, name in enumerate(names):
+            if files[-1] and filled + size > shard_bytes:
+                files.append([])
+                filled = 0
+            files[-1].append((leaf, i if leaf.stacked else None, name))
+            filled, total = filled + size, total + size
     with whole_directory(directory) as target:
-        save_file(tensors, str(target / "model.safetensors"), metadata={"format": "pt"})
+        where = {}
+        for number, tensors in enumerate(files, 1):
+            file = "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+            out = {}
+            for leaf, i, name in tensors:
+                value = _at(variables, leaf)
+                tensor = np.asarray(value if i is None else value[i])
+                out[name] = np.ascontiguousarray(tensor.T if leaf.transposed else tensor)
+                where[name] = file
+            save_file(out, str(target / file), metadata={"format": "pt"})
+        if len(files) > 1:
+            index = {"metadata": {"total_size": total}, "weight_map": where}
+            (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
         for file in source.iterdir():
-            if (
-                file.is_file()
-                and file.suffix in (".json", ".txt", ".model", ".jinja")
-                and "safetensors" not in file.name
-            ):
+            plain = file.is_file() and file.suffix in (".json", ".txt", ".model", ".jinja")
+            if plain and "safetensors" not in file.name:
                 (target / file.name).write_bytes(file.read_bytes())
 
 
-def _tensor_names(leaf: _Leaf) -> Iterator[tuple[int | None, str]]:
-    if "{}" not in leaf.name:
-        yield None, leaf.name
-        return
-    for i in range(leaf.shape[0]):
-        yield i, leaf.name.format(i)
+def _at(variables: PyTree, leaf: _Leaf) -> Any:
+    value = variables["params"]
+    for part in leaf.path:
+        value = value[part]
+    return value
 
 
 def param_count(variables: PyTree) -> int:

@@ -8,11 +8,43 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
+import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
 from fssa_jax import config as configs
 from fssa_jax.errors import Stopped, UserError
+
+
+def define_process_flags() -> None:
+    """The flags of `join_processes`, for programs that run on several hosts."""
+    flags.DEFINE_string(
+        "coordinator", "", "of a run on several hosts: HOST:PORT of the first one, or auto on TPU pods and Slurm"
+    )
+    flags.DEFINE_integer("processes", 0, "how many processes such a run has", lower_bound=0)
+    flags.DEFINE_integer("process", 0, "which of them this one is, from 0", lower_bound=0)
+
+
+def join_processes() -> None:
+    """Makes this one of the processes of a run on several hosts, where --coordinator says so.
+
+    Raises:
+      UserError: the flags do not fit together, or the others cannot be found.
+    """
+    f = flags.FLAGS
+    where, processes, process = f.coordinator, f.processes, f.process
+    if not where:
+        return
+    if where != "auto" and not (re.fullmatch(r"\S+:\d+", where) and process < processes):
+        raise UserError("--coordinator=HOST:PORT needs --processes=N and --process=I with I from 0 to N − 1")
+    try:
+        if where == "auto":
+            jax.distributed.initialize()
+        else:
+            jax.distributed.initialize(where, processes, process)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--coordinator={where}: cannot join the other processes ({reason})") from error
 
 
 def run(main: Callable[[], None], usage: str) -> None:

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fssa_jax.data.dataset import seen_in_training
+from fssa_jax.data.build import texts_in
+from fssa_jax.data.dataset import extended, number_texts, seen_in_training
 from fssa_jax.data.features import Text
 from fssa_jax.data.rows import Row, read_records, read_rows
 from fssa_jax.distributions import antithetic_noise, gaussian_sample
@@ -83,8 +84,10 @@ def rank(work: Workdir, choices: list[Row], responses: list[Text]) -> list[Ranki
         raise UserError(f"{work.path}: ranking needs BTL rewards")
     model, variables = trained.model, trained.variables
 
-    pairs = [(row.prompt, text) for row in choices for text in (row.chosen, row.rejected)]
-    ids, features = _number(work, pairs + responses)
+    texts = [*texts_in(choices), *responses]
+    number = number_texts(texts, work.dataset.texts)
+    ids = jnp.asarray([number[text] for text in texts])
+    features = jnp.asarray(extended(work.dataset, number)[1])
     _warn_of_unknown_texts(work, trained.model, choices, responses)
     n = len(choices)
     chosen, rejected = ids[0 : 2 * n : 2], ids[1 : 2 * n : 2]
@@ -112,7 +115,7 @@ def _warn_of_unknown_texts(work: Workdir, model: RewardModel, choices: list[Row]
         return
     seen = seen_in_training(work.dataset)
     known = {text for text, judged in zip(work.dataset.texts, seen, strict=False) if judged}
-    said = [(row.prompt, text) for row in choices for text in (row.chosen, row.rejected)]
+    said = list(texts_in(choices))
     for what, texts, effect in (
         ("chosen or rejected texts", said, "what they say about the person is lost"),
         ("responses", responses, "they are ranked by their general appeal alone"),
@@ -137,17 +140,6 @@ def _score(model, variables, features, context: Comparisons, responses: jax.Arra
         return module.rewards(responses, z, features)[..., 0]
 
     return np.asarray(jax.jit(lambda v, c, r: model.apply(v, c, r, method=apply))(variables, context, responses))
-
-
-def _number(work: Workdir, texts: list[Text]) -> tuple[jax.Array, jax.Array]:
-    """Ids of texts, and the feature table with the new ones appended."""
-    known = {text: i for i, text in enumerate(work.dataset.texts)}
-    new = [text for text in dict.fromkeys(texts) if text not in known]
-    number = known | {text: len(known) + i for i, text in enumerate(new)}
-    features = np.asarray(work.dataset.features)
-    if new:
-        features = np.concatenate([features, work.dataset.featuriser.transform(new)])
-    return jnp.asarray([number[text] for text in texts]), jnp.asarray(features)
 
 
 def format_ranking(ranking: Ranking, trace: bool = False, width: int = 72) -> str:

@@ -103,16 +103,19 @@ def stop_tokens(tokenizer: Any) -> list[int]:
     """Ids that end a response: the tokenizer's end of sequence, and what its template ends a turn with."""
     ids = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     after = tokenizer(frame(tokenizer, "?")[1], add_special_tokens=False)["input_ids"]
-    special = _special(tokenizer)
+    special = special_ids(tokenizer)
     ending = next((int(i) for i in after if i in special), None)
     return ids if ending is None or ending in ids else [*ids, ending]
 
 
-def encode(tokenizer: Any, prompt: str, response: str, *, end_of_turn: bool = True) -> Encoded:
+def encode(
+    tokenizer: Any, prompt: str, response: str, *, end_of_turn: bool = True, special: frozenset[int] | None = None
+) -> Encoded:
     """Tokens of a conversation of two turns, and where the response is in them.
 
     The text is tokenised whole, as a model reads it. The response begins at the first token that holds one of its
-    characters (METHOD, fault 8), and ends after its last, or after the end-of-turn token.
+    characters (METHOD, fault 8), and ends after its last, or after the end-of-turn token. `special` are the
+    tokenizer's `special_ids`, which callers with many texts look up once.
 
     Raises:
       UserError: the response is empty, or nothing but what the template strips.
@@ -128,15 +131,16 @@ def encode(tokenizer: Any, prompt: str, response: str, *, end_of_turn: bool = Tr
     start, end = inside[0], inside[-1] + 1
     if end_of_turn:
         # Some templates put a space before the token that ends the turn: it belongs to the turn too.
-        special = _special(tokenizer)
+        special = special_ids(tokenizer) if special is None else special
         closing = next((i for i in range(end, len(ids)) if ids[i] in special), None)
         end = end if closing is None else closing + 1
     # What the template adds after the end of the turn is nobody's choice.
     return Encoded(list(ids[:end]), start, end)
 
 
-def _special(tokenizer: Any) -> set[int]:
-    return set(tokenizer.all_special_ids) | {int(i) for i in tokenizer.added_tokens_decoder}
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids that no text has: those of special and added tokens."""
+    return frozenset(tokenizer.all_special_ids) | {int(i) for i in tokenizer.added_tokens_decoder}
 
 
 def encode_table(
@@ -161,8 +165,9 @@ def encode_table(
     """
     rows: list[Encoded | None] = []
     too_long = []
+    special = special_ids(tokenizer)
     for number, (prompt, response) in enumerate(texts):
-        row: Encoded | None = encode(tokenizer, prompt, response, end_of_turn=end_of_turn)
+        row: Encoded | None = encode(tokenizer, prompt, response, end_of_turn=end_of_turn, special=special)
         assert row is not None
         over = len(row.tokens) - max_length
         if over > 0:

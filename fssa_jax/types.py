@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 # jax.tree.map builds these classes with anything for leaves: arrays, tracers, shapes, shardings. What an
 # array must look like is said in the docstrings, and checked where functions take them.
@@ -62,6 +63,11 @@ class ChoiceTable:
     rejected: Leaf
     count: Leaf
     group: Leaf
+
+    @property
+    def mask(self) -> Leaf:
+        """(users, 2, rows) which rows are real."""
+        return jnp.arange(self.chosen.shape[2])[None, None] < self.count[..., None]
 
 
 PyTree = Any

@@ -18,9 +18,9 @@ from fssa_jax import parallel
 from fssa_jax.checkpoint import Checkpoints
 from fssa_jax.config import Config
 from fssa_jax.data import dataset as datasets
-from fssa_jax.data.build import load_dataset, rows_split
-from fssa_jax.data.dataset import Dataset, Split, log_left_out
-from fssa_jax.data.rows import Row, read_rows
+from fssa_jax.data.build import load_dataset, rows_by_user, rows_split, texts_in
+from fssa_jax.data.dataset import Dataset, Split, extended, log_left_out, number_texts
+from fssa_jax.data.rows import read_rows
 from fssa_jax.errors import UserError
 from fssa_jax.evaluate import Trained
 from fssa_jax.experiment import Role, make_draw, make_model, resolve, training_data, training_steps
@@ -82,24 +82,16 @@ class Workdir:
         if again:
             names = ", ".join(again[:10]) + (" …" if len(again) > 10 else "")
             _log.warning("%d people of %s were trained on and are left out: %s", len(again), data, names)
-        texts = list(dict.fromkeys((row.prompt, text) for row in rows for text in (row.chosen, row.rejected)))
-        known = {text: i for i, text in enumerate(dataset.texts)}
-        new = [text for text in texts if text not in known]
-        number = known | {text: len(known) + i for i, text in enumerate(new)}
-        by_user: dict[str, list[Row]] = {}
-        for row in rows:
-            by_user.setdefault(row.user, []).append(row)
+        number = number_texts(texts_in(rows), dataset.texts)
         rng = np.random.default_rng(self.config.data.split_seed)
         left_out: list[str] = []
         dropped: Counter[str] = Counter()
         settings = dataclasses.replace(self.config.data, path=data)
-        split = rows_split(settings, "test", by_user, number, dataset.groups, rng, left_out, dropped)
+        split = rows_split(settings, "test", rows_by_user(rows), number, dataset.groups, rng, left_out, dropped)
         dataset.report = {"duplicates": reading.duplicates, "skipped": reading.skipped,
                           "left_out_users": left_out, "left_out_rows": dict(dropped)}  # fmt: skip
         log_left_out(dataset)
-        if new:
-            dataset.features = np.concatenate([np.asarray(dataset.features), dataset.featuriser.transform(new)])
-            dataset.texts = [*dataset.texts, *new]
+        dataset.texts, dataset.features = extended(dataset, number)
         # What other people would choose is not known, even on a benchmark of our own.
         dataset.truth = None
         return split

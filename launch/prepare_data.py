@@ -9,8 +9,9 @@
 
 source: JSONL(.gz), CSV, Parquet, a `datasets` directory or hub name; or styles, synthetic,
 synthetic_published. Besides preference rows, UltraFeedback's schema and pairs of whole conversations (HH-RLHF) are
-known. A killed run goes on with its embeddings. Train on it with --config=configs/rows.py:np_btl
---config.data.path=prepared.
+known. A killed run goes on with its embeddings. On several hosts with a common disk, the same command with
+--coordinator in each: every process embeds its own share, the first one writes. Train on it with
+--config=configs/rows.py:np_btl --config.data.path=prepared.
 """
 
 import json
@@ -29,6 +30,8 @@ _ENCODER = flags.DEFINE_string("encoder", "", "directory or hub name of a model 
 _TOKENIZER = flags.DEFINE_string("tokenizer", "", "directory or hub name of a model; its tokens are written too")
 _MAX_LENGTH = flags.DEFINE_integer("max_length", 512, "tokens of a prompt with its response, with --tokenizer")
 _TRUNCATE = flags.DEFINE_enum("truncate", "drop", ["drop", "left", "right"], "what happens to longer ones")
+program.define_process_flags()
+flags.adopt_module_key_flags(program)
 _CONFIG = config_flags.DEFINE_config_dataclass("config", configs.Config())
 
 
@@ -39,6 +42,7 @@ def main() -> None:
     config = _CONFIG.value
     if _ENCODER.value:
         config.data.features, config.data.encoder = "encoder", _ENCODER.value
+    program.join_processes()
     out, truncate = Path(_OUT.value), _TRUNCATE.value
     counts = prepare.prepare(config, _SOURCE.value, out, _TOKENIZER.value, _MAX_LENGTH.value, truncate)  # type: ignore[arg-type]
     print(json.dumps(counts, indent=1))

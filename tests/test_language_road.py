@@ -1,13 +1,17 @@
 """The paper's data from its own schema to a report, with an encoder and a tokenizer; and what goes wrong on the way."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from fssa_jax.data import dataset as datasets
-from tests import small_lm
-from tests.test_programs import assert_one_clear_line, run
+from tests import small_lm, tiny
+from tests.test_programs import ROOT, assert_one_clear_line, run
 from tests.test_schemas import records
 
 SMALL = [
@@ -90,3 +94,28 @@ def test_mistakes_with_models_are_one_line(prepared, tmp_path, make, words):
     done = run("prepare_data", f"--source={prepared / 'uf.jsonl'}", f"--out={tmp_path / 'out'}", flag, *more)
     assert_one_clear_line(done, words)
     assert not (tmp_path / "out").exists()
+
+
+def test_two_processes_share_the_embedding(tmp_path):
+    """More than one shard of texts: each process writes its own, the first one the prepared directory."""
+    config = small_lm.save_bert(tmp_path / "bert")
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", tiny.rows(users=50))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "launch.prepare_data", f"--source={rows}", f"--out={tmp_path / 'out'}",
+               f"--encoder={tmp_path / 'bert'}", f"--coordinator=localhost:{port}", "--processes=2"]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    running = [
+        subprocess.Popen([*command, f"--process={i}"], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        for i in range(2)
+    ]
+    for process in running:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    prepared = datasets.load(tmp_path / "out")
+    assert prepared.features.shape == (len(prepared.texts), config.width)
+    assert len(prepared.texts) > 1024
+    own = np.asarray(prepared.featuriser.transform(prepared.texts[-3:]))
+    np.testing.assert_allclose(np.asarray(prepared.features[-3:]), own, atol=1e-5)
+    assert_one_clear_line(run("prepare_data", *command[3:6], "--coordinator=nowhere"), "--processes=N")

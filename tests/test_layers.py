@@ -28,6 +28,7 @@ LAYERS = [
         "config",
         "files",
         "models",
+        "architectures",
         "pretrained",
         "tokens",
         "embed",
@@ -40,7 +41,7 @@ LAYERS = [
         "metrics_log",
     ],
     ["step", "predict", "experiment", "evaluate", "validation"],
-    ["train", "workdir", "steer", "report", "prepare"],
+    ["train", "workdir", "steer", "pictures", "example", "report", "prepare"],
     ["program"],
 ]
 

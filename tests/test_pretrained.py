@@ -69,6 +69,32 @@ def test_leaves_go_where_the_sharding_says(saved):
     assert all(x.sharding == where for x in jax.tree.leaves(loaded))
 
 
+def test_a_sharded_leaf_is_read_in_its_parts_alone(saved, monkeypatch):
+    directory, model, variables = saved
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("x",))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))
+    shards = pretrained._Shards(directory)
+    leaf = next(leaf for leaf in pretrained._leaves(model.config) if leaf.path == ("layers", "up", "kernel"))
+    index = (slice(1, 3), slice(8, 16), slice(None))
+    part = pretrained._piece(shards, leaf, leaf.names(), None, index)
+    np.testing.assert_array_equal(part, np.asarray(variables["params"]["layers"]["up"]["kernel"])[index])
+    loaded = pretrained.load_params(
+        directory, model.config, None, lambda path, _: split if path[0] == "layers" else None
+    )
+    assert_same(loaded, variables)
+
+
+def test_a_checkpoint_in_many_files_is_the_same(saved):
+    directory, model, variables = saved
+    out = directory.with_name("shards")
+    pretrained.save_params(out, variables, model.config, directory, shard_bytes=20_000)
+    files = sorted(out.glob("*.safetensors"))
+    assert len(files) > 2
+    assert files[0].name == f"model-00001-of-{len(files):05d}.safetensors"
+    assert all(sum(t.nbytes for t in load_file(f).values()) <= 20_000 for f in files)
+    assert_same(pretrained.load_params(out, model.config), variables)
+
+
 def test_names_with_and_without_the_head_are_understood(saved):
     directory, model, variables = saved
     tensors = load_file(directory / "model.safetensors")

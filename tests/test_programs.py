@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -178,6 +179,10 @@ BAD_ROWS = {
     ),
     "two people": (lambda r: r.__delitem__(slice(28, None)), ["rows of 2 people"]),
     "empty text": (bad_row("response_a", "  "), ["rows.jsonl:4", "'response_a' is empty"]),
+    "nobody with enough rows": (
+        lambda r: r.__setitem__(slice(None), [x for i, x in enumerate(r) if i % 14 == 0]),
+        ["rows.jsonl: no train user with 1 context and 1 target rows", "give more rows a user"],
+    ),
     "two splits": (
         lambda r: [r[i].update(split_user=["train", "test"][i % 2]) for i in range(4)],
         ["user 'u0'", "splits"],
@@ -192,6 +197,15 @@ def test_bad_rows_stop_every_program_and_write_nothing(tmp_path, spoil, words):
     rows = tiny.write_rows(tmp_path / "rows.jsonl", records)
     assert_one_clear_line(run("prepare_data", f"--source={rows}", f"--out={tmp_path / 'out'}"), *words)
     assert [p.name for p in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_duplicate_rows_are_kept_once_and_counted(tmp_path):
+    records = tiny.rows(users=6)
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", [*records, records[0], records[20]])
+    done = run("prepare_data", f"--source={rows}", f"--out={tmp_path / 'out'}", "--config.data.components=4")
+    assert done.returncode == 0, done.stderr
+    assert "2 duplicate rows kept once" in done.stderr
+    assert json.loads((tmp_path / "out" / "meta.json").read_text())["report"]["duplicates"] == 2
 
 
 @pytest.mark.parametrize(
@@ -240,6 +254,30 @@ def test_mistakes_in_the_train_command(trained, tmp_path, extra, words):
     workdir = directory / "run" if words[0].endswith("not 7") else tmp_path / "run"
     assert_one_clear_line(run("train", *arguments, *extra, f"--workdir={workdir}"), *words)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_that_cannot_be_written_is_named(trained, tmp_path):
+    _, arguments, _, _ = trained
+    (tmp_path / "file").write_text("mine")
+    done = run("train", *arguments, f"--workdir={tmp_path / 'file' / 'run'}")
+    assert_one_clear_line(done, str(tmp_path / "file"), "cannot be written")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_train_falls_back_from_a_damaged_checkpoint_and_says_so(trained, tmp_path):
+    directory, arguments, _, _ = trained
+    shutil.copytree(directory / "run", tmp_path / "run")
+    latest = tmp_path / "run" / "checkpoints" / "latest"
+    for file in (latest / "10").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"damaged")
+    done = run("train", *arguments, f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    assert "checkpoint 10 is damaged" in done.stderr
+    assert "trying the one before" in done.stderr
+    assert "Traceback" not in done.stderr
+    for file in (latest / "10").rglob("*"):  # trained again from step 5, and saved anew
+        assert not file.is_file() or file.read_bytes() != b"damaged"
 
 
 def test_unknown_configs_and_workdirs(tmp_path):

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from fssa_jax.config import Config, DataConfig
 from fssa_jax.data import dataset as datasets
 from fssa_jax.data import styles, synthetic
-from fssa_jax.data.dataset import SPLITS, Dataset, Split, Truth, make_table
+from fssa_jax.data.dataset import SPLITS, Dataset, Split, Truth, make_table, number_texts, texts_of
 from fssa_jax.data.features import EncoderFeaturiser, Featuriser, Text, TfidfFeaturiser, read_vectors, vectors_beside
 from fssa_jax.data.rows import Row, read_records, read_rows
 from fssa_jax.data.schemas import conversation_rows, schema_of, ultrafeedback_rows
@@ -112,12 +112,8 @@ def rows_dataset(data: DataConfig, rows: list[Row] | None = None, scratch: Path 
     if rows is None:
         rows, reading = read_source(data)
         report |= reading
-    ids: dict[Text, int] = {}
-    by_user: dict[str, list[Row]] = {}
-    for row in rows:
-        by_user.setdefault(row.user, []).append(row)
-        for response in (row.chosen, row.rejected):
-            ids.setdefault((row.prompt, response), len(ids))
+    ids = number_texts(texts_in(rows))
+    by_user = rows_by_user(rows)
     texts = list(ids)
     split_of = _user_splits(data.path, by_user, data.split_seed)
     if data.hold_out_items:
@@ -146,6 +142,19 @@ def rows_dataset(data: DataConfig, rows: list[Row] | None = None, scratch: Path 
     }
     featuriser, features = _features(data, texts, splits["train"], scratch)
     return Dataset(texts, features, splits, groups, featuriser, report=report)
+
+
+def texts_in(rows: list[Row]) -> Iterator[Text]:
+    """(prompt, response) of every row, the chosen one first."""
+    return ((row.prompt, response) for row in rows for response in (row.chosen, row.rejected))
+
+
+def rows_by_user(rows: list[Row]) -> dict[str, list[Row]]:
+    """The rows of each user, users in the order of their first row."""
+    by_user: dict[str, list[Row]] = {}
+    for row in rows:
+        by_user.setdefault(row.user, []).append(row)
+    return by_user
 
 
 def rows_split(
@@ -250,9 +259,7 @@ def _features(data: DataConfig, texts: list[Text], train: Split, scratch: Path |
         featuriser: Featuriser = read_vectors(vectors, order, texts)
         features = featuriser.transform(texts)
     else:
-        table = train.table
-        real = np.arange(table.chosen.shape[2]) < np.asarray(table.count)[..., None]
-        known = np.unique(np.concatenate([np.asarray(table.chosen)[real], np.asarray(table.rejected)[real]]))
+        known = texts_of(train.table)
         if data.features == "encoder" or (data.features == "auto" and at_hand(data.encoder)):
             names = ("pool", "layer", "tokens", "normalise", "dtype")
             values: dict[str, Any] = {name: getattr(data, f"encoder_{name}") for name in names}

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import zipfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +65,34 @@ def make_table(choices: list[list[tuple[np.ndarray, np.ndarray]]], group: list[i
     return ChoiceTable(chosen, rejected, count, np.asarray(group, np.int32).reshape(users))  # type: ignore[arg-type]
 
 
+def texts_of(table: ChoiceTable, pool: int | None = None) -> np.ndarray:
+    """Ids of the texts that occur in a table, or in one pool of it, sorted."""
+    pools = slice(None) if pool is None else slice(pool, pool + 1)
+    real = np.asarray(table.mask)[:, pools]
+    return np.unique(np.concatenate([np.asarray(side)[:, pools][real] for side in (table.chosen, table.rejected)]))
+
+
 def seen_in_training(dataset: Dataset) -> np.ndarray:
     """(texts,) which texts occur in the training rows."""
-    table = dataset.splits["train"].table
-    real = np.arange(table.chosen.shape[2]) < np.asarray(table.count)[..., None]
     seen = np.zeros(len(dataset.texts), bool)
-    seen[np.asarray(table.chosen)[real]] = True
-    seen[np.asarray(table.rejected)[real]] = True
+    seen[texts_of(dataset.splits["train"].table)] = True
     return seen
+
+
+def number_texts(texts: Iterable[Text], known: Sequence[Text] = ()) -> dict[Text, int]:
+    """The row of each text in a feature table: the known ones, then the new ones as they come."""
+    number = {text: i for i, text in enumerate(known)}
+    new = (text for text in dict.fromkeys(texts) if text not in number)
+    return number | {text: len(known) + i for i, text in enumerate(new)}
+
+
+def extended(dataset: Dataset, number: dict[Text, int]) -> tuple[list[Text], np.ndarray]:
+    """The texts and features of a data set with the new ones of `number_texts` appended."""
+    new = [text for text, i in number.items() if i >= len(dataset.texts)]
+    features = np.asarray(dataset.features)
+    if new:
+        features = np.concatenate([features, dataset.featuriser.transform(new)])
+    return [*dataset.texts, *new], features
 
 
 def save(dataset: Dataset, directory: Path, tokens: TokenTable | None = None) -> None:

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from fssa_jax.data.rows import read_lines
 from fssa_jax.embed import EmbedSettings, Text, TextEncoder, embed_to
@@ -37,7 +35,7 @@ class TfidfFeaturiser:
     responses of a choice, and a linear model of words cannot relate the two.
     """
 
-    def __init__(self, vectoriser: TfidfVectorizer, components: np.ndarray, mean: np.ndarray, scale: np.ndarray):
+    def __init__(self, vectoriser: Any, components: np.ndarray, mean: np.ndarray, scale: np.ndarray):
         self._vectoriser = vectoriser
         self._components = components
         self._mean = mean
@@ -54,6 +52,8 @@ class TfidfFeaturiser:
             rank = 0
         if rank < 1:
             raise UserError("data.features: too few distinct texts or words for tfidf; give vectors instead")
+        from sklearn.decomposition import TruncatedSVD  # takes a second to import: only who needs it pays
+
         svd = TruncatedSVD(rank, random_state=seed).fit(matrix)
         directions = np.asarray(svd.components_, np.float32)
         raw = cls(vectoriser, directions, np.zeros(rank + 1), np.ones(rank + 1))
@@ -93,7 +93,9 @@ class TfidfFeaturiser:
             return cls(vectoriser, arrays["components"], arrays["mean"], arrays["scale"])
 
 
-def _vectoriser(vocabulary: list[str] | None = None) -> TfidfVectorizer:
+def _vectoriser(vocabulary: list[str] | None = None) -> Any:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     return TfidfVectorizer(
         token_pattern=_TOKENS, sublinear_tf=True, ngram_range=(1, 2), min_df=1 if vocabulary else 2,
         # Not normalised: a text with unknown words keeps the same features for the words that are known.

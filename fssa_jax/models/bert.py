@@ -14,7 +14,7 @@ from fssa_jax.types import PyTree
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
-    """The shape of an encoder. `pretrained.py` reads it from a config.json."""
+    """The shape of an encoder. `architectures.read_config` reads it from a config.json."""
 
     vocabulary: int
     width: int

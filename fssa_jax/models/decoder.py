@@ -17,7 +17,7 @@ Remat = Literal["none", "full", "dots"]
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """The shape of a decoder, and in what the families differ. `pretrained.py` reads it from a config.json.
+    """The shape of a decoder, and in what the families differ. `architectures.read_config` reads it from a config.json.
 
     Attributes:
       vocabulary, width, layers, heads, groups, head_dim, mlp_width: sizes; `groups` heads of key and value.
@@ -68,16 +68,23 @@ class DecoderConfig:
 
 
 class Cache(NamedTuple):
-    """Keys and values of all layers, (layers, batch, length, groups, head_dim); slot j holds position j."""
+    """Keys and values of all layers, (layers, batch, length, groups, head_dim); slot j holds position j.
+
+    For `unstacked` layers each is a tuple with an array a layer, so that no step copies them all together.
+    """
 
     key: Any
     value: Any
 
 
-def empty_cache(config: DecoderConfig, batch: int, length: int, dtype: Any = jnp.float32) -> Cache:
-    """A cache of static shape for sequences of up to `length` tokens."""
-    shape = (config.layers, batch, length, config.groups, config.head_dim)
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+def empty_cache(
+    config: DecoderConfig, batch: int, length: int, dtype: Any = jnp.float32, stacked: bool = True
+) -> Cache:
+    """A cache of static shape for sequences of up to `length` tokens; not `stacked` for `unstacked` layers."""
+    shape = (batch, length, config.groups, config.head_dim)
+    if stacked:
+        return Cache(*(jnp.zeros((config.layers, *shape), dtype) for _ in range(2)))
+    return Cache(*(tuple(jnp.zeros(shape, dtype) for _ in range(config.layers)) for _ in range(2)))
 
 
 def rms_norm(x: Float[Array, "*batch d"], scale: Float[Array, " d"], epsilon: float, offset: float = 0.0) -> Array:
@@ -252,12 +259,14 @@ class Decoder(nn.Module):
         if isinstance(self.layers, list | tuple):
             new = []
             for i, layer in enumerate(self.layers[:count]):
-                mine, adapter = (jax.tree.map(lambda leaf, i=i: leaf[i], tree) for tree in (kept, adapters))
+                mine = None if kept is None else (kept[0][i], kept[1][i])
+                adapter = jax.tree.map(lambda leaf, i=i: leaf[i], adapters)
                 x, mine = run(layer, x, windows[i], mine, adapter)
                 states.append(x)
                 new.append(mine)
             if kept is not None:
-                kept = tuple(jnp.stack(leaves) for leaves in zip(*new, strict=True))
+                apart = isinstance(kept[0], tuple)
+                kept = tuple(leaves if apart else jnp.stack(leaves) for leaves in zip(*new, strict=True))
         else:
 
             def step(x, scanned):

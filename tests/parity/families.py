@@ -25,6 +25,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "llama dynamic": ("Llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
     "smollm": ("Llama", {"tie_word_embeddings": True, "hidden_size": 36, "num_attention_heads": 6}),
+    "smollm untied": (
+        "Llama",
+        {"hidden_size": 36, "num_attention_heads": 6, "rope_parameters": {"rope_type": "default", "rope_theta": 1e5}},
+    ),
     "mistral": ("Mistral", {"sliding_window": 5, "head_dim": 16}),
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen2 windows": ("Qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
@@ -34,6 +38,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma": ("Gemma", {"head_dim": 16, "num_key_value_heads": 1}),
     "gemma untied": ("Gemma", {"head_dim": 8, "tie_word_embeddings": False}),
     "gemma 2": ("Gemma2", {"head_dim": 16, "sliding_window": 4, "query_pre_attn_scalar": 20}),
+    "gemma 2 untied": ("Gemma2", {"head_dim": 8, "sliding_window": 6, "tie_word_embeddings": False}),
 }  # fmt: skip
 
 

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from fssa_jax import pretrained
-from fssa_jax.adapters import LowRank
+from fssa_jax.adapters import Film, LowRank
+from fssa_jax.embed import EmbedSettings, TextEncoder
 from fssa_jax.generate import generate
 from fssa_jax.logprobs import response_log_probs
 from fssa_jax.models.decoder import Decoder, empty_cache, unstacked
 from fssa_jax.sampling import Sampling
+from tests import small_lm
 from tests.parity.families import FAMILIES, make, torch
 
 TOKENS = np.random.default_rng(0).integers(3, 101, (3, 20))
@@ -25,6 +27,11 @@ def pair(request, tmp_path_factory):
     return theirs, Decoder(config), pretrained.load_params(directory, config)
 
 
+def close(ours, theirs):
+    """Within 1e-4 where numbers are of the order of 1; Gemma's states reach 100, and sums their rounding."""
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * max(1.0, float(np.std(theirs))))
+
+
 def test_hidden_states_of_every_layer_and_logits(pair):
     theirs, model, variables = pair
     mask = torch.tensor(np.arange(20)[None] < LENGTHS[:, None]).long()
@@ -34,11 +41,11 @@ def test_hidden_states_of_every_layer_and_logits(pair):
     real = np.asarray(mask, bool)
     # The last of theirs is normed, the last of ours is not.
     for ours, reference in zip(states[:-1], out.hidden_states[:-1], strict=True):
-        np.testing.assert_allclose(np.asarray(ours)[real], reference.numpy()[real], atol=1e-4, rtol=1e-4)
+        close(np.asarray(ours)[real], reference.numpy()[real])
     final, _ = model.apply(variables, jnp.asarray(TOKENS), method="hidden")
-    np.testing.assert_allclose(np.asarray(final)[real], out.hidden_states[-1].numpy()[real], atol=1e-4, rtol=1e-4)
+    close(np.asarray(final)[real], out.hidden_states[-1].numpy()[real])
     logits = model.apply(variables, jnp.asarray(TOKENS))
-    np.testing.assert_allclose(np.asarray(logits)[real], out.logits.numpy()[real], atol=1e-4, rtol=1e-4)
+    close(np.asarray(logits)[real], out.logits.numpy()[real])
 
 
 def test_a_cache_and_unrolled_layers_change_nothing(pair):
@@ -121,3 +128,54 @@ def test_loss_and_gradients_of_adapters(tmp_path, name):
     for mine, factor in zip(gradients, factors, strict=True):
         scale = np.abs(factor.grad.numpy()).max()
         np.testing.assert_allclose(mine, factor.grad.numpy(), atol=1e-4 * scale)
+
+
+PROJECTIONS = {
+    "query": "self_attn.q_proj", "key": "self_attn.k_proj", "value": "self_attn.v_proj", "out": "self_attn.o_proj",
+    "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
+}  # fmt: skip
+
+
+def test_every_place_takes_an_adapter(tmp_path):
+    """LoRA with a core of each row's own at every projection, FiLM on the residual stream: logits as by hooks."""
+    theirs, directory = make("qwen2", tmp_path / "m")
+    config = pretrained.read_config(directory)
+    rng = np.random.default_rng(2)
+    layers = theirs.model.layers
+    tree, hooked = {}, []
+    for place, name in PROJECTIONS.items():
+        linear = [layer.get_submodule(name) for layer in layers]
+        down = rng.normal(size=(len(layers), linear[0].in_features, 2)).astype(np.float32) * 0.2
+        up = rng.normal(size=(len(layers), 2, linear[0].out_features)).astype(np.float32) * 0.2
+        core = rng.normal(size=(len(layers), 3, 2, 2)).astype(np.float32)
+        tree[place] = LowRank(jnp.asarray(down), jnp.asarray(up), jnp.asarray(core))
+        hooked += [(linear[i], down[i], core[i], up[i]) for i in range(len(layers))]
+    scale, shift = rng.normal(size=(2, len(layers), 3, config.width)).astype(np.float32) * 0.2
+    tree["residual"] = Film(jnp.asarray(1 + scale), jnp.asarray(shift))
+    for linear, *factors in hooked:
+        a, m, b = map(torch.tensor, factors)
+        linear.register_forward_hook(lambda _, args, out, a=a, m=m, b=b: out + args[0] @ a @ m @ b)
+    for i, layer in enumerate(layers):
+        gamma, beta = torch.tensor(1 + scale[i])[:, None], torch.tensor(shift[i])[:, None]
+        layer.register_forward_hook(lambda _, args, out, g=gamma, b=beta: out * g + b)
+    mask = torch.tensor(np.arange(20)[None] < LENGTHS[:, None]).long()
+    with torch.no_grad():
+        expected = theirs(torch.tensor(TOKENS), attention_mask=mask).logits.numpy()
+    ours = np.asarray(Decoder(config).apply(pretrained.load_params(directory, config), jnp.asarray(TOKENS), tree))
+    real = np.asarray(mask, bool)
+    np.testing.assert_allclose(ours[real], expected[real], rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("pool", "layer"), [("mean", 0), ("mean", 2), ("last", 0), ("last", 1)])
+def test_embeddings_of_a_decoder(tmp_path, pool, layer):
+    theirs, directory = make("qwen2", tmp_path / "m")
+    small_lm.tokenizer(directory)
+    encoder = TextEncoder(EmbedSettings(str(directory), pool=pool, layer=layer))
+    texts = [("how do I bake?", "hey, just mix it."), ("", "bread"), ("mix", "bake bread? just do it, hey.")]
+    ours = encoder.embed(texts)
+    for ids, vector in zip(encoder.tokens(texts), ours, strict=True):
+        with torch.no_grad():
+            states = theirs(torch.tensor([ids]), output_hidden_states=True).hidden_states
+        state = states[layer or -1][0].numpy()
+        expected = state[-1] if pool == "last" else state.mean(0)
+        np.testing.assert_allclose(vector, expected / np.linalg.norm(expected), atol=1e-4)
