@@ -173,7 +173,7 @@ def embedding() -> dict | None:
     text = "people think the city should build more homes near trains and parks because rent is high"
     words = text.split()
     texts = [("", " ".join(rng.choice(words, int(n)))) for n in rng.integers(60, 115, 256)]
-    tokens = float(np.mean([len(i) for i in encoder.tokens(texts)]))
+    tokens = float(np.mean([len(i) for i in encoder.tokens(texts)[0]]))
     out = {"tokens_a_text": round(tokens, 1), "ours": round(len(texts) / seconds(lambda: encoder.embed(texts)), 1)}
     try:
         from sentence_transformers import SentenceTransformer

@@ -213,7 +213,10 @@ def unseen_statements(seed: int) -> dict:
     settings = copy.deepcopy(work.config.evaluate)
     settings.draws, settings.shuffles = _DRAWS.value, 1
     split = work.dataset.splits[_SPLIT.value]
-    report = evaluate.evaluate(main_model, split, work.dataset, settings, population=population).report
+    own, theirs = (
+        evaluate.reward_predictor(model, work.dataset, settings.samples) for model in (main_model, population)
+    )
+    report = evaluate.evaluate(own, split, work.dataset, settings, population=theirs).report
     return {
         "rows": report["targets"]["unseen"],
         "np_btl": report.get("accuracy_unseen"),

@@ -12,14 +12,52 @@ Bayes limit 50.0 / 59.5 / 67.7 / 71.9 / 78.4; another person's context 50.2 % at
 
 from fssa_jax.config import Config, DataConfig
 from fssa_jax.errors import UserError
+from fssa_jax.policy.config import PolicyConfig
 
 
-def get_config(variant: str = "np_btl") -> Config:
+def get_config(variant: str = "np_btl") -> Config | PolicyConfig:
     """The configuration of a variant."""
-    if variant not in ("btl", "np_btl"):
-        raise UserError(f"configs/styles.py: unknown variant {variant!r}; give btl or np_btl")
+    if variant in ("btl", "np_btl"):
+        return _reward(variant)
+    if variant == "sft":
+        return _base()
+    if variant == "dpo" or variant.removeprefix("np_dpo_") in ("film", "lora_core", "lora"):
+        return _policy(variant)
+    known = "btl, np_btl, sft, dpo, np_dpo_film, np_dpo_lora_core, np_dpo_lora"
+    raise UserError(f"configs/styles.py: unknown variant {variant!r}; give one of {known}")
+
+
+def _data() -> DataConfig:
+    return DataConfig(source="styles", train_users=10_000, eval_users=1000)
+
+
+def _base() -> PolicyConfig:
+    """A small Llama of our own that writes responses of every style about every topic."""
+    config = PolicyConfig(name="styles sft", data=_data())
+    config.objective.kind = "sft"
+    config.policy.max_length = 104
+    config.optim.learning_rate, config.optim.warmup_steps = 5e-3, 50
+    config.train.steps, config.train.texts = 600, 48
+    config.train.steps_per_call, config.train.validate_every, config.train.checkpoint_every = 20, 200, 400
+    return config
+
+
+def _policy(variant: str) -> PolicyConfig:
+    config = PolicyConfig(name=f"styles {variant}", data=_data())
+    config.policy.max_length = 104
+    config.policy.adapter.latent = "none" if variant == "dpo" else "context"
+    config.policy.adapter.kind = "film" if variant == "dpo" else variant.removeprefix("np_dpo_")
+    if config.policy.adapter.kind != "film":
+        config.policy.adapter.places = ("query", "value", "out", "down")
+    config.encoder.frozen = variant != "dpo"
+    config.optim.learning_rate, config.optim.warmup_steps = 1e-2, 20
+    config.train.steps, config.train.population_steps, config.train.oracle_steps = 600, 100, 600
+    return config
+
+
+def _reward(variant: str) -> Config:
     config = Config(name=f"styles {variant}")
-    config.data = DataConfig(source="styles", train_users=10_000, eval_users=1000)
+    config.data = _data()
     config.model.kind = variant
     config.model.width = config.model.encoder.latent_dim = 32
     config.model.target = "linear"

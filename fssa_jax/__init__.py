@@ -4,6 +4,7 @@ from fssa_jax import pretrained as pretrained
 from fssa_jax import tokens as tokens
 from fssa_jax.adapters import Film as Film
 from fssa_jax.adapters import LowRank as LowRank
+from fssa_jax.adapters import combine_adapters as combine_adapters
 from fssa_jax.attention import attention as attention
 from fssa_jax.distributions import gaussian_kl as gaussian_kl
 from fssa_jax.distributions import gaussian_log_prob as gaussian_log_prob
@@ -15,6 +16,7 @@ from fssa_jax.likelihoods import btl_log_likelihood as btl_log_likelihood
 from fssa_jax.likelihoods import dpl_log_likelihood as dpl_log_likelihood
 from fssa_jax.logprobs import response_log_probs as response_log_probs
 from fssa_jax.logprobs import token_log_probs as token_log_probs
+from fssa_jax.losses import dpo_loss as dpo_loss
 from fssa_jax.losses import latent_roles as latent_roles
 from fssa_jax.losses import neural_process_loss as neural_process_loss
 from fssa_jax.metrics import bayes_log_predictive as bayes_log_predictive
@@ -25,6 +27,7 @@ from fssa_jax.models.bert import BertEncoder as BertEncoder
 from fssa_jax.models.decoder import Decoder as Decoder
 from fssa_jax.models.decoder import DecoderConfig as DecoderConfig
 from fssa_jax.models.encoder import NPEncoder as NPEncoder
+from fssa_jax.models.hypernetwork import Hypernetwork as Hypernetwork
 from fssa_jax.models.rewards import RewardModel as RewardModel
 from fssa_jax.sampling import Sampling as Sampling
 from fssa_jax.types import ChoiceTable as ChoiceTable

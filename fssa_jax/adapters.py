@@ -2,8 +2,11 @@
 
 An `AdapterTree` maps names of places to adapters. Places are the linear projections of a decoder block (query, key,
 value, out, gate, up, down) and "residual", the residual stream after the block. Every leaf of a tree has a first axis
-over layers; inside a layer it has a batch axis, one row for each sequence. Only the factors of a `LowRank` may have
-none, where all rows share them.
+over layers; inside a layer it has an axis of rows: one row for each sequence, or one for n sequences that follow each
+other (a person's). Only the factors of a `LowRank` may have none, where all rows share them. A place may hold a tuple
+of adapters, applied one after the other.
+
+Adapters add up: `combine_adapters` scales, interpolates and blends those of several people.
 """
 
 import dataclasses
@@ -45,14 +48,16 @@ PLACES = ("query", "key", "value", "out", "gate", "up", "down", "residual")
 
 
 def apply_film(film: Film, x: Float[Array, "batch t d"]) -> Float[Array, "batch t d"]:
-    """γ ⊙ x + β, the same for all tokens of a row."""
-    return x * film.scale.astype(x.dtype)[:, None] + film.shift.astype(x.dtype)[:, None]
+    """γ ⊙ x + β, the same for all tokens of a row; row i of n rows is for the i-th n-th of the batch."""
+    scale, shift = film.scale.astype(x.dtype), film.shift.astype(x.dtype)
+    rows = x.reshape(scale.shape[0], -1, x.shape[-1])
+    return (rows * scale[:, None] + shift[:, None]).reshape(x.shape)
 
 
 def apply_low_rank(
     adapter: LowRank, x: Float[Array, "batch t inputs"], y: Float[Array, "batch t outputs"]
 ) -> Float[Array, "batch t outputs"]:
-    """y + ((x A) M) B, with A, B shared or one for each row.
+    """y + ((x A) M) B, with A, B shared or one for each row; row i of n rows is for the i-th n-th of the batch.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax.adapters import LowRank, apply_low_rank
@@ -62,17 +67,74 @@ def apply_low_rank(
     [3.0, 6.0]
     """
     down, up = adapter.down.astype(x.dtype), adapter.up.astype(x.dtype)
-    h = jnp.einsum("btd,bdr->btr" if down.ndim == 3 else "btd,dr->btr", x, down)
+    rows = next((a.shape[0] for a, n in ((adapter.core, 0), (down, 3), (up, 3)) if a is not None and a.ndim >= n),
+                x.shape[0])  # fmt: skip
+    h = x.reshape(rows, -1, x.shape[-1])
+    h = jnp.einsum("btd,bdr->btr" if down.ndim == 3 else "btd,dr->btr", h, down)
     if adapter.core is not None:
         core = adapter.core.astype(x.dtype)
         h = h * core[:, None] if core.ndim == 2 else jnp.einsum("btr,brs->bts", h, core)
-    return y + jnp.einsum("btr,brd->btd" if up.ndim == 3 else "btr,rd->btd", h, up)
+    return y + jnp.einsum("btr,brd->btd" if up.ndim == 3 else "btr,rd->btd", h, up).reshape(y.shape)
 
 
-def apply_projection_adapter(
-    adapter: Film | LowRank | None, x: Float[Array, "batch t inputs"], y: Float[Array, "batch t outputs"]
+def apply_adapter(
+    adapter: Film | LowRank | tuple | None, x: Float[Array, "batch t inputs"], y: Float[Array, "batch t outputs"]
 ) -> Float[Array, "batch t outputs"]:
-    """The output y of a projection of x, adapted; y itself where there is no adapter."""
+    """y, what a place makes of x, adapted; y itself where there is no adapter. On the residual stream x is y."""
     if adapter is None:
         return y
+    if isinstance(adapter, tuple):
+        for one in adapter:
+            y = apply_adapter(one, x, y)
+        return y
     return apply_film(adapter, y) if isinstance(adapter, Film) else apply_low_rank(adapter, x, y)
+
+
+def combine_adapters(adapters: AdapterTree, weights: Float[Array, "out rows"]) -> AdapterTree:
+    """Rows that are weighted sums of rows: what is adapted moves by Σ_i w_i times as far as row i moves it.
+
+    [[½, ½]] is the mean of two people, [[2]] one person twice as strong, [[0]] the identity. What all rows share
+    stays as it is.
+
+    Args:
+      adapters: every leaf with a first axis over layers, rows second.
+      weights: of each given row in each new one.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import Film, combine_adapters
+    >>> people = {"residual": Film(jnp.array([[[3.0], [1.0]]]), jnp.array([[[1.0], [-1.0]]]))}  # one layer, two people
+    >>> combine_adapters(people, jnp.array([[0.25, 0.75]]))["residual"].scale.ravel().tolist()
+    [1.5]
+    """
+
+    def mix(leaf: Array) -> Array:
+        return jnp.einsum("or,lr...->lo...", weights.astype(leaf.dtype), leaf)
+
+    def one(adapter: Any) -> Any:
+        if isinstance(adapter, tuple):
+            return tuple(one(a) for a in adapter)
+        if isinstance(adapter, Film):
+            return Film(1 + mix(adapter.scale - 1), mix(adapter.shift))
+        if adapter.down.ndim == 3 and adapter.up.ndim == 3:
+            return adapter if adapter.core is None else LowRank(adapter.down, adapter.up, mix(adapter.core))
+        # Σ w_i B_i M_i A_i is one product of factors with the ranks side by side.
+        layers, rows = adapter.down.shape[:2] if adapter.down.ndim == 4 else adapter.up.shape[:2]
+        out = weights.shape[0]
+        down, up = adapter.down, adapter.up
+        if adapter.core is not None:
+            core = adapter.core
+            product = "lrik,lrk->lrik" if core.ndim == 3 else "lrik,lrkj->lrij"
+            down = jnp.einsum(product, _with_rows(down, rows), core)
+        down, up = _with_rows(down, rows), _with_rows(up, rows)
+        scaled = jnp.einsum("or,lrkd->lorkd", weights.astype(up.dtype), up)
+        wide = jnp.moveaxis(down, 1, 2).reshape(layers, 1, down.shape[2], -1)
+        return LowRank(
+            jnp.broadcast_to(wide, (layers, out, *wide.shape[2:])), scaled.reshape(layers, out, -1, up.shape[-1])
+        )
+
+    return {place: one(adapter) for place, adapter in adapters.items()}
+
+
+def _with_rows(factor: Array, rows: int) -> Array:
+    """A factor (layers, [rows,] …) with rows."""
+    return factor if factor.ndim == 4 else jnp.broadcast_to(factor[:, None], (len(factor), rows, *factor.shape[1:]))

@@ -146,3 +146,15 @@ def _bert_config(v: dict[str, Any]) -> BertConfig:
         activation=names[v.get("hidden_act", "gelu")],  # type: ignore[arg-type]
         norm_epsilon=v.get("layer_norm_eps", 1e-12),
     )  # fmt: skip
+
+
+def to_hugging_face(config: DecoderConfig) -> dict[str, Any]:
+    """The config.json of a decoder that was made here: a Llama, with plain rotary frequencies of base 10,000."""
+    c = config
+    return {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": c.vocabulary,
+        "hidden_size": c.width, "num_hidden_layers": c.layers, "num_attention_heads": c.heads,
+        "num_key_value_heads": c.groups, "head_dim": c.head_dim, "intermediate_size": c.mlp_width,
+        "max_position_embeddings": c.max_length, "rms_norm_eps": c.norm_epsilon, "hidden_act": "silu",
+        "rope_theta": 10_000.0, "tie_word_embeddings": c.tied, "torch_dtype": "float32",
+    }  # fmt: skip

@@ -25,8 +25,8 @@ def length_batches(
 ) -> list[tuple[int, np.ndarray]]:
     """Rows of similar lengths together: (padded length, indices) of each batch, longest first.
 
-    Every batch of one padded length is to have `batch_rows` rows, so that each bucket is one shape; all are full but
-    the very last, which the caller fills up.
+    Every batch of one padded length has `batch_rows` rows, so that each bucket is one shape; all but the very last,
+    which the caller fills up to `filled_rows`.
 
     Args:
       lengths: of the rows.
@@ -50,6 +50,14 @@ def length_batches(
 def batch_rows(size: int, tokens: int, multiple: int = 1) -> int:
     """Rows in a batch of this padded length."""
     return max(tokens // size // multiple, 1) * multiple
+
+
+def filled_rows(number: int, full: int, multiple: int = 1) -> int:
+    """Rows that a batch of `number` is filled up to: `multiple` times a power of two, `full` at most."""
+    size = multiple
+    while size < number:
+        size *= 2
+    return min(size, full)
 
 
 def padding_share(lengths: Sequence[int]) -> float:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ class DataConfig:
     path: str = ""
     on_error: str = choice("raise", "skip")
     # Of UltraFeedback's schema: which ratings are people, and the share of pairs that they disagree about.
-    labels: tuple[str, ...] = ("helpfulness", "honesty")
+    labels: tuple[str, ...] = ()  # () for those that were prepared, else helpfulness and honesty
     conflicting: float = 1.0
     groups: tuple[str, ...] = ()  # rows of these groups alone; () for all
     # auto: vectors beside the rows if there are any, else a sentence encoder where one is at hand, else tfidf.
@@ -38,6 +39,7 @@ class DataConfig:
     encoder_layer: int = 0  # of a decoder: blocks that are run; 0 for all of them
     encoder_tokens: int = 0  # longer texts are cut; 0 for the model's limit
     encoder_dtype: str = choice("float32", "bfloat16")  # of weights and computation; vectors are float32
+    encoder_attention: str = choice("xla", "cudnn", "splash")  # of a decoder: cudnn on GPUs in bfloat16, splash on TPUs
     encoder_normalise: bool = True  # vectors of unit length
     min_context: int = 1  # users with fewer rows in a pool are left out, by name
     min_targets: int = 1
@@ -114,18 +116,24 @@ class OptimConfig:
 
 
 @dataclasses.dataclass
-class TrainConfig:
-    """The loop. Steps are counted in batches of `users` episodes."""
+class LoopConfig:
+    """What every training loop needs."""
 
     steps: int = 3000
-    users: int = 64
-    max_context: int = 10
-    targets: int = 20
     steps_per_call: int = 50
     validate_every: int = 250
     checkpoint_every: int = 500
-    keep: int = 2
+    keep: int = 2  # latest checkpoints
     parallel: str = choice("auto", "none", "pmap")
+
+
+@dataclasses.dataclass
+class TrainConfig(LoopConfig):
+    """The loop of reward models. Steps are counted in batches of `users` episodes."""
+
+    users: int = 64
+    max_context: int = 10
+    targets: int = 20
     population_steps: int = 1000  # population BTL: baseline, and start of `model.population`
     population_learning_rate: float = 0.0  # 0: the same as optim.learning_rate
     factor_steps: int = 0  # of the factorisation that learnt texts start from; 0: a random start
@@ -158,7 +166,7 @@ class Config:
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
 
 
-def to_json(config: Config) -> str:
+def to_json(config: Any) -> str:
     """The configuration as JSON text, every field spelt out."""
     return json.dumps(dataclasses.asdict(config), indent=2)
 
@@ -177,31 +185,52 @@ def from_dict(kind: type, values: dict[str, Any], place: str = "config") -> Any:
     return kind(**{name: _convert(hints[name], value, f"{place}.{name}") for name, value in values.items()})
 
 
-def read(path: Path) -> Config:
-    """The configuration that `to_json` wrote."""
+def read(path: Path, kind: type = Config) -> Any:
+    """The configuration of a kind that `to_json` wrote."""
     try:
-        return _convert(Config, json.loads(path.read_text()), "config")
+        return _convert(kind, json.loads(path.read_text()), "config")
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not JSON ({error}); restore it, or train into a new workdir") from error
 
 
 def check(config: Config) -> None:
     """Raises `UserError` on a value that its field does not allow, naming the key."""
-    from_dict(Config, dataclasses.asdict(config))
     positive = {
-        "train.steps": config.train.steps,
         "train.users": config.train.users,
         "train.targets": config.train.targets,
+        "train.population_steps": config.train.population_steps,
+        "objective.samples": config.objective.samples,
+    }
+    check_fields(Config, config, positive)
+    reads = (
+        config.model.kind == "np_btl"
+        and config.model.encoder.aggregation == "bayes"
+        and "responses" in config.model.encoder.observations
+    )
+    if config.train.factor_steps and not reads:
+        raise UserError(
+            "config.train.factor_steps: needs kind=np_btl, encoder.aggregation=bayes and "
+            "'responses' in encoder.observations under config.model; give 0"
+        )
+
+
+def check_fields(kind: type, config: Any, positive: Mapping[str, float]) -> None:
+    """What every kind of configuration is checked for: types, the loop, the encoder, the evaluation.
+
+    `positive` are further values that must be above 0, by the names of their keys.
+    """
+    from_dict(kind, dataclasses.asdict(config))
+    positive = {
+        **positive,
+        "train.steps": config.train.steps,
         "train.steps_per_call": config.train.steps_per_call,
         "train.validate_every": config.train.validate_every,
         "train.checkpoint_every": config.train.checkpoint_every,
         "train.keep": config.train.keep,
-        "train.population_steps": config.train.population_steps,
         "evaluate.draws": config.evaluate.draws,
         "evaluate.samples": config.evaluate.samples,
         "evaluate.bootstrap": config.evaluate.bootstrap,
         "evaluate.shuffles": config.evaluate.shuffles,
-        "objective.samples": config.objective.samples,
         "optim.learning_rate": config.optim.learning_rate,
         "model.encoder.width": config.model.encoder.width,
         "model.encoder.latent_dim": config.model.encoder.latent_dim,
@@ -225,14 +254,6 @@ def check(config: Config) -> None:
             raise UserError(f"config.model.encoder.{name}: must be some of {', '.join(known)}; got {given}")
     if "margin" in model.encoder.inputs and model.population == "none":
         raise UserError("config.model.encoder.inputs: 'margin' needs config.model.population=linear or mlp")
-    reads = (
-        model.kind == "np_btl" and model.encoder.aggregation == "bayes" and "responses" in model.encoder.observations
-    )
-    if config.train.factor_steps and not reads:
-        raise UserError(
-            "config.train.factor_steps: needs kind=np_btl, encoder.aggregation=bayes and "
-            "'responses' in encoder.observations under config.model; give 0"
-        )
     if model.encoder.aggregation == "bayes" and model.encoder.latent_dim != model.width:
         raise UserError(
             f"config.model.encoder.latent_dim: with aggregation 'bayes' it must be model.width ({model.width}), "

@@ -20,12 +20,12 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from fssa_jax import pretrained
-from fssa_jax.buckets import batch_rows, length_batches
+from fssa_jax.buckets import batch_rows, filled_rows, length_batches
 from fssa_jax.errors import UserError
 from fssa_jax.files import write_bytes, write_text
 from fssa_jax.models.bert import BertEncoder, mean_pool
 from fssa_jax.models.decoder import Decoder
-from fssa_jax.tokens import check_vocabulary, encode, load_tokenizer
+from fssa_jax.tokens import check_vocabulary, encode, load_tokenizer, special_ids
 from fssa_jax.types import PyTree
 
 _log = logging.getLogger(__name__)
@@ -33,7 +33,8 @@ _log = logging.getLogger(__name__)
 Text = tuple[str, str]  # (prompt, response)
 Pool = Literal["mean", "last"]
 
-_SHARD = 1024  # texts a file: what a kill can cost
+_SHARD = 1024  # texts a file
+_TYPICAL = 32  # tokens of a short text, to guess how many texts are enough for batches of like length
 _BATCH_TOKENS = {"cpu": 1024}  # of a device at a time; elsewhere:
 _MANY_TOKENS = 16_384
 
@@ -49,6 +50,7 @@ class EmbedSettings:
       max_tokens: longer texts are cut at the end; 0 for the model's limit.
       normalise: to unit length.
       dtype: of the computation.
+      attention: its implementation, for a decoder; see `attention.attention`.
     """
 
     encoder: str
@@ -57,6 +59,7 @@ class EmbedSettings:
     max_tokens: int = 0
     normalise: bool = True
     dtype: str = "float32"
+    attention: str = "xla"
 
 
 class TextEncoder:
@@ -80,7 +83,11 @@ class TextEncoder:
         if not self._bert and not 0 <= settings.layer <= config.layers:
             raise UserError(f"{settings.encoder}: layer {settings.layer} is not one of its {config.layers} layers")
         dtype = jnp.dtype(settings.dtype)
-        self.model: Any = BertEncoder(config, dtype) if self._bert else Decoder(config, dtype)  # type: ignore[arg-type]
+        self.model: Any = (
+            BertEncoder(config, dtype)
+            if isinstance(config, pretrained.BertConfig)
+            else Decoder(config, dtype, implementation=settings.attention)  # type: ignore[arg-type]
+        )
         self.width = config.width
         self.limit = min(settings.max_tokens or config.max_length, config.max_length)
         given = _sentence_limit(self.directory) if self._bert and not settings.max_tokens else None
@@ -88,10 +95,11 @@ class TextEncoder:
         devices = jax.local_devices()
         mesh = jax.sharding.Mesh(np.array(devices), ("batch",), axis_types=(AxisType.Auto,))
         everywhere = NamedSharding(mesh, PartitionSpec())
-        self.cut = 0  # texts that were longer than the limit, so far
         self._shared = NamedSharding(mesh, PartitionSpec("batch"))
         self.devices = len(devices)
         self._tokens = _BATCH_TOKENS.get(devices[0].platform, _MANY_TOKENS) * self.devices
+        # Texts to embed at a time: about 32 batches, so that lengths in a batch are alike and few are not full.
+        self.together = 32 * self._tokens // _TYPICAL
         # Matrix products of half-precision models are in half precision; float32 stays float32.
         variables = pretrained.load_params(self.directory, config, dtype, lambda *_: everywhere)
         self._run = partial(jax.jit(self._embed), variables)
@@ -108,28 +116,33 @@ class TextEncoder:
                     digest.update(block)
         return digest.hexdigest()
 
-    def tokens(self, texts: Sequence[Text]) -> list[list[int]]:
-        """Token ids. What is longer than the limit is cut, and counted in `cut`: a sentence encoder's text at its end,
-        as its own library does; a conversation at its beginning, so that the response is kept."""
+    def tokens(self, texts: Sequence[Text]) -> tuple[list[list[int]], list[int]]:
+        """Token ids, and which texts were longer than the limit and are cut: a sentence encoder's at its end, as its
+        own library does; a conversation at its beginning, so that the response is kept."""
+        limit = self.limit
         if self._bert:
             whole = [f"{prompt}\n\n{response}" if prompt else response for prompt, response in texts]
-            ids = self.tokenizer(whole, truncation=True, max_length=self.limit)["input_ids"]
-            self.cut += sum(len(i) == self.limit for i in ids)
-            return ids
-        out = []
-        for prompt, response in texts:
-            row = encode(self.tokenizer, prompt, response, end_of_turn=False).tokens
-            self.cut += len(row) > self.limit
-            out.append(row[-self.limit :])
-        return out
+            ids = self.tokenizer(whole, truncation=True, max_length=limit + 1)["input_ids"]
+            # The last token is the one that closes every text.
+            return [[*i[: limit - 1], i[-1]] if len(i) > limit else i for i in ids], _longer(ids, limit)
+        special = special_ids(self.tokenizer)
+        ids = [encode(self.tokenizer, p, r, end_of_turn=False, special=special).tokens for p, r in texts]
+        return [i[-limit:] for i in ids], _longer(ids, limit)
 
     def embed(self, texts: Sequence[Text]) -> np.ndarray:
         """(texts, width) float32."""
-        ids = self.tokens(texts)
-        out = np.zeros((len(texts), self.width), np.float32)
+        return self._embed_tokens(self.tokens(texts)[0])
+
+    def embed_and_cut(self, texts: Sequence[Text]) -> tuple[np.ndarray, list[int]]:
+        """`embed`, and which texts were cut."""
+        ids, cut = self.tokens(texts)
+        return self._embed_tokens(ids), cut
+
+    def _embed_tokens(self, ids: list[list[int]]) -> np.ndarray:
+        out = np.zeros((len(ids), self.width), np.float32)
         pending: list[tuple[np.ndarray, jax.Array]] = []
         for size, rows in length_batches([len(i) for i in ids], self._tokens, self.devices, self.limit):
-            number = batch_rows(size, self._tokens, self.devices)
+            number = filled_rows(len(rows), batch_rows(size, self._tokens, self.devices), self.devices)
             tokens, lengths = np.zeros((number, size), np.int32), np.ones(number, np.int32)
             for place, row in enumerate(rows):
                 tokens[place, : len(ids[row])] = ids[row]
@@ -152,6 +165,10 @@ class TextEncoder:
             return mean_pool(hidden, lengths, s.normalise)
         last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
         return mean_pool(last, jnp.ones_like(lengths), s.normalise)
+
+
+def _longer(ids: list[list[int]], limit: int) -> list[int]:
+    return [number for number, row in enumerate(ids) if len(row) > limit]
 
 
 def _check_pooling(directory: Path) -> None:
@@ -184,7 +201,8 @@ def embed_to(
     """Embeds texts into directory/features.npy, and returns it memory-mapped.
 
     Texts are cut into shards, each written whole; after a kill only what is missing is done. Each process of
-    several takes every n-th shard, and the first one joins them when all are there.
+    several takes every n-th shard, and the first one joins them when all are there. `cut_texts` lists what was too
+    long.
 
     Raises:
       UserError: the directory was begun with another encoder or other texts; vectors that are not finite.
@@ -202,22 +220,31 @@ def embed_to(
         done = sum(min(_SHARD, len(texts) - s) for s in mine if s not in set(todo))
         total = sum(min(_SHARD, len(texts) - s) for s in mine)
         with tqdm(total=total, initial=done, desc="embedding", unit="text", disable=None, file=sys.stderr) as bar:
-            for s in todo:
-                vectors = encoder.embed(texts[s : s + _SHARD])
+            at_once = max(encoder.together // _SHARD, 1)
+            for group in range(0, len(todo), at_once):
+                shards = todo[group : group + at_once]
+                numbers = [n for s in shards for n in range(s, min(s + _SHARD, len(texts)))]
+                vectors, cut = encoder.embed_and_cut([texts[n] for n in numbers])
                 bad = np.flatnonzero(~np.isfinite(vectors).all(1))
                 if len(bad):
                     raise UserError(
-                        f"{directory}: the vector of text {s + bad[0]} is not finite; the checkpoint is damaged"
+                        f"{directory}: the vector of text {numbers[bad[0]]} is not finite; the checkpoint is damaged"
                     )
-                write_bytes(_shard(parts, s), _npy(vectors))
+                were_cut = np.asarray([numbers[i] for i in cut], np.int64)
+                for i, s in enumerate(shards):
+                    mine = (were_cut >= s) & (were_cut < s + _SHARD)
+                    # The numbers first: where the vectors are, they are complete.
+                    write_bytes(_cut_file(parts, s), _npy(were_cut[mine]))
+                    write_bytes(_shard(parts, s), _npy(vectors[i * _SHARD : (i + 1) * _SHARD]))
                 bar.update(len(vectors))
-        if encoder.cut:
-            _log.warning("%d texts are longer than %d tokens and were cut", encoder.cut, encoder.limit)
         if process == 0:
             _wait(lambda: all(_shard(parts, s).exists() for s in starts), parts)
             _join(parts, list(starts), final, len(texts), encoder.width)
         _wait(final.exists, final)
     features = np.load(final, mmap_mode="r", allow_pickle=False)
+    cut = cut_texts(directory)
+    if cut and process == 0:
+        _log.warning("%d texts are longer than %d tokens and were cut", len(cut), encoder.limit)
     if features.shape != (len(texts), encoder.width):
         raise UserError(f"{final}: {features.shape} instead of {(len(texts), encoder.width)}; remove {directory}")
     return features
@@ -241,6 +268,10 @@ def _shard(parts: Path, start: int) -> Path:
     return parts / f"{start:09d}.npy"
 
 
+def _cut_file(parts: Path, start: int) -> Path:
+    return parts / f"{start:09d}.cut.npy"
+
+
 def _npy(array: np.ndarray) -> bytes:
     stream = io.BytesIO()
     np.save(stream, array)
@@ -260,12 +291,27 @@ def _wait(ready: Callable[[], bool], what: Path) -> None:
 
 def _join(parts: Path, starts: list[int], final: Path, number: int, width: int) -> None:
     temporary = final.with_name(".features.tmp")
-    joined = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=(number, width))
-    for s in starts:
-        joined[s : s + _SHARD] = np.load(_shard(parts, s), allow_pickle=False)
-    joined.flush()
+    header = {"descr": "<f4", "fortran_order": False, "shape": (number, width)}
+    try:
+        # Written, not mapped: a disk that is full is then an error and no signal.
+        with temporary.open("wb") as stream:
+            np.lib.format.write_array_header_1_0(stream, header)  # type: ignore[arg-type]
+            for s in starts:
+                stream.write(np.load(_shard(parts, s), allow_pickle=False).astype("<f4").tobytes())
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        reason = error.strerror or str(error)
+        raise UserError(f"{final}: cannot be written ({reason}); make room, then start the same command") from error
+    cut = np.concatenate([np.load(_cut_file(parts, s), allow_pickle=False) for s in starts])
+    write_bytes(final.with_name("cut.npy"), _npy(cut))
     temporary.rename(final)
     shutil.rmtree(parts)
+
+
+def cut_texts(directory: Path) -> list[int]:
+    """Numbers of the texts that `embed_to` had to cut."""
+    file = directory / "cut.npy"
+    return np.load(file, allow_pickle=False).tolist() if file.is_file() else []
 
 
 def _digest(texts: Sequence[Text]) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +21,8 @@ from fssa_jax.types import Comparisons, Episode, PyTree
 
 _log = logging.getLogger(__name__)
 
+_FEW_GROUPS = 12
+
 
 @dataclasses.dataclass
 class Trained:
@@ -28,6 +31,33 @@ class Trained:
     model: RewardModel
     variables: PyTree
     step: int = 0
+
+
+@dataclasses.dataclass
+class Predictor:
+    """Anything that predicts choices: a reward model, or the preferences that a policy implies.
+
+    Attributes:
+      predict: (episodes, ks) -> log p (k, users, targets) and, of q(z | C) at the largest k, the means and the KL
+        divergence to N(0, I) a unit (users, m).
+      conditional: whether it reads the context.
+      gaussian: whether its latent is a distribution.
+    """
+
+    predict: Callable[[Episode, Sequence[int]], tuple[np.ndarray, np.ndarray, np.ndarray]]
+    conditional: bool
+    gaussian: bool = False
+
+
+def reward_predictor(trained: Trained, dataset: Dataset, samples: int) -> Predictor:
+    """The predictor of a reward model, on the features of a data set."""
+    features = jnp.asarray(dataset.features)
+    predict = make_predictor(trained.model, samples)
+    return Predictor(
+        lambda episodes, ks: predict(trained.variables, features, episodes, ks),
+        trained.model.latent == "context",
+        trained.model.encoder is not None and trained.model.encoder.gaussian,
+    )
 
 
 @dataclasses.dataclass
@@ -41,22 +71,33 @@ class Evaluation:
 
 
 def evaluate(
-    trained: Trained,
+    main: Predictor,
     split: Split,
     dataset: Dataset,
     settings: EvaluateConfig,
     *,
-    population: Trained | None = None,
-    oracle: Trained | None = None,
+    population: Predictor | None = None,
+    oracle: Predictor | None = None,
     seed: int = 0,
+    max_users: int | None = None,
+    max_targets: int | None = None,
+    control: bool = True,
 ) -> Evaluation:
-    """Scores a model and everything beside it on the same users, targets and contexts.
+    """Scores a predictor and everything beside it on the same users, targets and contexts.
 
     Series, each {k: {"mean", "low", "high"}} with fractions: accuracy, nll, ece, steering; control
     (accuracy with another person's context), population, oracle, bayes (accuracies), and the same with
     _nll, _ece and _steering for each; steering is None where no two people judge a pair differently. The
-    oracle is scored on the users whose group has training users. Where only a part of the target rows has
+    oracle is scored on the users whose group has training users. Where there are few groups, such as the labels of
+    UltraFeedback, by_group has the accuracies of each: {group: {series: …}}. Where only a part of the target rows has
     both texts unseen in training, those rows are scored apart: accuracy_unseen and population_unseen.
+
+    Args:
+      main, population, oracle: what is scored; the last two where there are any.
+      split: whose people are scored, `max_users` and `max_targets` of each at most, the first ones.
+      dataset: that the split belongs to.
+      seed: of contexts, of the control and of the intervals.
+      control: score another person's context too.
 
     Raises:
       UserError: the largest k is larger than any user's context.
@@ -64,11 +105,13 @@ def evaluate(
     ks = tuple(sorted(set(settings.k)))
     table = jax.tree.map(jnp.asarray, split.table)
     users, left_out = eligible_users(split, max(ks))
-    features = jnp.asarray(dataset.features)
+    users = users[:max_users]
     episodes = [
         evaluation_episodes(seed, draw, table, jnp.asarray(users), max_context=max(ks))
         for draw in range(settings.draws)
     ]
+    if max_targets is not None:
+        episodes = [_first_targets(episode, max_targets) for episode in episodes]
     targets = episodes[0].targets
     mask = np.asarray(targets.mask)
     score = _Scores(ks, mask, targets, settings, seed)
@@ -76,24 +119,22 @@ def evaluate(
     def progress(episodes: list[Episode], name: str):
         return tqdm(episodes, desc=f"evaluate: {name}", unit="draw", leave=False, disable=None)
 
-    predict = make_predictor(trained.model, settings.samples)
-    scored = (predict(trained.variables, features, e, ks) for e in progress(episodes, "model"))
+    scored = (main.predict(e, ks) for e in progress(episodes, "model"))
     own, latents, kl = zip(*scored, strict=True)
     score.add("", np.stack(own))
-    conditional = trained.model.latent == "context"
-    if conditional and len(users) > 1:
+    if main.conditional and control and len(users) > 1:
         shuffled = [
             _with_contexts_of(episodes[i % len(episodes)], _shuffle(seed + i, split, users, settings))
             for i in range(settings.shuffles)
         ]
-        log_p = [predict(trained.variables, features, e, ks)[0] for e in progress(shuffled, "control")]
+        log_p = [main.predict(e, ks)[0] for e in progress(shuffled, "control")]
         score.add("control", np.stack(log_p))
     # A group without training users has no specialist: its users are left out of the oracle's score.
     trained_groups = np.unique(np.asarray(dataset.splits["train"].table.group))
     known = np.isin(np.asarray(split.table.group)[users], trained_groups)
     for name, other, scored in (("population", population, mask), ("oracle", oracle, mask & known[:, None])):
         if other is not None and scored.any():
-            log_p, _, _ = make_predictor(other.model, 1)(other.variables, features, episodes[0], (0,))
+            log_p, _, _ = other.predict(episodes[0], (0,))
             score.add(name, np.repeat(log_p, len(ks), axis=0)[None], scored)
     if dataset.truth is not None:
         score.add("bayes", np.stack([bayes_log_p(dataset.truth, e, ks) for e in progress(episodes, "Bayes limit")]))
@@ -106,12 +147,19 @@ def evaluate(
             score.add("population_unseen", score.log_p["population"], unseen)
 
     report: dict[str, Any] = {"k": list(ks), **score.report}
+    present = np.unique(np.asarray(split.table.group)[users])
+    if 1 < len(present) <= _FEW_GROUPS:
+        of_user = np.asarray(split.table.group)[users]
+        report["by_group"] = {
+            dataset.groups[g]: score.accuracies(("", "population", "oracle"), mask & (of_user == g)[:, None])
+            for g in present
+        }
     report["users"] = {"scored": len(users), "left_out": left_out, "draws": settings.draws}
     if oracle is not None and not known.all():
         report["users"]["without_oracle"] = int((~known).sum())
     report["targets"] = {"rows": int(mask.sum()), "unseen": int(unseen.sum())}
-    if conditional:
-        report["latent"] = latent_health(latents[0], kl[0], trained.model)
+    if main.conditional:
+        report["latent"] = latent_health(latents[0], kl[0] if main.gaussian else None)
         p = np.exp(own[0])
         report["latent"]["context_effect"] = float(np.abs(p[-1] - p[0])[mask].mean())
     return Evaluation(report, users, latents[0], score.accuracy_by_user)
@@ -130,8 +178,10 @@ def eligible_users(split: Split, k: int) -> tuple[np.ndarray, list[str]]:
     return np.flatnonzero(fit), [split.users[i] for i in np.flatnonzero(~fit)]
 
 
-def latent_health(mean: np.ndarray, kl: np.ndarray, model: RewardModel) -> dict[str, float | int]:
+def latent_health(mean: np.ndarray, kl: np.ndarray | None) -> dict[str, float | int]:
     """Signs of posterior collapse: variance of z across users, active units, KL to N(0, I) (METHOD, 4).
+
+    `kl` (users, m) is None for a latent without width.
 
     A unit is active if the variance of its posterior mean across users is above .01 (arXiv 1509.00519).
     """
@@ -141,7 +191,7 @@ def latent_health(mean: np.ndarray, kl: np.ndarray, model: RewardModel) -> dict[
         "active_units": int((variance > 0.01).sum()),
         "variance": float(variance.sum()),
     }
-    if model.encoder is not None and model.encoder.gaussian:
+    if kl is not None:
         health["kl"] = float(kl.sum(axis=-1).mean())
     return health
 
@@ -240,6 +290,15 @@ class _Scores:
                 lambda k, w: 2 * (w @ gain[k]) / np.maximum(w @ total, 1e-12) - 1
             )
 
+    def accuracies(self, names: tuple[str, ...], mask: np.ndarray) -> dict[str, Any]:
+        """The accuracies of predictors that were added, over other target rows."""
+        out = {}
+        for name in names:
+            if name in self.log_p:
+                hits = np.asarray(metrics.preference_accuracy(jnp.asarray(self.log_p[name]))).mean(0)
+                out[name or "accuracy"] = self._means(self._per_user(hits, mask))
+        return out
+
     def _per_user(self, values: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """(k, users) means over the real targets; NaN for a user without any."""
         count = mask.sum(-1)
@@ -277,6 +336,11 @@ def other_owners(rng: np.random.Generator, group: np.ndarray) -> np.ndarray:
     if users > 1:
         owner[alone] = (alone + rng.integers(1, users, len(alone))) % users
     return owner
+
+
+def _first_targets(episode: Episode, number: int) -> Episode:
+    targets = jax.tree.map(lambda x: x[:, :number], episode.targets)
+    return Episode(episode.context, targets, episode.user, episode.group)
 
 
 def _with_contexts_of(episode: Episode, owner: np.ndarray) -> Episode:

@@ -1,4 +1,4 @@
-"""Objectives of neural processes for preferences, on the smallest unit: one user. Callers vmap."""
+"""Objectives of neural processes and of policies for preferences, on the smallest unit. Callers vmap."""
 
 from typing import Literal, NamedTuple, get_args
 
@@ -107,3 +107,56 @@ def neural_process_loss(
         return NPLoss(nll, nll, jnp.zeros_like(nll))
     kl = gaussian_kl(sampled_from, reference)
     return NPLoss(nll + kl_weight * kl, nll, kl)
+
+
+Preference = Literal["sigmoid", "ipo", "hinge", "robust"]
+
+
+def dpo_loss(
+    chosen: Float[Array, "*batch"],
+    rejected: Float[Array, "*batch"],
+    reference_chosen: Float[Array, "*batch"],
+    reference_rejected: Float[Array, "*batch"],
+    *,
+    beta: float,
+    kind: Preference = "sigmoid",
+    label_smoothing: float = 0.0,
+) -> Float[Array, "*batch"]:
+    """The loss of a policy on a choice, from log-probabilities of the two responses.
+
+    With the margin h = [log π(y⁺) − log π_ref(y⁺)] − [log π(y⁻) − log π_ref(y⁻)] and label smoothing ε:
+
+    | kind    | loss                                              | source                                    |
+    |---------|---------------------------------------------------|-------------------------------------------|
+    | sigmoid | −(1 − ε) log σ(βh) − ε log σ(−βh)                 | DPO, arXiv 2305.18290; ε > 0: conservative |
+    | robust  | [−(1 − ε) log σ(βh) + ε log σ(−βh)] / (1 − 2ε)    | arXiv 2403.00409                          |
+    | ipo     | (h − 1 / 2β)²                                     | arXiv 2310.12036                          |
+    | hinge   | max(0, 1 − βh)                                    | SLiC, arXiv 2305.10425                    |
+
+    Args:
+      chosen, rejected: log π(y | x), in nats; divided by the numbers of tokens for a length-normalised loss.
+      reference_chosen, reference_rejected: the same of the reference model. They do not depend on the person.
+      beta: how dear it is to leave the reference, > 0.
+      label_smoothing: ε in [0, ½), the share of choices that are taken to be wrong; for sigmoid and robust only.
+
+    Raises:
+      ValueError: an unknown kind, or a label smoothing that it does not have.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import dpo_loss
+    >>> print(dpo_loss(jnp.array(-10.0), jnp.array(-12.0), jnp.array(-11.0), jnp.array(-11.0), beta=0.5).round(4))
+    0.3133
+    """
+    if kind not in get_args(Preference):
+        raise ValueError(f"kind must be one of {', '.join(get_args(Preference))}; got {kind!r}")
+    if not 0 <= label_smoothing < 0.5 or (label_smoothing and kind in ("ipo", "hinge")):
+        raise ValueError(f"label_smoothing must be in [0, 0.5), and 0 for {kind!r}; got {label_smoothing}")
+    margin = (chosen - reference_chosen) - (rejected - reference_rejected)
+    if kind == "ipo":
+        return (margin - 1 / (2 * beta)) ** 2
+    if kind == "hinge":
+        return jax.nn.relu(1 - beta * margin)
+    right, wrong = -jax.nn.log_sigmoid(beta * margin), -jax.nn.log_sigmoid(-beta * margin)
+    if kind == "robust":
+        return ((1 - label_smoothing) * right - label_smoothing * wrong) / (1 - 2 * label_smoothing)
+    return (1 - label_smoothing) * right + label_smoothing * wrong

@@ -7,13 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fssa_jax.config import Config
-
 SERIES = {
     "accuracy": "accuracy",
     "bayes": "Bayes limit",
     "oracle": "oracle, told the group",
-    "population": "population BTL",
+    "population": "population model",
+    "in_context": "choices written into the prompt",
     "control": "another person's context",
 }
 
@@ -27,25 +26,28 @@ li{margin:.5rem 0} .warn{background:#fff3d6;padding:.6rem 1rem;border-radius:.4r
 """
 
 
-def render(
-    config: Config, report: dict[str, Any], pictures: list[tuple[str, str]], directory: Path, example: str
-) -> str:
+def render(config: Any, report: dict[str, Any], pictures: list[tuple[str, str]], directory: Path, example: str) -> str:
     """The page: what was found, the pictures in `directory` with their captions, an example, all figures."""
     ks = [str(k) for k in report["k"]]
     head = "".join(f"<th>k = {k}</th>" for k in ks)
 
-    def row(name: str, label: str, digits: int, scale: float) -> str:
+    def row(name: str, label: str, digits: int, scale: float, series: dict[str, Any] | None = None) -> str:
+        values = report[name] if series is None else series
         cells = "".join(
-            f"<td>{scale * report[name][k]['mean']:.{digits}f}<br><small>{scale * report[name][k]['low']:.{digits}f} – "
-            f"{scale * report[name][k]['high']:.{digits}f}</small></td>"
+            f"<td>{scale * values[k]['mean']:.{digits}f}<br><small>{scale * values[k]['low']:.{digits}f} – "
+            f"{scale * values[k]['high']:.{digits}f}</small></td>"
             for k in ks
         )
         return f"<tr{' class=main' if name == 'accuracy' else ''}><td class=l>{label}</td>{cells}</tr>"
 
     accuracy = [(n, f"{label}, accuracy %") for n, label in SERIES.items()]
-    accuracy += [("accuracy_unseen", "both texts unseen in training"), ("population_unseen", "same, population BTL")]
+    accuracy += [("accuracy_unseen", "both texts unseen in training"), ("population_unseen", "same, population model")]
     rows = "".join(row(n, label, 1, 100) for n, label in accuracy if report.get(n))
-    steering = [("steering", "this model"), ("bayes_steering", "Bayes limit"), ("control_steering", "another person's context")]  # noqa: E501  # fmt: skip
+    for group, its in report.get("by_group", {}).items():
+        for name, series in its.items():
+            label = "accuracy %" if name == "accuracy" else f"accuracy %, {name}"
+            rows += row("", html.escape(f"{group}: {label}"), 1, 100, series)
+    steering = [("steering", "this model"), ("bayes_steering", "Bayes limit"), ("oracle_steering", "oracle"), ("control_steering", "another person's context")]  # noqa: E501  # fmt: skip
     rows += "".join(row(n, f"steering score S, {label}", 1, 100) for n, label in steering if report.get(n))
     other = [("nll", "NLL, nats"), ("bayes_nll", "NLL of the Bayes limit"), ("ece", "calibration error ECE")]
     rows += "".join(row(n, label, 3, 1) for n, label in other if report.get(n))

@@ -20,7 +20,7 @@ _LABELS = {
     "accuracy": "this model",
     "bayes": "Bayes limit",
     "oracle": "oracle (told the group)",
-    "population": "population BTL",
+    "population": "population model",
     "control": "another person's context",
 }
 
@@ -46,6 +46,57 @@ def accuracy_curves(report: dict[str, Any], path: Path) -> None:
     axes.set(xlabel="choices of the person in the context, k", ylabel="accuracy on the person's other choices, %")
     axes.set_xticks(ks)
     axes.legend(frameon=False, fontsize=9)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def steering_curves(report: dict[str, Any], path: Path) -> None:
+    """The steering score S against k, beside the Bayes limit, the specialists and another person's context."""
+    series = (
+        ("bayes_steering", "Bayes limit", "#111111", "--"), ("oracle_steering", "specialists", "#2a9d5c", "--"),
+        ("control_steering", "another person's context", "#b3b3b3", "-"),
+        ("in_context_steering", "choices in the prompt", "#c4762b", "-"), ("steering", "this policy", "#2757c4", "-"),
+    )  # fmt: skip
+    figure, axes = plt.subplots(figsize=(6.4, 4))
+    for name, label, colour, style in series:
+        if not report.get(name):
+            continue
+        ks = [int(k) for k in report[name]]
+        mean, low, high = (
+            np.array([100 * cell[part] for cell in report[name].values()]) for part in ("mean", "low", "high")
+        )
+        axes.plot(ks, mean, style, color=colour, label=label, linewidth=2.4 if name == "steering" else 1.5,
+                  marker="o" if name == "steering" else None)  # fmt: skip
+        axes.fill_between(ks, low, high, color=colour, alpha=0.12, linewidth=0)
+    axes.axhline(0, color="#999999", linewidth=0.8)
+    axes.set(xlabel="choices of the person, k", ylabel="steering score S")
+    axes.legend(frameon=False, fontsize=9)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def movement_bars(ks: list[str], by_attribute: dict[str, list[float]], path: Path) -> None:
+    """P(attribute | who wants it) − P(attribute | who does not) in points, one group of bars an attribute."""
+    figure, axes = plt.subplots(figsize=(6.4, 3.4))
+    shades = plt.get_cmap("Blues")(np.linspace(0.3, 1, len(ks)))
+    width = 0.8 / max(len(ks), 1)
+    for i, (k, shade) in enumerate(zip(ks, shades, strict=True)):
+        values = [100 * moved[i] for moved in by_attribute.values()]
+        axes.bar(np.arange(len(values)) + (i - (len(ks) - 1) / 2) * width, values, width, color=shade, label=f"k = {k}")
+    axes.set_xticks(range(len(by_attribute)), list(by_attribute))
+    axes.set(ylabel="movement, points")
+    axes.legend(frameon=False, fontsize=8, ncol=len(ks))
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def continuum(t: list[float], values: list[float], path: Path) -> None:
+    """The first person's reward of responses that are written between two people."""
+    figure, axes = plt.subplots(figsize=(6.4, 2.6))
+    axes.plot(t, values, "-o", color="#2757c4", linewidth=2.4)
+    axes.axhline(0, color="#999999", linewidth=0.8)
+    axes.set(xlabel="from person A (0) to person B (1), who wants the opposite", ylabel="reward for A, nats")
+    axes.set_xticks(t)
     figure.savefig(path)
     plt.close(figure)
 

@@ -233,9 +233,7 @@ def load_params(
         if place is None:
             array = jax.device_put(_piece(shards, leaf, group, dtype))
         else:
-            array = jax.make_array_from_callback(
-                leaf.shape, place, lambda index, leaf=leaf, group=group: _piece(shards, leaf, group, dtype, index)
-            )
+            array = _placed(shards, leaf, group, dtype, place)
         jax.block_until_ready(array)
         node = params
         for part in leaf.path[:-1]:
@@ -262,6 +260,19 @@ def _piece(shards: _Shards, leaf: _Leaf, group: list[str], dtype: Any, index: An
     for i, name in enumerate(names):
         out[i] = first if i == 0 else read(name)
     return out
+
+
+def _placed(shards: _Shards, leaf: _Leaf, group: list[str], dtype: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    """A leaf on its devices. One part at a time is on the host: what devices share is read once for all of them."""
+    parts: dict[str, tuple[Any, list[Any]]] = {}
+    for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
+        parts.setdefault(str(index), (index, []))[1].append(device)
+    arrays = []
+    for index, devices in parts.values():
+        part = _piece(shards, leaf, group, dtype, index)
+        arrays += [jax.block_until_ready(jax.device_put(part, device)) for device in devices]
+        del part
+    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, arrays)
 
 
 def _prefix(names: set[str], leaves: list[_Leaf]) -> Callable[[str], str]:
@@ -307,10 +318,12 @@ def save_params(
         if len(files) > 1:
             index = {"metadata": {"total_size": total}, "weight_map": where}
             (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
-        for file in source.iterdir():
+        for file in source.rglob("*"):
             plain = file.is_file() and file.suffix in (".json", ".txt", ".model", ".jinja")
             if plain and "safetensors" not in file.name:
-                (target / file.name).write_bytes(file.read_bytes())
+                copy = target / file.relative_to(source)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(file.read_bytes())
 
 
 def _at(variables: PyTree, leaf: _Leaf) -> Any:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fssa_jax.evaluate import Trained, collapse_warnings, evaluate
+from fssa_jax.evaluate import Trained, collapse_warnings, evaluate, reward_predictor
 from fssa_jax.example import write_example
 from fssa_jax.files import whole_directory
 from fssa_jax.page import SERIES, render
@@ -34,15 +34,15 @@ def evaluate_workdir(workdir: Path, data: str = "", split: str = "test", ks: tup
     oracle = None if data else work.trained("oracle")
     people = work.add_rows(data) if data else work.dataset.splits[split]
     settings = dataclasses.replace(work.config.evaluate, k=ks or work.config.evaluate.k)
+    predictors = [
+        None if trained is None else reward_predictor(trained, work.dataset, settings.samples)
+        for trained in (main, population, oracle)
+    ]
+    assert predictors[0] is not None
     result = evaluate(
-        main,
-        people,
-        work.dataset,
-        settings,
-        population=population,
-        oracle=oracle,
+        predictors[0], people, work.dataset, settings, population=predictors[1], oracle=predictors[2],
         seed=work.config.seed,
-    )
+    )  # fmt: skip
     result.report["data"] = data or f"{split} split"
     result.report["config"] = work.config.name
     result.report["seed"] = work.config.seed
@@ -88,6 +88,11 @@ def format_table(report: dict[str, Any]) -> str:
     for name, label in rows:
         cells = (f"{100 * report[name][k]['mean']:.1f} ±{_half_width(report[name][k]):.1f}" for k in ks)
         lines.append(f"{label + ', %':26s}" + "".join(f"{cell:>16s}" for cell in cells))
+    for group, series in report.get("by_group", {}).items():
+        for name, cells in series.items():
+            label = group if name == "accuracy" else f"{group}, {name}"
+            values = (f"{100 * cells[k]['mean']:.1f} ±{_half_width(cells[k]):.1f}" for k in ks)
+            lines.append(f"{label + ', %':26s}" + "".join(f"{cell:>16s}" for cell in values))
     for name, label in (("nll", "NLL, nats"), ("bayes_nll", "Bayes NLL"), ("ece", "ECE")):
         if report.get(name):
             lines.append(f"{label:26s}" + "".join(f"{report[name][k]['mean']:16.3f}" for k in ks))

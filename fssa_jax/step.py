@@ -36,6 +36,19 @@ class TrainState:
         params = self.average or self.params
         return {"params": params, **({"batch_stats": self.batch_stats} if self.batch_stats else {})}
 
+    def updated(
+        self, params: PyTree, opt_state: PyTree, average_decay: float, batch_stats: PyTree | None = None
+    ) -> "TrainState":
+        """The state one step later; the average, where it is kept, moves towards the parameters."""
+        average = self.average
+        if average:
+            # A short memory at first: the average must not hold the random start.
+            t = self.step.astype(jnp.float32)
+            decay = jnp.minimum(average_decay, (1 + t) / (10 + t))
+            average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
+        stats = self.batch_stats if batch_stats is None else batch_stats
+        return TrainState(self.step + 1, params, stats, opt_state, average)
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -200,13 +213,7 @@ def make_train_step(
         with jax.numpy_dtype_promotion("standard"):  # optax relies on it; the tests are strict elsewhere
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        average = state.average
-        if average:
-            # A short memory at first: the average must not hold the random start.
-            t = state.step.astype(jnp.float32)
-            decay = jnp.minimum(average_decay, (1 + t) / (10 + t))
-            average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
-        return TrainState(state.step + 1, params, batch_stats, opt_state, average), metrics
+        return state.updated(params, opt_state, average_decay, batch_stats), metrics
 
     return train_step
 

@@ -82,7 +82,11 @@ def frame(tokenizer: Any, prompt: str) -> tuple[str, str]:
         first = tokenizer.bos_token or ""
         return (f"{first}{prompt}\n\n" if prompt else first), tokenizer.eos_token or ""
     conversation = [{"role": "user", "content": prompt}, {"role": "assistant", "content": _MARK}]
-    text = tokenizer.apply_chat_template(conversation, tokenize=False)
+    try:
+        text = tokenizer.apply_chat_template(conversation, tokenize=False)
+    except Exception as error:  # a template is a program of its own, and raises what it likes
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{tokenizer.name_or_path}: the chat template cannot be used ({reason})") from error
     before, found, after = text.rpartition(_MARK)
     if not found:
         raise UserError("the chat template leaves out what the assistant says; it cannot be used to score responses")

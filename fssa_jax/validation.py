@@ -54,7 +54,8 @@ class Validation:
         scores |= {f"val/accuracy_k{k}": float(a) for k, a in zip(self.ks, by_k(hits), strict=True)}
         if not self.conditional:
             return scores, []
-        health = latent_health(latent, kl, self.model)
+        gaussian = self.model.encoder is not None and self.model.encoder.gaussian
+        health = latent_health(latent, kl if gaussian else None)
         scores |= {f"latent/{name}": float(value) for name, value in health.items()}
         moved = float(np.abs(np.exp(log_p[-1]) - np.exp(log_p[0]))[mask].mean())
         return scores, collapse_warnings(health, moved if len(self.ks) > 1 else None)

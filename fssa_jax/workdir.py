@@ -31,7 +31,17 @@ from fssa_jax.types import PyTree
 _log = logging.getLogger(__name__)
 
 # What a start that was interrupted may leave before config.json is written.
-_OWN = ("data", "embedding", "run.json", "baselines", "checkpoints", "tensorboard", "metrics.jsonl")
+_OWN = (
+    "data",
+    "embedding",
+    "start",
+    "reference.npz",
+    "run.json",
+    "baselines",
+    "checkpoints",
+    "tensorboard",
+    "metrics.jsonl",
+)
 
 
 @dataclasses.dataclass
@@ -49,7 +59,10 @@ class Workdir:
         if not (path / "config.json").is_file():
             raise UserError(f"{path}: no config.json; train first with launch.train --config=… --workdir={path}")
         run_file = path / "run.json"
-        run = json.loads(run_file.read_text()) if run_file.is_file() else {}
+        try:
+            run = json.loads(run_file.read_text()) if run_file.is_file() else {}
+        except ValueError as error:
+            raise UserError(f"{run_file}: damaged ({error}); remove it") from error
         return cls(path, configs.read(path / "config.json"), datasets.load(path / "data"), run)
 
     def trained(self, role: Role = "main") -> Trained | None:
@@ -129,18 +142,9 @@ def open_workdir(config: Config, workdir: Path) -> tuple[Config, Dataset]:
         before = configs.read(path)
         dataset = datasets.load(workdir / "data")
         config = resolve(config, dataset, quiet=True)
-        difference = _first_difference(dataclasses.asdict(before), dataclasses.asdict(config))
-        if difference:
-            name, old, new = difference
-            raise UserError(
-                f"{workdir}: was trained with config.{name}={old!r}, not {new!r}; "
-                "give the same configuration, or another --workdir"
-            )
+        check_same(workdir, before, config)
         return config, dataset
-    if not path.exists() and workdir.is_dir():
-        foreign = sorted(p.name for p in workdir.iterdir() if p.name not in _OWN)
-        if foreign or ((workdir / "data").exists() and not datasets.is_prepared(workdir / "data")):
-            raise UserError(f"{workdir}: holds other files ({', '.join(foreign) or 'data'}); give a new --workdir")
+    refuse_foreign(workdir)
     dataset = load_dataset(config, workdir / "embedding")
     log_left_out(dataset)
     config = resolve(config, dataset)
@@ -161,6 +165,26 @@ def open_workdir(config: Config, workdir: Path) -> tuple[Config, Dataset]:
     write_text(path, configs.to_json(config))
     shutil.rmtree(workdir / "embedding", ignore_errors=True)
     return config, dataset
+
+
+def check_same(workdir: Path, before: Any, config: Any) -> None:
+    """Raises `UserError` if a work directory was trained with another configuration, naming the first difference."""
+    difference = _first_difference(dataclasses.asdict(before), dataclasses.asdict(config))
+    if difference:
+        name, old, new = difference
+        raise UserError(
+            f"{workdir}: was trained with config.{name}={old!r}, not {new!r}; "
+            "give the same configuration, or another --workdir"
+        )
+
+
+def refuse_foreign(workdir: Path) -> None:
+    """Raises `UserError` if a directory that is no work directory yet holds somebody's files."""
+    if (workdir / "config.json").exists() or not workdir.is_dir():
+        return
+    foreign = sorted(p.name for p in workdir.iterdir() if p.name not in _OWN)
+    if foreign or ((workdir / "data").exists() and not datasets.is_prepared(workdir / "data")):
+        raise UserError(f"{workdir}: holds other files ({', '.join(foreign) or 'data'}); give a new --workdir")
 
 
 def has_oracle(config: Config, dataset: Dataset) -> bool:

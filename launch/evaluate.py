@@ -13,6 +13,8 @@ from absl import flags
 
 from fssa_jax import program, report
 from fssa_jax.errors import UserError
+from fssa_jax.policy import report as policy_report
+from fssa_jax.policy.workdir import is_policy
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "what launch.train wrote")
 _DATA = flags.DEFINE_string("data", "", "rows of other people, all of them scored, in place of the test split")
@@ -27,11 +29,19 @@ def main() -> None:
     if _K.value and not all(k.isdigit() for k in _K.value):
         raise UserError(f"--k: needs context sizes such as 0,2,8; got {','.join(_K.value)}")
     ks = tuple(int(k) for k in _K.value or ())
-    result = report.evaluate_workdir(Path(_WORKDIR.value), _DATA.value, _SPLIT.value, ks)
+    workdir = Path(_WORKDIR.value)
+    if is_policy(workdir):
+        if _DATA.value:
+            raise UserError("--data: other people's rows are for reward models; a policy is scored on its own splits")
+        result = policy_report.evaluate_workdir(workdir, _SPLIT.value, ks)
+    else:
+        result = report.evaluate_workdir(workdir, _DATA.value, _SPLIT.value, ks)
     print(report.format_table(result))
+    if "generation" in result:
+        print(policy_report.format_generation(result))
     for warning in result["warnings"]:
         print(f"warning: {warning}")
-    print(f"Report: {report.report_directory(Path(_WORKDIR.value), _DATA.value, _SPLIT.value) / 'report.html'}")
+    print(f"Report: {report.report_directory(workdir, _DATA.value, _SPLIT.value) / 'report.html'}")
 
 
 if __name__ == "__main__":

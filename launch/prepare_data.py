@@ -46,7 +46,10 @@ def main() -> None:
     out, truncate = Path(_OUT.value), _TRUNCATE.value
     counts = prepare.prepare(config, _SOURCE.value, out, _TOKENIZER.value, _MAX_LENGTH.value, truncate)  # type: ignore[arg-type]
     print(json.dumps(counts, indent=1))
-    print(f"Prepared in {out}; train with --config=configs/rows.py:np_btl --config.data.path={out}")
+    labels = {2: "hh", 3: "hht"}.get(len(config.data.labels or "hh"), "hh")
+    ratings = counts.get("schema") == "ultrafeedback"
+    name = f"ultrafeedback_reward.py:{labels},np_btl" if ratings else "rows.py:np_btl"
+    print(f"Prepared in {out}; train with --config=configs/{name} --config.data.path={out}")
 
 
 if __name__ == "__main__":

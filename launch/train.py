@@ -14,6 +14,8 @@ from ml_collections import config_flags
 from fssa_jax import program, train
 from fssa_jax.config import Config
 from fssa_jax.errors import UserError
+from fssa_jax.policy import train as policy_train
+from fssa_jax.policy.config import PolicyConfig
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py[:VARIANT], for example configs/styles.py:np_btl")
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory for checkpoints, metrics and data")
@@ -23,11 +25,14 @@ def main() -> None:
     """Trains what --config says into --workdir."""
     if _CONFIG.value is None or not _WORKDIR.value:
         raise UserError("--config and --workdir are needed; see --help")
-    if not isinstance(_CONFIG.value, Config):
-        name = config_flags.get_config_filename(flags.FLAGS["config"])
-        raise UserError(f"--config={name}: no such file, or its get_config returns no Config")
     workdir = Path(_WORKDIR.value)
-    train.train(_CONFIG.value, workdir)
+    if isinstance(_CONFIG.value, PolicyConfig):
+        policy_train.train(_CONFIG.value, workdir)
+    elif isinstance(_CONFIG.value, Config):
+        train.train(_CONFIG.value, workdir)
+    else:
+        name = config_flags.get_config_filename(flags.FLAGS["config"])
+        raise UserError(f"--config={name}: no such file, or its get_config returns no Config or PolicyConfig")
     print(f"Trained. Checkpoints and metrics are in {workdir}; next: python -m launch.evaluate --workdir={workdir}")
 
 

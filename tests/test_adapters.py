@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fssa_jax.adapters import Film, LowRank, apply_film, apply_low_rank
+from fssa_jax.adapters import Film, LowRank, apply_adapter, apply_film, apply_low_rank, combine_adapters
 from fssa_jax.generate import generate
 from fssa_jax.models.decoder import Decoder, DecoderConfig
 from tests import small_lm
 
 GOLDEN = Path(__file__).parent / "golden"
 L, B, R = small_lm.CONFIG.layers, 3, 2
-SIZES = {"query": (32, 32), "value": (32, 16), "gate": (32, 48), "down": (48, 32)}
+SIZES = {"query": (32, 32), "value": (32, 16), "gate": (32, 48), "down": (48, 32), "residual": (32, 32)}
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 97, (B, 9)))
 
 
@@ -97,6 +97,62 @@ def test_shared_and_own_factors_are_the_same_product():
     diagonal = LowRank(down, up, jnp.diagonal(core, axis1=1, axis2=2))
     full = LowRank(down, up, jax.vmap(jnp.diag)(diagonal.core))
     np.testing.assert_allclose(apply_low_rank(diagonal, x, y), apply_low_rank(full, x, y), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_may_be_for_several_sequences(lm, kind):
+    """Rows for people, each with two sequences that follow each other: as if every sequence had its person's row."""
+    model, variables = lm
+    adapters = random_adapters(kind)
+    twice = jax.tree.map(lambda a: jnp.repeat(a, 2, axis=1) if a.ndim > 2 and a.shape[:2] == (L, B) else a, adapters)
+    tokens = jnp.concatenate([TOKENS, TOKENS[::-1]])
+    np.testing.assert_allclose(
+        model.apply(variables, tokens, adapters), model.apply(variables, tokens, twice), atol=1e-5
+    )
+
+
+def test_adapters_at_one_place_are_applied_one_after_the_other(lm):
+    model, variables = lm
+    core, lora = random_adapters("lora_core")["query"], random_adapters("lora", 1)["query"]
+    both = model.apply(variables, TOKENS, {"query": (lora, core)})
+    order = model.apply(variables, TOKENS, {"query": (core, lora)})
+    np.testing.assert_allclose(both, order, atol=1e-4)  # sums of what each adds
+    x = jnp.ones((B, 2, 32))
+    first = apply_low_rank(lora_of(lora), x, x)
+    expected = apply_low_rank(lora_of(core), x, first)
+    np.testing.assert_allclose(apply_adapter((lora_of(lora), lora_of(core)), x, x), expected)
+
+
+def lora_of(adapter):
+    """The adapter of the first layer."""
+    return jax.tree.map(lambda a: a[0], adapter)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_combined_adapters_move_by_the_weighted_sum(kind):
+    """At every place by itself: what is added to an output is linear in the weights."""
+    adapters = random_adapters(kind)
+    weights = jnp.array([[0.25, 0.75, 0.0], [0.0, 0.0, 2.0], [0.0, 0.0, 0.0]])
+    combined = combine_adapters(adapters, weights)
+    rng = np.random.default_rng(3)
+    for place in adapters:
+        one, mixed = lora_of(adapters[place]), lora_of(combined[place])
+        width = 32 if isinstance(one, Film) else one.down.shape[-2]
+        x = jnp.asarray(rng.normal(size=(1, 4, width)), jnp.float32)
+        y = x if isinstance(one, Film) else jnp.zeros((1, 4, one.up.shape[-1]))
+        x, y = (jnp.repeat(v, B, axis=0) for v in (x, y))
+        moved = apply_adapter(one, x, y) - y
+        expected = jnp.einsum("or,rtd->otd", weights, moved)
+        np.testing.assert_allclose(apply_adapter(mixed, x, y) - y, expected, atol=1e-4)
+
+
+def test_what_everybody_shares_is_not_scaled():
+    rng = np.random.default_rng(0)
+    shared = LowRank(*(jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((L, 32, R), (L, R, 32))))
+    tree = {"query": (shared, random_adapters("lora_core")["query"])}
+    combined = combine_adapters(tree, jnp.zeros((1, B)))
+    np.testing.assert_array_equal(combined["query"][0].up, shared.up)
+    assert (np.asarray(combined["query"][1].core) == 0).all()
 
 
 def linear(golden, name: str, z):

@@ -46,7 +46,7 @@ def test_a_text_is_embedded_the_same_alone_and_among_others(encoder):
 
 
 def test_long_texts_are_cut_to_the_limit(encoder):
-    assert max(map(len, encoder.tokens([("", "bread " * 200)]))) == 32
+    assert max(map(len, encoder.tokens([("", "bread " * 200)])[0])) == 32
 
 
 @pytest.mark.parametrize("settings", [{"pool": "mean"}, {"pool": "last"}, {"pool": "mean", "layer": 2}])
@@ -59,8 +59,9 @@ def test_decoders_embed_too(directory, settings):
 
 def test_a_killed_run_goes_on_without_repeating(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(embed, "_SHARD", 5)
+    monkeypatch.setattr(encoder, "together", 5)
     done = []
-    whole = TextEncoder.embed
+    whole = TextEncoder.embed_and_cut
 
     def counted(self, part):
         done.append(len(part))
@@ -68,12 +69,12 @@ def test_a_killed_run_goes_on_without_repeating(encoder, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return whole(self, part)
 
-    monkeypatch.setattr(TextEncoder, "embed", counted)
+    monkeypatch.setattr(TextEncoder, "embed_and_cut", counted)
     with pytest.raises(KeyboardInterrupt):
         embed_to(encoder, texts(), tmp_path / "e")
     features = embed_to(encoder, texts(), tmp_path / "e")
     assert done == [5, 5, 5, 5, 5, 3]  # two were kept, the third is done again
-    np.testing.assert_allclose(features, whole(encoder, texts()), atol=1e-5)
+    np.testing.assert_allclose(features, encoder.embed(texts()), atol=1e-5)
     assert isinstance(features, np.memmap)
     assert not (tmp_path / "e" / "shards").exists()
     before = len(done)
@@ -81,12 +82,33 @@ def test_a_killed_run_goes_on_without_repeating(encoder, tmp_path, monkeypatch):
     assert len(done) == before
 
 
+def test_shards_that_are_embedded_together_are_the_same(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(embed, "_SHARD", 5)
+    monkeypatch.setattr(encoder, "together", 12)
+    np.testing.assert_allclose(embed_to(encoder, texts(), tmp_path / "e"), encoder.embed(texts()), atol=1e-5)
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_lost(encoder, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", full)
+    assert "cannot be written (No space left on device)" in complaint(embed_to, encoder, texts(), tmp_path / "e")
+    assert not list((tmp_path / "e").glob("*.tmp"))
+    monkeypatch.undo()
+    monkeypatch.setattr(TextEncoder, "embed_and_cut", lambda *_: pytest.fail("what was done is done again"))
+    assert embed_to(encoder, texts(), tmp_path / "e").shape == (len(texts()), 16)
+
+
 def test_each_process_takes_its_share(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(embed, "_SHARD", 5)
     monkeypatch.setattr(embed, "_PATIENCE", 0)
     message = complaint(lambda: embed_to(encoder, texts(), tmp_path / "e", process=1, processes=2))
     assert "other processes did not finish" in message
-    assert {p.name for p in (tmp_path / "e" / "shards").iterdir()} == {"000000005.npy", "000000015.npy"}
+    assert {p.name for p in (tmp_path / "e" / "shards").iterdir() if "cut" not in p.name} == {
+        "000000005.npy",
+        "000000015.npy",
+    }
     features = embed_to(encoder, texts(), tmp_path / "e", process=0, processes=2)
     np.testing.assert_allclose(features, encoder.embed(texts()), atol=1e-5)
     np.testing.assert_array_equal(embed_to(encoder, texts(), tmp_path / "e", process=1, processes=2), features)
@@ -110,7 +132,14 @@ def test_texts_that_are_cut_are_counted(directory, tmp_path, caplog):
     encoder = TextEncoder(EmbedSettings(str(directory / "decoder"), max_tokens=12))
     embed_to(encoder, [("how?", "mix it"), ("how? " * 20, "hey")], tmp_path / "e")
     assert "texts are longer than 12 tokens and were cut" in caplog.text
-    kept = encoder.tokenizer.decode(encoder.tokens([("how? " * 20, "hey")])[0])
+    assert 1 in embed.cut_texts(tmp_path / "e")
+    sentences = TextEncoder(EmbedSettings(str(directory / "bert")))
+    whole = "bread " * 100
+    ids = sentences.tokenizer(whole)["input_ids"]
+    exact = sentences.tokenizer.decode(ids[:32])  # as long as the limit, and not cut
+    assert len(sentences.tokenizer(exact)["input_ids"]) == 32
+    assert sentences.tokens([("", exact), ("", whole)])[1] == [1]
+    kept = encoder.tokenizer.decode(encoder.tokens([("how? " * 20, "hey")])[0][0])
     assert kept.endswith("hey")
 
 

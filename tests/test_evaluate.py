@@ -11,8 +11,16 @@ from fssa_jax import NPEncoder, RewardModel
 from fssa_jax.config import DataConfig, EvaluateConfig
 from fssa_jax.data.build import synthetic_dataset
 from fssa_jax.data.dataset import Split, make_table
-from fssa_jax.evaluate import Trained, _shuffle, collapse_warnings, eligible_users, evaluate, latent_health
-from fssa_jax.predict import evaluation_episodes, make_predictor
+from fssa_jax.evaluate import (
+    Trained,
+    _shuffle,
+    collapse_warnings,
+    eligible_users,
+    evaluate,
+    latent_health,
+    reward_predictor,
+)
+from fssa_jax.predict import evaluation_episodes
 from tests.mistakes import complaint
 
 SETTINGS = EvaluateConfig(k=(0, 1, 3), draws=2, samples=1, bootstrap=200, shuffles=2)
@@ -28,7 +36,8 @@ def trained(dataset, **model):
     model = RewardModel(encoder=ENCODER, width=8, groups=2, **model)
     table = jax.tree.map(jnp.asarray, dataset.splits["test"].table)
     episode = evaluation_episodes(0, 0, table, jnp.arange(2), max_context=3)
-    return Trained(model, model.init(jax.random.key(0), episode, jnp.asarray(dataset.features)))
+    variables = model.init(jax.random.key(0), episode, jnp.asarray(dataset.features))
+    return reward_predictor(Trained(model, variables), dataset, SETTINGS.samples)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +67,16 @@ def test_every_series_has_an_interval_around_its_mean(report):
             assert name == "ece" or cell["low"] - 1e-6 <= cell["mean"] <= cell["high"] + 1e-6, name
 
 
+def test_groups_are_scored_apart_too(report):
+    """Their accuracies are those of everybody, taken apart."""
+    assert len(report["by_group"]) == 2
+    for name in ("accuracy", "population", "oracle"):
+        parts = [series[name]["1"]["mean"] for series in report["by_group"].values()]
+        assert min(parts) - 1e-6 <= report[name]["1"]["mean"] <= max(parts) + 1e-6
+    alone = [series["population"]["1"]["mean"] for series in report["by_group"].values()]
+    assert alone[0] != alone[1]
+
+
 def test_the_population_does_not_read_the_context(report):
     assert report["population"]["0"] == report["population"]["3"]
     assert report["population_steering"]["3"]["mean"] == pytest.approx(0, abs=1e-6)
@@ -66,11 +85,10 @@ def test_the_population_does_not_read_the_context(report):
 def test_accuracy_is_the_mean_over_users_and_draws(dataset, report):
     model = trained(dataset)
     table = jax.tree.map(jnp.asarray, dataset.splits["test"].table)
-    predict = make_predictor(model.model, 1)
     hits = []
     for draw in range(SETTINGS.draws):
         episodes = evaluation_episodes(0, draw, table, jnp.arange(400), max_context=3)
-        log_p, _, _ = predict(model.variables, jnp.asarray(dataset.features), episodes, (3,))
+        log_p, _, _ = model.predict(episodes, (3,))
         hits.append((log_p[0] > np.log(0.5)).mean())
     assert report["accuracy"]["3"]["mean"] == pytest.approx(np.mean(hits), abs=1e-3)
 
@@ -84,7 +102,7 @@ def test_a_group_without_training_users_has_no_specialist(dataset):
     assert report["users"]["without_oracle"] == 200
     table = jax.tree.map(jnp.asarray, dataset.splits["test"].table)
     episodes = evaluation_episodes(0, 0, table, jnp.arange(0, 400, 2), max_context=3)
-    log_p, _, _ = make_predictor(oracle.model, 1)(oracle.variables, jnp.asarray(dataset.features), episodes, (0,))
+    log_p, _, _ = oracle.predict(episodes, (0,))
     assert report["oracle"]["0"]["mean"] == pytest.approx((log_p > np.log(0.5)).mean(), abs=1e-3)
 
 
@@ -123,11 +141,10 @@ def test_nobody_keeps_their_own_context_in_the_control(dataset, within):
 
 
 def test_a_dead_latent_has_no_active_units():
-    model = RewardModel(encoder=NPEncoder(gaussian=True))
     rng = np.random.default_rng(0)
-    alive = latent_health(rng.normal(size=(50, 3)), np.ones((50, 3)), model)
+    alive = latent_health(rng.normal(size=(50, 3)), np.ones((50, 3)))
     assert (alive["units"], alive["active_units"], alive["kl"]) == (3, 3, 3.0)
-    dead = latent_health(np.zeros((50, 3)), np.zeros((50, 3)), model)
+    dead = latent_health(np.zeros((50, 3)), np.zeros((50, 3)))
     assert dead["active_units"] == 0
     assert [w.split(":")[0] for w in collapse_warnings(dead, 0.0)] == ["latent collapse", "context ignored"]
     assert collapse_warnings(alive, 0.1) == []

@@ -41,7 +41,7 @@ LAYERS = [
         "metrics_log",
     ],
     ["step", "predict", "experiment", "evaluate", "validation"],
-    ["train", "workdir", "steer", "pictures", "example", "report", "prepare"],
+    ["train", "loop", "policy", "workdir", "steer", "pictures", "example", "report", "prepare"],
     ["program"],
 ]
 

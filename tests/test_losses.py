@@ -1,11 +1,13 @@
-"""The three objectives of neural processes, and empty targets."""
+"""The objectives of neural processes, and empty targets; those of policies, the published one by its golden vectors."""
+
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fssa_jax import DiagGaussian, gaussian_kl, latent_roles, neural_process_loss
+from fssa_jax import DiagGaussian, dpo_loss, gaussian_kl, latent_roles, neural_process_loss
 from fssa_jax.losses import masked_mean
 
 Q = {
@@ -53,3 +55,54 @@ def test_masked_values_do_not_count_even_if_not_finite():
     value, gradient = jax.value_and_grad(lambda x: masked_mean(x, jnp.array([True, True, False])))(values)
     assert value == 2
     np.testing.assert_array_equal(gradient, [0.5, 0.5, 0])
+
+
+def test_golden_dpo_loss():
+    g = np.load(Path(__file__).parent / "golden" / "dpo_loss.npz")
+    first = jnp.asarray(g["in/choices"][..., 0] == 0)[None]
+
+    def sides(x):
+        return jnp.where(first, x[..., 0], x[..., 1]), jnp.where(first, x[..., 1], x[..., 0])
+
+    def loss(log_p):
+        return dpo_loss(*sides(log_p), *sides(jnp.asarray(g["in/ref_logprobs"])), beta=float(g["in/beta_dpo"])).mean()
+
+    value, gradient = jax.value_and_grad(loss)(jnp.asarray(g["in/logprobs"]))
+    np.testing.assert_allclose(value, g["out/loss"], atol=1e-5)
+    np.testing.assert_allclose(gradient, g["out/grad_logprobs"], atol=1e-5)
+
+
+KINDS = [("sigmoid", 0.0), ("sigmoid", 0.2), ("robust", 0.2), ("ipo", 0.0), ("hinge", 0.0)]
+
+
+@pytest.mark.parametrize(("kind", "smoothing"), KINDS)
+def test_policy_losses_at_known_margins(kind, smoothing):
+    """Against the formulae of the table, written out for one number at a time."""
+    beta = 0.5
+    for margin in (-30.0, -1.0, 0.0, 2.0, 30.0):
+        right, wrong = np.logaddexp(0, -beta * margin), np.logaddexp(0, beta * margin)
+        expected = {
+            "sigmoid": (1 - smoothing) * right + smoothing * wrong,
+            "robust": ((1 - smoothing) * right - smoothing * wrong) / (1 - 2 * smoothing),
+            "ipo": (margin - 1.0) ** 2,
+            "hinge": max(0.0, 1 - beta * margin),
+        }[kind]
+        # The same margin, with whatever log-probabilities.
+        for offset in (0.0, -7.0):
+            sides = (margin - 3.0 + offset, -4.0, -5.0 + offset, -6.0)
+            out = dpo_loss(*map(jnp.array, sides), beta=beta, kind=kind, label_smoothing=smoothing)
+            assert out == pytest.approx(expected, abs=1e-4, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "robust", "ipo", "hinge"])
+def test_policy_losses_have_finite_gradients_at_extreme_margins(kind):
+    gradient = jax.grad(lambda x: dpo_loss(x, -x, jnp.array(0.0), jnp.array(0.0), beta=1.0, kind=kind))
+    for x in (-1e4, 1e4):
+        assert np.isfinite(gradient(jnp.array(x)))
+
+
+def test_what_a_policy_loss_does_not_have_is_refused():
+    zero = jnp.zeros(())
+    for kind, smoothing in (("ipo", 0.1), ("sigmoid", 0.5)):
+        with pytest.raises(ValueError, match="label_smoothing must be in"):
+            dpo_loss(zero, zero, zero, zero, beta=1.0, kind=kind, label_smoothing=smoothing)  # type: ignore[arg-type]

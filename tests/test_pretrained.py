@@ -69,7 +69,7 @@ def test_leaves_go_where_the_sharding_says(saved):
     assert all(x.sharding == where for x in jax.tree.leaves(loaded))
 
 
-def test_a_sharded_leaf_is_read_in_its_parts_alone(saved, monkeypatch):
+def test_a_sharded_leaf_is_read_in_its_parts_alone(saved):
     directory, model, variables = saved
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("x",))
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))
@@ -93,6 +93,19 @@ def test_a_checkpoint_in_many_files_is_the_same(saved):
     assert files[0].name == f"model-00001-of-{len(files):05d}.safetensors"
     assert all(sum(t.nbytes for t in load_file(f).values()) <= 20_000 for f in files)
     assert_same(pretrained.load_params(out, model.config), variables)
+
+
+def test_all_that_is_no_weight_is_copied(saved):
+    directory, model, variables = saved
+    (directory / "1_Pooling").mkdir()
+    (directory / "1_Pooling" / "config.json").write_text("{}")
+    (directory / "onnx.bin").write_bytes(b"weights of another kind")
+    pretrained.save_params(directory.with_name("copy"), variables, model.config, directory)
+    copied = {
+        str(p.relative_to(directory.with_name("copy"))) for p in directory.with_name("copy").rglob("*") if p.is_file()
+    }
+    assert "1_Pooling/config.json" in copied
+    assert "onnx.bin" not in copied
 
 
 def test_names_with_and_without_the_head_are_understood(saved):

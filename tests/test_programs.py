@@ -280,6 +280,13 @@ def test_train_falls_back_from_a_damaged_checkpoint_and_says_so(trained, tmp_pat
         assert not file.is_file() or file.read_bytes() != b"damaged"
 
 
+def test_a_damaged_run_file_is_named(trained, tmp_path):
+    directory, _, _, _ = trained
+    shutil.copytree(directory / "run", tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text("{nonsense")
+    assert_one_clear_line(run("evaluate", f"--workdir={tmp_path / 'run'}"), "run.json", "damaged")
+
+
 def test_unknown_configs_and_workdirs(tmp_path):
     assert_one_clear_line(run("train", "--config=absent.py", f"--workdir={tmp_path / 'x'}"), "absent.py")
     assert_one_clear_line(run("train", "--config=configs/rows.py:nope", f"--workdir={tmp_path / 'x'}"), "nope")

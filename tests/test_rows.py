@@ -10,6 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from fssa_jax.data.rows import REQUIRED, Row, parse_row, read_rows
+from tests import tiny
 from tests.mistakes import complaint
 
 GOOD = {"user_id": "ann", "prompt": "p", "response_a": "yes", "response_b": "no", "choice": 0}
@@ -175,6 +176,18 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path, name, content):
 def test_a_missing_file_is_named(tmp_path, name):
     path = str(tmp_path / name)
     assert complaint(read_rows, path).startswith(f"{path}: no such file")
+
+
+def test_a_directory_of_files_is_read_in_their_order(tmp_path):
+    """As a copy of a repository of the hub is."""
+    records = tiny.rows(users=4)
+    (tmp_path / "copy" / "data").mkdir(parents=True)
+    tiny.write_rows(tmp_path / "copy" / "data" / "b.jsonl", records[20:])
+    tiny.write_rows(tmp_path / "copy" / "data" / "a.jsonl", records[:20])
+    (tmp_path / "copy" / "README.md").write_text("a data set")
+    rows, _ = read_rows(str(tmp_path / "copy"))
+    assert rows[0].place == f"{tmp_path}/copy/data/a.jsonl:1"
+    assert [row.user for row in rows] == [record["user_id"] for record in records]
 
 
 def test_a_directory_that_datasets_did_not_write_is_named(tmp_path):

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
-from fssa_jax.config import DataConfig
+from fssa_jax.config import Config, DataConfig
 from fssa_jax.data import build
+from fssa_jax.data import dataset as datasets
+from fssa_jax.data.rows import RowReport
 from fssa_jax.data.schemas import conversation_rows, ultrafeedback_rows
 from tests import tiny
 from tests.mistakes import complaint
@@ -113,3 +115,46 @@ def test_pairs_of_conversations_become_a_data_set(tmp_path):
     path = tiny.write_rows(tmp_path / "hh.jsonl", rows)
     dataset = build.rows_dataset(DataConfig(path=str(path), features="tfidf", components=8))
     assert dataset.groups == ["annotators"]
+
+
+def test_records_of_another_form_are_named_or_skipped_and_listed():
+    bad = {"source": "test", "instruction": None, "completions": []}
+    items = places([*records(40), bad, [1, 2]])
+    assert complaint(ultrafeedback_rows, items, LABELS).startswith("r:40: needs 'instruction', a text")
+    reading = RowReport()
+    rows, report = ultrafeedback_rows(items, LABELS, reading=reading, on_error="skip")
+    assert report.prompts == 40
+    assert [message.split(":")[1] for message in reading.skipped] == ["40", "41"]
+    assert all("None" not in (row.prompt, row.chosen) for row in rows)
+    pairs = places([{"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"}, [1, 2]])
+    assert complaint(conversation_rows, pairs).startswith("r:1: 'chosen' and 'rejected' must be texts")
+    reading = RowReport()
+    assert conversation_rows(pairs, reading=reading, on_error="skip")[1].pairs == 1
+    assert len(reading.skipped) == 1
+
+
+def test_a_completion_without_a_response_is_not_rated():
+    odd = record(0, [(1, 4), (2, 3), (3, 2)])
+    odd["completions"][0]["response"] = None
+    rows, report = ultrafeedback_rows(places([odd]), LABELS)
+    assert report.unrated == 1
+    assert all(row.chosen != "None" != row.rejected for row in rows)
+
+
+def test_prepared_data_does_not_ask_for_labels_that_are_none_of_its_own(tmp_path):
+    """The defaults of another experiment are no wish; labels that are given are."""
+    (tmp_path / "uf.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records(300)))
+    made = build.load_dataset(config_of(tmp_path / "uf.jsonl", labels=("honesty",)))
+    datasets.save(made, tmp_path / "uf")
+    assert build.load_dataset(config_of(tmp_path / "uf")).groups == ["honesty"]
+    message = complaint(build.load_dataset, config_of(tmp_path / "uf", labels=LABELS))
+    assert "prepared with config.data.labels" in message
+    plain = build.load_dataset(config_of(tiny.write_rows(tmp_path / "rows.jsonl", tiny.rows())))
+    datasets.save(plain, tmp_path / "plain")
+    assert build.load_dataset(config_of(tmp_path / "plain", labels=LABELS)).texts == plain.texts
+
+
+def config_of(path, **data):
+    config = Config()
+    config.data = DataConfig(path=str(path), components=4, features="tfidf", **data)
+    return config

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fssa_jax import tokens
-from fssa_jax.buckets import bucket, length_batches, padding_share
+from fssa_jax import embed, tokens
+from fssa_jax.buckets import batch_rows, bucket, filled_rows, length_batches, padding_share
 from fssa_jax.tokens import check_vocabulary, encode, encode_table, frame, load_tokenizer, prompt_tokens, stop_tokens
 from tests import small_lm
 from tests.mistakes import complaint
@@ -111,6 +111,26 @@ def test_padding_of_real_lengths_is_under_15_per_cent():
     """Lengths of chat responses are about log-normal; here the median is 180 tokens."""
     lengths = np.exp(np.random.default_rng(0).normal(5.2, 0.8, 5000)).astype(int) + 1
     assert padding_share(lengths.tolist()) < 0.15
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_batches_have_little_padding_filling_included(devices):
+    """As embedding cuts them, on an accelerator: lengths of statements and of arguments, in tokens."""
+    budget = 16_384 * devices
+    number = max(32 * budget // embed._TYPICAL // embed._SHARD, 1) * embed._SHARD
+    for median, spread in ((29, 0.4), (90, 0.45)):
+        drawn = np.random.default_rng(0).normal(np.log(median), spread, number)
+        lengths = np.clip(np.exp(drawn), 4, 256).astype(int)
+        total = sum(
+            size * filled_rows(len(rows), batch_rows(size, budget, devices), devices)
+            for size, rows in length_batches(lengths.tolist(), budget, devices, 256)
+        )
+        assert 1 - lengths.sum() / total < 0.15
+
+
+def test_a_template_that_raises_is_one_line(tmp_path):
+    fast = small_lm.tokenizer(tmp_path / "t", "{{ raise_exception('no user turns') }}")
+    assert "the chat template cannot be used (no user turns)" in complaint(frame, fast, "hey")
 
 
 def test_batches_hold_every_row_once_within_the_budget():

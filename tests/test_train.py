@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from fssa_jax import train
+from fssa_jax import loop, train
 from fssa_jax.config import to_json
 from fssa_jax.errors import Stopped, UserError
 from fssa_jax.evaluate import collapse_warnings
@@ -219,7 +219,7 @@ def test_too_large_a_kl_weight_collapses_the_posterior_and_is_reported(finished,
 
 def test_stop_signal_restores_the_handlers():
     before = signal.getsignal(signal.SIGTERM)
-    with train._StopSignal() as stop:
+    with loop.StopSignal() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.received
     assert signal.getsignal(signal.SIGTERM) is before

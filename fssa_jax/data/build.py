@@ -13,7 +13,7 @@ from fssa_jax.data import dataset as datasets
 from fssa_jax.data import styles, synthetic
 from fssa_jax.data.dataset import SPLITS, Dataset, Split, Truth, make_table, number_texts, texts_of
 from fssa_jax.data.features import EncoderFeaturiser, Featuriser, Text, TfidfFeaturiser, read_vectors, vectors_beside
-from fssa_jax.data.rows import Row, read_records, read_rows
+from fssa_jax.data.rows import Row, RowReport, read_records, read_rows
 from fssa_jax.data.schemas import conversation_rows, schema_of, ultrafeedback_rows
 from fssa_jax.data.splits import disjoint_pools, split_users
 from fssa_jax.embed import EmbedSettings
@@ -25,8 +25,8 @@ POOLS = ("context", "target")
 # Settings that a prepared directory fixes.
 _ROW_SETTINGS = (
     *("on_error", "labels", "conflicting", "features", "vectors", "texts", "components", "encoder", "encoder_pool"),
-    *("encoder_layer", "encoder_tokens", "encoder_dtype", "encoder_normalise", "min_context", "min_targets"),
-    *("max_rows", "hold_out_items", "split_seed"),
+    *("encoder_layer", "encoder_tokens", "encoder_dtype", "encoder_attention", "encoder_normalise"),
+    *("min_context", "min_targets", "max_rows", "hold_out_items", "split_seed"),
 )
 
 
@@ -44,7 +44,7 @@ def load_dataset(config: Config, scratch: Path | None = None) -> Dataset:
         raise UserError("config.data.path: name a file of rows, for example --config.data.path=rows.jsonl")
     if datasets.is_prepared(Path(data.path)):
         prepared = datasets.load(Path(data.path))
-        _refuse_other_settings(data, prepared.report.get("settings", {}))
+        _refuse_other_settings(data, prepared.report)
         return only_groups(prepared, data.groups)
     return only_groups(rows_dataset(data, scratch=scratch), data.groups)
 
@@ -78,13 +78,15 @@ def only_groups(dataset: Dataset, groups: Sequence[str]) -> Dataset:
     return dataclasses.replace(dataset, splits=splits)
 
 
-def _refuse_other_settings(data: DataConfig, prepared: dict) -> None:
+def _refuse_other_settings(data: DataConfig, report: dict) -> None:
     """Raises `UserError` for a setting of the rows that is given, but was another when they were prepared."""
+    prepared = dict(report.get("settings", {}))
+    if report.get("schema") != "ultrafeedback":  # these say nothing of other rows
+        prepared = {k: v for k, v in prepared.items() if k not in ("labels", "conflicting")}
     default = _row_settings(DataConfig())
     for name, given in _row_settings(data).items():
         before = prepared.get(name, given)
-        # A default is no wish, but the labels name the experiment.
-        if given != before and (given != default[name] or name == "labels"):
+        if given != before and given != default[name]:  # a default is no wish
             raise UserError(
                 f"{data.path}: prepared with config.data.{name}={prepared[name]!r}, not {given!r}; "
                 f"run launch.prepare_data with --config.data.{name}={given}"
@@ -98,12 +100,14 @@ def read_source(data: DataConfig) -> tuple[list[Row], dict]:
     if schema == "rows":
         rows, reading = read_rows(data.path, data.on_error)
         return rows, {"read": reading.read, "duplicates": reading.duplicates, "skipped": reading.skipped}
-    records = read_records(data.path, ())
+    reading = RowReport()
+    records = read_records(data.path, (), reading, data.on_error)
     if schema == "ultrafeedback":
-        rows, made = ultrafeedback_rows(records, data.labels, data.conflicting, data.split_seed)
+        labels = data.labels or ("helpfulness", "honesty")
+        rows, made = ultrafeedback_rows(records, labels, data.conflicting, data.split_seed, reading, data.on_error)
     else:
-        rows, made = conversation_rows(records, data.split_seed)
-    return rows, {"schema": schema, **dataclasses.asdict(made)}
+        rows, made = conversation_rows(records, data.split_seed, reading, data.on_error)
+    return rows, {"schema": schema, "skipped": reading.skipped, **dataclasses.asdict(made)}
 
 
 def rows_dataset(data: DataConfig, rows: list[Row] | None = None, scratch: Path | None = None) -> Dataset:
@@ -141,6 +145,8 @@ def rows_dataset(data: DataConfig, rows: list[Row] | None = None, scratch: Path 
         "left_out_rows": dict(dropped),
     }
     featuriser, features = _features(data, texts, splits["train"], scratch)
+    if isinstance(featuriser, EncoderFeaturiser):
+        report["cut_texts"] = featuriser.cut
     return Dataset(texts, features, splits, groups, featuriser, report=report)
 
 
@@ -261,7 +267,7 @@ def _features(data: DataConfig, texts: list[Text], train: Split, scratch: Path |
     else:
         known = texts_of(train.table)
         if data.features == "encoder" or (data.features == "auto" and at_hand(data.encoder)):
-            names = ("pool", "layer", "tokens", "normalise", "dtype")
+            names = ("pool", "layer", "tokens", "normalise", "dtype", "attention")
             values: dict[str, Any] = {name: getattr(data, f"encoder_{name}") for name in names}
             settings = EmbedSettings(data.encoder, max_tokens=values.pop("tokens"), **values)
             featuriser = EncoderFeaturiser(settings)

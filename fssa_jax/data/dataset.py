@@ -166,6 +166,19 @@ def load(directory: Path) -> Dataset:
     return Dataset(texts, features, splits, groups, featuriser, truth, report)
 
 
+def load_tokens(directory: Path) -> TokenTable | None:
+    """The tokens of the texts that `save` wrote beside the data set; None if it wrote none."""
+    file = directory / "tokens.npz"
+    if not file.is_file():
+        return None
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            table = [arrays[name] for name in ("tokens", "starts", "ends", "lengths")]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{file}: damaged ({error}); run launch.prepare_data again") from error
+    return TokenTable(*table, too_long=np.flatnonzero(table[3] == 0).tolist())
+
+
 def log_left_out(dataset: Dataset) -> None:
     """Says what the data set leaves out: nothing is dropped silently."""
     report = dataset.report

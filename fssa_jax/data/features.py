@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from fssa_jax.data.rows import read_lines
-from fssa_jax.embed import EmbedSettings, Text, TextEncoder, embed_to
+from fssa_jax.embed import EmbedSettings, Text, TextEncoder, cut_texts, embed_to
 from fssa_jax.errors import UserError
 
 # Words, and every other visible sign by itself: emoji and punctuation are style.
@@ -115,6 +115,7 @@ class EncoderFeaturiser:
         self._encoder: TextEncoder | None = None
         self._mean = mean
         self._scale = scale
+        self.cut: list[int] = []  # texts of `fit_transform` that were too long for the model
 
     def fit_transform(self, texts: list[Text], train: np.ndarray, scratch: Path | None) -> np.ndarray:
         """Features of all texts; `train` are the rows of the training texts.
@@ -122,7 +123,10 @@ class EncoderFeaturiser:
         With `scratch` the work is resumable: what a killed run embedded there is not done again.
         """
         encoder = self._model()
-        vectors = np.array(embed_to(encoder, texts, scratch) if scratch else encoder.embed(texts))
+        if scratch:
+            vectors, self.cut = np.array(embed_to(encoder, texts, scratch)), cut_texts(scratch)
+        else:
+            vectors, self.cut = encoder.embed_and_cut(texts)
         self._mean = vectors[train].mean(0)
         self._scale = float(vectors[train].std(0).mean()) or 1.0
         return ((vectors - self._mean) / self._scale).astype(np.float32)

@@ -143,7 +143,12 @@ def read_records(
     report = report or RowReport()
     file = Path(path)
     if file.is_dir():
-        yield from _dataset_records(path, from_disk=True)
+        tables = sorted(str(f) for f in file.rglob("*") if f.name.endswith((".jsonl", ".jsonl.gz", ".parquet", ".csv")))
+        if tables and not any((file / name).exists() for name in ("state.json", "dataset_dict.json")):
+            for table in tables:  # a copy of a repository of the hub, for example
+                yield from read_records(table, required, report, on_error)
+        else:
+            yield from _dataset_records(path, from_disk=True)
     elif not file.exists():
         if file.suffix in (".jsonl", ".json", ".gz", ".csv", ".parquet") or not _looks_like_hub_name(path):
             raise UserError(f"{path}: no such file; give a .jsonl, .jsonl.gz, .csv or .parquet file")

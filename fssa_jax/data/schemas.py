@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fssa_jax.data.rows import Row
+from fssa_jax.data.rows import Row, RowReport
 from fssa_jax.errors import UserError
 
 ASPECTS = ("helpfulness", "honesty", "truthfulness", "instruction_following")
@@ -53,7 +53,12 @@ def schema_of(record: Any) -> str:
 
 
 def ultrafeedback_rows(
-    records: Iterable[tuple[str, dict]], labels: Sequence[str], conflicting: float = 1.0, seed: int = 0
+    records: Iterable[tuple[str, Any]],
+    labels: Sequence[str],
+    conflicting: float = 1.0,
+    seed: int = 0,
+    reading: RowReport | None = None,
+    on_error: str = "raise",
 ) -> tuple[list[Row], SchemaReport]:
     """All pairs of a prompt's completions, chosen by each label's rating.
 
@@ -65,6 +70,7 @@ def ultrafeedback_rows(
       labels: aspects that are rated, such as ("helpfulness", "honesty").
       conflicting: in (0, 1].
       seed: of what is left out and of who gets which rows.
+      reading, on_error: with "skip" records of another form are left out and listed in `reading`.
 
     Raises:
       UserError: unknown labels, records of another schema, or no pair at all.
@@ -77,12 +83,11 @@ def ultrafeedback_rows(
     report = SchemaReport()
     at_odds, agreed = [], []
     for place, record in records:
-        try:
-            prompt, completions = str(record["instruction"]), list(record["completions"])
-        except (KeyError, TypeError) as error:
-            raise UserError(
-                f"{place}: needs 'instruction' and 'completions' ({error!r}); is it UltraFeedback?"
-            ) from error
+        prompt, completions = _fields(record, "instruction", "completions")
+        if not (isinstance(prompt, str) and isinstance(completions, list)):
+            what = "needs 'instruction', a text, and 'completions', a list; is it UltraFeedback?"
+            _bad(f"{place}: {what}", reading, on_error)
+            continue
         report.prompts += 1
         rated = []
         for completion in completions:
@@ -111,7 +116,20 @@ def ultrafeedback_rows(
     return list(_rows(pairs, labels, rng, seed)), report
 
 
-def conversation_rows(records: Iterable[tuple[str, dict]], seed: int = 0) -> tuple[list[Row], SchemaReport]:
+def _fields(record: Any, *names: str) -> tuple[Any, ...]:
+    return tuple(record.get(name) for name in names) if isinstance(record, dict) else (None,) * len(names)
+
+
+def _bad(message: str, reading: RowReport | None, on_error: str) -> None:
+    """A record of another form: an error, or listed."""
+    if on_error == "raise" or reading is None:
+        raise UserError(f"{message}; mend it, or skip such rows with --config.data.on_error=skip")
+    reading.skipped.append(message)
+
+
+def conversation_rows(
+    records: Iterable[tuple[str, Any]], seed: int = 0, reading: RowReport | None = None, on_error: str = "raise"
+) -> tuple[list[Row], SchemaReport]:
     """HH-RLHF's pairs of whole conversations, `chosen` and `rejected`: the prompt is all up to the last answer.
 
     Raises:
@@ -120,9 +138,10 @@ def conversation_rows(records: Iterable[tuple[str, dict]], seed: int = 0) -> tup
     report = SchemaReport()
     pairs = []
     for place, record in records:
-        chosen, rejected = record.get("chosen"), record.get("rejected")
+        chosen, rejected = _fields(record, "chosen", "rejected")
         if not (isinstance(chosen, str) and isinstance(rejected, str)):
-            raise UserError(f"{place}: 'chosen' and 'rejected' must be texts of whole conversations")
+            _bad(f"{place}: 'chosen' and 'rejected' must be texts of whole conversations", reading, on_error)
+            continue
         report.prompts += 1
         (before, mark, a), (other, _, b) = (text.rpartition("\n\nAssistant:") for text in (chosen, rejected))
         if not mark or before != other or not a.strip() or not b.strip() or a.strip() == b.strip():
@@ -137,10 +156,10 @@ def conversation_rows(records: Iterable[tuple[str, dict]], seed: int = 0) -> tup
 
 
 def _ratings(completion: Any, labels: Sequence[str]) -> tuple[int, ...] | None:
-    """The labels' ratings of a completion; None if one is missing, "N/A", or the response is empty."""
+    """The labels' ratings of a completion; None if one is missing, "N/A", or there is no response."""
     try:
         ratings = tuple(int(completion["annotations"][label]["Rating"]) for label in labels)
-        return ratings if str(completion["response"]).strip() else None
+        return ratings if isinstance(completion["response"], str) and completion["response"].strip() else None
     except (KeyError, TypeError, ValueError):
         return None
 

@@ -10,6 +10,8 @@ Topics are split into train, val and test: held-out people judge held-out texts.
 """
 
 import itertools
+import re
+from functools import cache
 
 import numpy as np
 
@@ -125,6 +127,56 @@ def render(topic: str, style: tuple[int, ...], wording: int) -> str:
     if question:
         parts.append(_QUESTION[formal][i ^ j])
     return " ".join(parts)
+
+
+def style_of_text(prompt: str, response: str) -> tuple[np.ndarray, bool]:
+    """(5,) which attributes a response has, as 0/1, and whether it is well-formed.
+
+    Well-formed is what `render` can make about the prompt's topic, any wording of each sentence: all sentences in one
+    tone and with that topic's advice. The attributes of all other texts are told by their marks: many words, no slang,
+    an emoji, a word of doubt, a question mark.
+    """
+    topic = next((t for t in sorted(_TOPICS, key=len, reverse=True) if t in prompt), None)
+    style = _responses(topic).get(response) if topic is not None else None
+    if style is not None:
+        return np.array(style, np.int8), True
+    words = set(re.findall(r"[a-z']+", response.replace("May I ask", "").lower()))
+    marks = (
+        len(response.split()) > _MANY_WORDS,
+        not words & _SLANG,
+        any(sign in response for sign in _EMOJI),
+        bool(words & _DOUBT),
+        "?" in response,
+    )
+    return np.array(marks, np.int8), False
+
+
+_MANY_WORDS = 37
+_SLANG = {
+    *("ok", "hey", "wanna", "gotta", "yeah", "seriously", "gets", "tons", "folks", "bit", "stuff", "super", "bunch"),
+    *("messed", "trust", "oh", "hmm", "maybe", "guess", "what's"),
+}
+_DOUBT = {"perhaps", "may", "might", "maybe", "guess", "could", "possibly"}
+
+
+@cache
+def _responses(topic: str) -> dict[str, tuple[int, ...]]:
+    """Every well-formed response about a topic, and its style."""
+    a, b, c = _TOPICS[topic]
+    out = {}
+    for style in itertools.product((0, 1), repeat=len(ATTRIBUTES)):
+        long, formal, emoji, hedged, question = (bool(x) for x in style)
+        signs = [f"{x}{y}" for x in _EMOJI for y in _EMOJI]
+        parts = [
+            [text.format(a=a) for text in _OPENING[formal, hedged]],
+            [text.format(b=b) for text in _ADVICE[formal, hedged]],
+            [text.format(c=c) for text in _LONG[formal]] if long else [""],
+            signs if emoji else [""],
+            list(_QUESTION[formal]) if question else [""],
+        ]
+        for chosen in itertools.product(*parts):
+            out[" ".join(part for part in chosen if part)] = style
+    return out
 
 
 def texts() -> tuple[list[Text], np.ndarray, np.ndarray]:

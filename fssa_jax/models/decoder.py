@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from fssa_jax.adapters import PLACES, AdapterTree, apply_film, apply_projection_adapter
+from fssa_jax.adapters import PLACES, AdapterTree, apply_adapter
 from fssa_jax.attention import Implementation, attention
 from fssa_jax.types import PyTree
 
@@ -134,7 +134,7 @@ def block(
         out = jnp.einsum("btd,df->btf", y, layer[name]["kernel"].astype(y.dtype))
         if "bias" in layer[name]:
             out = out + layer[name]["bias"].astype(y.dtype)[None, None]
-        return out if adapters is None else apply_projection_adapter(adapters.get(name), y, out)
+        return out if adapters is None else apply_adapter(adapters.get(name), y, out)
 
     y = norm("attention_norm", x)
     query = linear("query", y).reshape(batch, t, c.heads, c.head_dim)
@@ -161,8 +161,8 @@ def block(
     y = norm("mlp_norm", x)
     out = linear("down", _ACTIVATIONS[c.activation](linear("gate", y)) * linear("up", y))
     x = x + (norm("mlp_post_norm", out) if c.post_norms else out)
-    if adapters is not None and "residual" in adapters:
-        x = apply_film(adapters["residual"], x)
+    if adapters is not None:
+        x = apply_adapter(adapters.get("residual"), x, x)
     return x, cache
 
 

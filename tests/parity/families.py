@@ -30,6 +30,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"hidden_size": 36, "num_attention_heads": 6, "rope_parameters": {"rope_type": "default", "rope_theta": 1e5}},
     ),
     "mistral": ("Mistral", {"sliding_window": 5, "head_dim": 16}),
+    "mistral tied": ("Mistral", {"head_dim": 8, "tie_word_embeddings": True}),
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen2 windows": ("Qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
     "qwen2 yarn": ("Qwen2", {"rope_parameters": YARN}),

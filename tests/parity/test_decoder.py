@@ -173,7 +173,7 @@ def test_embeddings_of_a_decoder(tmp_path, pool, layer):
     encoder = TextEncoder(EmbedSettings(str(directory), pool=pool, layer=layer))
     texts = [("how do I bake?", "hey, just mix it."), ("", "bread"), ("mix", "bake bread? just do it, hey.")]
     ours = encoder.embed(texts)
-    for ids, vector in zip(encoder.tokens(texts), ours, strict=True):
+    for ids, vector in zip(encoder.tokens(texts)[0], ours, strict=True):
         with torch.no_grad():
             states = theirs(torch.tensor([ids]), output_hidden_states=True).hidden_states
         state = states[layer or -1][0].numpy()

@@ -1,0 +1,120 @@
+"""The hypernetwork: a person's latent in, adapters of a language model out. At first they change nothing."""
+
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fssa_jax.adapters import AdapterTree, Film, LowRank
+from fssa_jax.models.decoder import DecoderConfig
+from fssa_jax.models.layers import MLP
+
+AdapterKind = Literal["film", "lora_core", "lora"]
+
+
+def place_sizes(config: DecoderConfig, places: tuple[str, ...]) -> tuple[tuple[str, int, int], ...]:
+    """(place, inputs, outputs) of projections and of the residual stream of a decoder."""
+    c = config
+    q, kv = c.heads * c.head_dim, c.groups * c.head_dim
+    sizes = {
+        "query": (c.width, q), "key": (c.width, kv), "value": (c.width, kv), "out": (q, c.width),
+        "gate": (c.width, c.mlp_width), "up": (c.width, c.mlp_width), "down": (c.mlp_width, c.width),
+        "residual": (c.width, c.width),
+    }  # fmt: skip
+    return tuple((place, *sizes[place]) for place in places)
+
+
+class Hypernetwork(nn.Module):
+    """z ↦ adapters of every layer, one row a latent (arXiv 2412.13998, section 3.2).
+
+    | kind      | adapted                                   | emitted from z                                          |
+    |-----------|-------------------------------------------|---------------------------------------------------------|
+    | film      | γ ⊙ y + β                                 | γ and β, linearly; γ = 1, β = 0 at first                |
+    | lora_core | y + B M A x, with A and B of everybody    | M, a diagonal or r × r, linearly; M = 0 at first        |
+    | lora      | y + B A x                                 | A and B, by an MLP of z and embeddings of the layer and |
+    |           |                                           | the place; B = 0 at first                               |
+
+    Attributes:
+      kind: of the adapters.
+      places: (place, inputs, outputs) of each, as `place_sizes` gives them.
+      layers: of the decoder.
+      rank: r of the low-rank kinds.
+      core: of "lora_core".
+      width: of the MLP of "lora".
+      shared_places, shared_rank, shared_scale: an ordinary LoRA beside, the same for everybody (arXiv 2106.09685):
+        y + scale · B A x with B = 0 at first; rank 0 for none.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from fssa_jax import DecoderConfig
+    >>> from fssa_jax.models.hypernetwork import Hypernetwork, place_sizes
+    >>> decoder = DecoderConfig(vocabulary=50, width=16, layers=2, heads=4, groups=2, head_dim=4, mlp_width=32)
+    >>> hyper = Hypernetwork("film", place_sizes(decoder, ("residual",)), decoder.layers)
+    >>> variables = hyper.init(jax.random.key(0), jnp.zeros((1, 8)))
+    >>> hyper.apply(variables, jnp.ones((3, 8)))["residual"].scale.shape  # layers, people, width
+    (2, 3, 16)
+    """
+
+    kind: AdapterKind
+    places: tuple[tuple[str, int, int], ...]
+    layers: int
+    rank: int = 8
+    core: Literal["diagonal", "full"] = "diagonal"
+    width: int = 64
+    shared_places: tuple[tuple[str, int, int], ...] = ()
+    shared_rank: int = 0
+    shared_scale: float = 2.0
+
+    @nn.compact
+    def __call__(self, z: Float[Array, "rows m"]) -> AdapterTree:
+        """Adapters with one row for each latent."""
+        if self.kind == "lora":
+            tree = self._factors(z)
+        else:
+            emit: Any = self._film if self.kind == "film" else self._core
+            tree: AdapterTree = {place: emit(z, place, inputs, outputs) for place, inputs, outputs in self.places}
+        if self.shared_rank:
+            for place, inputs, outputs in self.shared_places:
+                down = self.param(f"shared_{place}_down", _fan_in, (self.layers, inputs, self.shared_rank))
+                up = self.param(f"shared_{place}_up", nn.initializers.zeros, (self.layers, self.shared_rank, outputs))
+                lora = LowRank(down, self.shared_scale * up)
+                tree[place] = (lora, tree[place]) if place in tree else lora
+        return tree
+
+    def _linear(self, z: Array, name: str, shape: tuple[int, ...], start: float = 0.0) -> Array:
+        """start + W z + b with W = 0 and b = 0 at first, as (layers, rows, *shape)."""
+        size = 1
+        for n in shape:
+            size *= n
+        out = nn.Dense(self.layers * size, kernel_init=nn.initializers.zeros, name=name)(z)
+        return start + jnp.moveaxis(out.reshape(z.shape[0], self.layers, *shape), 0, 1)
+
+    def _film(self, z: Array, place: str, inputs: int, outputs: int) -> Film:
+        del inputs
+        return Film(self._linear(z, f"{place}_scale", (outputs,), 1.0), self._linear(z, f"{place}_shift", (outputs,)))
+
+    def _core(self, z: Array, place: str, inputs: int, outputs: int) -> LowRank:
+        down = self.param(f"{place}_down", _fan_in, (self.layers, inputs, self.rank))
+        up = self.param(f"{place}_up", _fan_in, (self.layers, self.rank, outputs))
+        shape = (self.rank,) if self.core == "diagonal" else (self.rank, self.rank)
+        return LowRank(down, up, self._linear(z, f"{place}_core", shape))
+
+    def _factors(self, z: Array) -> AdapterTree:
+        rows, layers, r = z.shape[0], self.layers, self.rank
+        normal = nn.initializers.normal(1.0)
+        of_layer = self.param("layer_embedding", normal, (layers, self.width))
+        of_place = self.param("place_embedding", normal, (len(self.places), self.width))
+        trunk = MLP((self.width, self.width), name="trunk")
+        tree: AdapterTree = {}
+        for i, (place, inputs, outputs) in enumerate(self.places):
+            where = jnp.broadcast_to((of_layer + of_place[i][None])[:, None], (layers, rows, self.width))
+            hidden = nn.relu(trunk(jnp.concatenate([jnp.broadcast_to(z[None], (layers, *z.shape)), where], axis=-1)))
+            down = nn.Dense(inputs * r, name=f"{place}_down")(hidden).reshape(layers, rows, inputs, r)
+            up = nn.Dense(r * outputs, kernel_init=nn.initializers.zeros, name=f"{place}_up")(hidden)
+            tree[place] = LowRank(down / inputs**0.5, up.reshape(layers, rows, r, outputs))
+        return tree
+
+
+def _fan_in(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+    """Normal with variance 1 / inputs, for factors (layers, inputs, outputs)."""
+    return nn.initializers.normal(shape[1] ** -0.5)(key, shape, dtype)

@@ -1,0 +1,173 @@
+"""Typed settings of a policy: a language model that follows a person's choices, or the base that it starts from."""
+
+import dataclasses
+from dataclasses import field
+from typing import Any
+
+from fssa_jax.config import DataConfig, EvaluateConfig, LoopConfig, ModelConfig, OptimConfig, check_fields, choice
+from fssa_jax.errors import UserError
+
+
+@dataclasses.dataclass
+class EncoderStart:
+    """Where the network that reads a person's choices comes from."""
+
+    init_from: str = ""  # workdir of an np_btl reward model, whose data and features are taken too; "": from chance
+    frozen: bool = False  # keep it as it is
+    auxiliary_weight: float = 0.0  # of the NP-BTL loss of the same targets, beside the policy's
+
+
+@dataclasses.dataclass
+class NewBase:
+    """The shape of a language model that is made here (objective "sft" without a base): a small Llama."""
+
+    vocabulary: int = 1024
+    width: int = 64
+    layers: int = 2
+    heads: int = 4
+    groups: int = 2
+    mlp_width: int = 160
+    max_length: int = 2048
+
+
+@dataclasses.dataclass
+class AdapterConfig:
+    """What is emitted from the latent; see models/hypernetwork.py."""
+
+    latent: str = choice("context", "none")  # none: plain DPO, one adapter for everybody
+    kind: str = choice("film", "lora_core", "lora")
+    places: tuple[str, ...] = ("residual",)
+    rank: int = 8
+    core: str = choice("diagonal", "full")
+    width: int = 64  # of the MLP of "lora"
+    shared_places: tuple[str, ...] = ("query", "value")
+    shared_rank: int = 0  # of an ordinary LoRA beside; 0: none
+    shared_alpha: float = 0.0  # its scale is alpha / rank; 0: twice the rank
+
+
+@dataclasses.dataclass
+class PolicyModelConfig:
+    """The language model and what adapts it."""
+
+    base: str = ""  # directory or hub name of a checkpoint; with objective "sft", "" makes a new one
+    dtype: str = choice("float32", "bfloat16")  # of the base and of the computation
+    remat: str = choice("none", "full", "dots")
+    attention: str = choice("xla", "cudnn", "splash")  # cudnn on GPUs in bfloat16, splash on TPUs
+    max_length: int = 512  # tokens of a prompt with its response
+    truncate: str = choice("drop", "left", "right")  # what happens to longer ones
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    new: NewBase = field(default_factory=NewBase)
+
+
+@dataclasses.dataclass
+class PolicyObjective:
+    """What is minimised; see losses.dpo_loss."""
+
+    kind: str = choice("sigmoid", "robust", "ipo", "hinge", "sft")
+    beta: float = 0.5
+    label_smoothing: float = 0.0
+    length_normalised: bool = False  # log-probabilities a token
+    sft_weight: float = 1.0  # of −log π(y⁺ | x) a token, beside
+    kl_weight: float = 0.0  # of KL(q(z | C) ‖ N(0, I)), with a Gaussian latent that is trained
+
+
+@dataclasses.dataclass
+class PolicyTrainConfig(LoopConfig):
+    """The loop of policies. A batch is `users` people with `targets` choices each; of "sft", `texts` texts."""
+
+    steps: int = 600
+    steps_per_call: int = 10
+    validate_every: int = 200
+    checkpoint_every: int = 200
+    users: int = 16
+    max_context: int = 10
+    targets: int = 4
+    texts: int = 64
+    accumulate: int = 1  # the batch is taken in so many parts, one after the other
+    population_steps: int = 200  # of the DPO policy of everybody; 0: none
+    oracle_steps: int = 0  # of the specialists, one adapter a group; 0: none
+
+
+@dataclasses.dataclass
+class GenerateConfig:
+    """Responses that the evaluation samples."""
+
+    people: int = 64  # sampled for; 0: no generation
+    prompts: int = 2  # of each person's held-out prompts
+    max_new: int = 128
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+@dataclasses.dataclass
+class PolicyEvaluateConfig(EvaluateConfig):
+    """METHOD, section 4, for policies."""
+
+    draws: int = 1
+    users: int = 200  # of the split that are scored at most
+    targets: int = 20  # choices of each that are scored at most
+    in_context_users: int = 16  # for whom the choices are also written into the prompt; 0: none
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+
+
+@dataclasses.dataclass
+class PolicyConfig:
+    """One experiment with a language model. `name` is only a label."""
+
+    name: str = ""
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    encoder: EncoderStart = field(default_factory=EncoderStart)
+    model: ModelConfig = field(default_factory=ModelConfig)  # reads the choices; replaced by that of init_from
+    policy: PolicyModelConfig = field(default_factory=PolicyModelConfig)
+    objective: PolicyObjective = field(default_factory=PolicyObjective)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: PolicyTrainConfig = field(default_factory=PolicyTrainConfig)
+    evaluate: PolicyEvaluateConfig = field(default_factory=PolicyEvaluateConfig)
+
+    @property
+    def is_sft(self) -> bool:
+        """Whether the whole language model is trained, on texts alone."""
+        return self.objective.kind == "sft"
+
+
+_PLACES = ("query", "key", "value", "out", "gate", "up", "down", "residual")
+
+
+def check(config: PolicyConfig) -> None:
+    """Raises `UserError` on a value that its field does not allow, naming the key."""
+    train, policy, adapter = config.train, config.policy, config.policy.adapter
+    positive: dict[str, Any] = {
+        **{f"train.{n}": getattr(train, n) for n in ("steps", "users", "targets", "texts", "accumulate")},
+        **{f"policy.new.{n}": getattr(policy.new, n) for n in ("vocabulary", "width", "layers", "heads", "groups")},
+        "policy.max_length": policy.max_length, "policy.adapter.rank": adapter.rank,
+        "objective.beta": config.objective.beta,
+        "evaluate.users": config.evaluate.users, "evaluate.targets": config.evaluate.targets,
+        "evaluate.generate.max_new": config.evaluate.generate.max_new,
+    }  # fmt: skip
+    check_fields(PolicyConfig, config, positive)
+    part = config.train.texts if config.is_sft else config.train.users
+    if part % train.accumulate:
+        raise UserError(f"config.train.accumulate: {part} {'texts' if config.is_sft else 'users'} of a batch cannot be "
+                        f"taken in {train.accumulate} equal parts")  # fmt: skip
+    for name in ("places", "shared_places"):
+        strange = sorted(set(getattr(adapter, name)) - set(_PLACES))
+        if strange or not getattr(adapter, name):
+            raise UserError(
+                f"config.policy.adapter.{name}: must be some of {', '.join(_PLACES)}; got {getattr(adapter, name)}"
+            )
+    low_rank = adapter.places if adapter.kind != "film" else ()
+    if "residual" in (*low_rank, *(adapter.shared_places if adapter.shared_rank else ())):
+        raise UserError(
+            "config.policy.adapter: only film adapts the residual stream; give projections such as ('query', 'value')"
+        )
+    if not config.is_sft and not policy.base:
+        raise UserError(
+            "config.policy.base: give a checkpoint's directory or hub name, such as the model that an sft run made"
+        )
+    if config.encoder.frozen and not config.encoder.init_from:
+        raise UserError("config.encoder.frozen: an encoder from chance must be trained; give config.encoder.init_from")
+    if not 0 <= config.objective.label_smoothing < 0.5 or (
+        config.objective.label_smoothing and config.objective.kind not in ("sigmoid", "robust")
+    ):
+        raise UserError("config.objective.label_smoothing: must be in [0, 0.5), and of kind sigmoid or robust")

@@ -1,0 +1,258 @@
+"""The evaluation of a policy (METHOD, section 4): what it implies about choices, and what it writes."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fssa_jax.checkpoint import Checkpoints
+from fssa_jax.data import styles
+from fssa_jax.data.dataset import Split
+from fssa_jax.episodes import truncate_context
+from fssa_jax.errors import UserError
+from fssa_jax.evaluate import Evaluation, Predictor, evaluate
+from fssa_jax.policy.config import PolicyEvaluateConfig
+from fssa_jax.policy.generation import Samples, Writer, sampled_kl, styles_of, summary, true_reward
+from fssa_jax.policy.in_context import in_context_predictor
+from fssa_jax.policy.score import PolicyScorer
+from fssa_jax.policy.steering import Steering
+from fssa_jax.policy.train import make_state
+from fssa_jax.policy.workdir import PolicyWorkdir, Role
+from fssa_jax.predict import evaluation_episodes
+from fssa_jax.types import Comparisons, Episode, PyTree
+from fssa_jax.workdir import best_or_latest
+
+_BLEND = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclasses.dataclass
+class TrainedPolicy:
+    """What steers a base, its variables, and the step that they were saved at."""
+
+    steering: Steering
+    variables: PyTree
+    step: int
+
+
+def trained_policy(work: PolicyWorkdir, role: Role = "main") -> TrainedPolicy | None:
+    """The best policy of a role; None where this configuration, or its training so far, has none.
+
+    Raises:
+      UserError: the main policy has no checkpoint yet.
+    """
+    stores = [work.directory(role) / "checkpoints" / name for name in ("best", "latest")]
+    if not work.has(role) or not any(store.is_dir() for store in stores):
+        if role == "main":
+            raise UserError(f"{work.path}: no checkpoint yet; let launch.train reach its first one")
+        return None
+    best, latest = (Checkpoints(store, 1, read_only=True) for store in stores)
+    if not best.steps and not latest.steps:
+        return None
+    steering, _, state = make_state(work, role)
+    variables, step = best_or_latest(best, latest, state)
+    return TrainedPolicy(steering, variables, step)
+
+
+@dataclasses.dataclass
+class PolicyEvaluation:
+    """report.json as a dictionary, and what pictures and pages need beside it."""
+
+    report: dict[str, Any]
+    choices: Evaluation
+    written: dict[str, Any]  # samples side by side, and the continuum
+
+
+def evaluate_policy(work: PolicyWorkdir, split: Split, settings: PolicyEvaluateConfig) -> PolicyEvaluation:
+    """Scores a policy and everything beside it on the same users, targets and contexts, then has it write.
+
+    Raises:
+      UserError: no checkpoint, or the largest k is larger than any user's context.
+    """
+    data = _data_of(work, split)
+    main = trained_policy(work)
+    assert main is not None
+    others = {role: trained_policy(work, role) for role in ("population", "oracle")}
+
+    def predictor(policy: TrainedPolicy | None) -> Predictor | None:
+        if policy is None:
+            return None
+        return PolicyScorer(policy.steering, work.base.decoder, data, work.config.objective).predictor(policy.variables)
+
+    own = predictor(main)
+    assert own is not None
+    population = predictor(others["population"]) or (own if main.steering.latent == "none" else None)
+    result = evaluate(
+        own, split, work.dataset, settings, population=population, oracle=predictor(others["oracle"]),
+        seed=work.config.seed, max_users=settings.users, max_targets=settings.targets,
+    )  # fmt: skip
+    report = result.report
+    report["step"] = main.step
+    if settings.in_context_users:
+        asked = dataclasses.replace(settings, shuffles=1)
+        few = evaluate(
+            in_context_predictor(work, data), split, work.dataset, asked, seed=work.config.seed,
+            max_users=settings.in_context_users, max_targets=min(settings.targets, 8), control=False,
+        )  # fmt: skip
+        report["in_context"], report["in_context_steering"] = few.report["accuracy"], few.report["steering"]
+    written: dict[str, Any] = {}
+    if main.steering.latent == "context":
+        report["latent"] |= drift(work, split, main, result.users, settings)
+    if settings.generate.people:
+        report["generation"], written = _write(work, split, main, others, result.users, settings)
+    return PolicyEvaluation(report, result, written)
+
+
+def _data_of(work: PolicyWorkdir, split: Split):
+    return dataclasses.replace(work.data("test"), choices=jax.tree.map(jnp.asarray, split.table))
+
+
+def _episodes(work: PolicyWorkdir, split: Split, users: np.ndarray, settings: PolicyEvaluateConfig) -> Episode:
+    table = jax.tree.map(jnp.asarray, split.table)
+    return evaluation_episodes(work.config.seed, 0, table, jnp.asarray(users), max_context=max(settings.k))
+
+
+def latents(policy: TrainedPolicy, episodes: Episode, features: jax.Array, k: int) -> np.ndarray:
+    """(users, m) means of q(z | the first k choices); for other latents what each person's is."""
+    q: Any = policy.steering.apply(policy.variables, truncate_context(episodes, k), features, method="latent_of")
+    return np.broadcast_to(np.asarray(q.mean), (len(episodes.user), q.mean.shape[-1]))
+
+
+def drift(
+    work: PolicyWorkdir, split: Split, main: TrainedPolicy, users: np.ndarray, settings: PolicyEvaluateConfig
+) -> dict[str, Any]:
+    """|z| by k, of people's own contexts and of contexts whose every choice is another person's.
+
+    A |z| that grows alike in both counts choices in place of reading them (METHOD, section 6, fault 6).
+    """
+    features = jnp.asarray(work.dataset.features)
+    episodes = _episodes(work, split, users, settings)
+    mixed = dataclasses.replace(episodes, context=scrambled(episodes.context, work.config.seed))
+    out: dict[str, Any] = {}
+    for name, these in (("norm", episodes), ("norm_scrambled", mixed)):
+        norms = {str(k): np.linalg.norm(latents(main, these, features, k), axis=-1) for k in sorted(set(settings.k))}
+        out[name] = {k: float(n.mean()) for k, n in norms.items()}
+    return out
+
+
+def scrambled(context: Comparisons, seed: int) -> Comparisons:
+    """Contexts of the same sizes whose every choice is of a person drawn for it alone."""
+    rng = np.random.default_rng(seed)
+    users, n = context.mask.shape
+    owner = np.stack([rng.permutation(users) for _ in range(n)], axis=1)
+    place = np.broadcast_to(np.arange(n), owner.shape)
+    chosen, rejected = (np.asarray(side)[owner, place] for side in (context.chosen, context.rejected))
+    real = np.asarray(context.mask) & np.asarray(context.mask)[owner, place]
+    return Comparisons(jnp.asarray(chosen), jnp.asarray(rejected), jnp.asarray(real))
+
+
+def _write(
+    work: PolicyWorkdir, split: Split, main: TrainedPolicy, others: dict[str, TrainedPolicy | None], users: np.ndarray,
+    settings: PolicyEvaluateConfig,
+) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+    """What is sampled for people at every k, beside the base, the population's policy and the specialists."""
+    people = users[: settings.generate.people // 2 * 2 or 1]
+    episodes = _episodes(work, split, people, settings)
+    features = jnp.asarray(work.dataset.features)
+    targets = np.asarray(episodes.targets.chosen)
+    counts = np.maximum(np.asarray(episodes.targets.mask).sum(-1), 1)
+    # Some of each person's own held-out prompts, the same for all that is compared.
+    prompts = [
+        work.dataset.texts[targets[u, j % counts[u]]][0]
+        for u in range(len(people))
+        for j in range(settings.generate.prompts)
+    ]
+    rows = np.repeat(np.arange(len(people)), settings.generate.prompts)
+    writer = Writer(work.base, settings.generate)
+    known = work.dataset.truth is not None and work.config.data.source == "styles"
+    group = np.asarray(split.table.group)[people]
+    weights = styles.people()[0][group] if known else None
+    k_most = max(settings.k)
+
+    def adapters_of(policy: TrainedPolicy, k: int) -> Any:
+        z = latents(policy, episodes, features, k)[rows]
+        return policy.steering.apply(policy.variables, jnp.asarray(z), method="adapt")
+
+    report: dict[str, Any] = {"people": len(people), "responses": len(prompts)}
+    written: dict[str, Samples] = {}
+    rewards: dict[str, np.ndarray] = {}
+
+    def write(name: str, adapters: Any) -> dict[str, Any]:
+        samples = writer(prompts, adapters, work.config.seed)
+        written[name] = samples
+        out: dict[str, Any] = {"finished": float(np.mean(samples.finished))}
+        if adapters is not None:
+            out["kl"] = float(sampled_kl(work.base, samples, adapters).mean())
+        if weights is not None:
+            style, well = styles_of(samples)
+            out |= summary(style, well, weights[rows])
+            rewards[name] = true_reward(style, weights[rows])
+        return out
+
+    report["base"] = write("base", None)
+    for role, policy in others.items():
+        if policy is not None:
+            report[role] = write(role, adapters_of(policy, k_most))
+    conditional = main.steering.latent == "context"
+    report["policy"] = {
+        str(k): write(f"k = {k}", adapters_of(main, k)) for k in (sorted(set(settings.k)) if conditional else (k_most,))
+    }
+    if rewards:
+        for k, out in report["policy"].items():
+            mine, base = rewards[f"k = {k}"], rewards["base"]
+            out["win_rate_over_base"] = float(((mine > base) + 0.5 * (mine == base)).mean())
+            if "oracle" in rewards:
+                out["reward_of_specialists"] = float(mine.mean() / rewards["oracle"].mean())
+    if conditional and len(people) > 1:
+        report["blend"] = blend(work, main, episodes, features, k_most, writer, prompts, rows, weights)
+    shown = {name: samples.texts for name, samples in written.items()}
+    return report, {"prompts": prompts, "people": [split.users[i] for i in people[rows]], "texts": shown}
+
+
+def blend(
+    work: PolicyWorkdir, main: TrainedPolicy, episodes: Episode, features: jax.Array, k: int, writer: Writer,
+    prompts: list[str], rows: np.ndarray, weights: np.ndarray | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Responses between person 2i and person 2i + 1: z = (1 − t) z_a + t z_b, written to the prompts of the first.
+
+    With known weights `towards_first` is the mean reward under the first person's weights at every t.
+    """
+    z = latents(main, episodes, features, k)
+    first = rows[rows % 2 == 0]
+    asked = [prompt for prompt, row in zip(prompts, rows, strict=True) if row % 2 == 0]
+    pairs = first + 1 < len(z)
+    first, asked = first[pairs], [prompt for prompt, good in zip(asked, pairs, strict=True) if good]
+    out: dict[str, Any] = {"t": list(_BLEND), "texts": [], "prompt": asked[0] if asked else ""}
+    towards, well = [], []
+    for t in _BLEND:
+        mixed = (1 - t) * z[first] + t * z[first + 1]
+        adapters: Any = main.steering.apply(main.variables, jnp.asarray(mixed), method="adapt")
+        samples = writer(asked, adapters, work.config.seed)
+        out["texts"].append(samples.texts[0])
+        if weights is not None:
+            style, good = styles_of(samples)
+            towards.append(float(true_reward(style, weights[first]).mean()))
+            well.append(float(good.mean()))
+    if towards:
+        out |= {"towards_first": towards, "well_formed": well}
+    return out
+
+
+def unfinished(work: PolicyWorkdir) -> list[str]:
+    """One warning for every policy whose training has not come to its end."""
+    train = work.config.train
+    steps = {"main": train.steps, "population": train.population_steps, "oracle": train.oracle_steps}
+    out = []
+    for role in ("main", "population", "oracle"):
+        if not work.has(role):
+            continue
+        stores = [work.directory(role) / "checkpoints" / name for name in ("latest", "best")]
+        done = max(
+            (s for store in stores if Path(store).is_dir() for s in Checkpoints(store, 1, read_only=True).steps),
+            default=0,
+        )
+        if done < steps[role]:
+            out.append(f"{role} policy: training is unfinished, step {done} of {steps[role]}; run launch.train again")
+    return out

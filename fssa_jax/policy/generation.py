@@ -1,0 +1,111 @@
+"""Responses that a policy writes for people, and what is true of them."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fssa_jax.adapters import AdapterTree
+from fssa_jax.buckets import bucket
+from fssa_jax.data import styles
+from fssa_jax.generate import generate
+from fssa_jax.models.decoder import unstacked
+from fssa_jax.policy.base import Base
+from fssa_jax.policy.config import GenerateConfig
+from fssa_jax.policy.step import PolicyData, text_log_probs
+from fssa_jax.sampling import Sampling
+from fssa_jax.tokens import prompt_tokens, stop_tokens
+from fssa_jax.types import PyTree
+
+
+@dataclasses.dataclass
+class Samples:
+    """Responses, one a row: their prompts, texts and tokens, whether each came to its end."""
+
+    prompts: list[str]
+    texts: list[str]
+    prompt_tokens: list[list[int]]
+    tokens: list[list[int]]
+    finished: list[bool]
+
+
+class Writer:
+    """Generates responses of a base with adapters, one row each."""
+
+    def __init__(self, base: Base, settings: GenerateConfig):
+        self.base, self.settings = base, settings
+        self._loose = jax.jit(unstacked)(base.variables)
+        self._stops = stop_tokens(base.tokenizer)
+
+    def __call__(self, prompts: Sequence[str], adapters: AdapterTree | None, seed: int = 0) -> Samples:
+        """A response to each prompt; row i of the adapters is for prompt i."""
+        before = {p: prompt_tokens(self.base.tokenizer, p) for p in dict.fromkeys(prompts)}
+        ids = [before[p] for p in prompts]
+        seeds = np.random.default_rng(seed).integers(0, 2**31, len(ids)).tolist()
+        sampling = Sampling(self.settings.temperature, top_p=self.settings.top_p)
+        out = generate(
+            self.base.decoder, self._loose, ids, self.settings.max_new, adapters=adapters, sampling=sampling,
+            seeds=seeds, stop_tokens=self._stops, tokens_per_call=32,
+        )  # fmt: skip
+        texts = self.base.tokenizer.batch_decode(out.tokens, skip_special_tokens=True)
+        return Samples(list(prompts), texts, ids, out.tokens, [reason == "stop" for reason in out.finish])
+
+
+def sampled_kl(base: Base, samples: Samples, adapters: AdapterTree) -> np.ndarray:
+    """(rows,) log π(y | x, z) − log π_ref(y | x) of sampled responses, in nats: its mean estimates KL(π ‖ π_ref)."""
+    end = stop_tokens(base.tokenizer)[:1]
+    rows = [
+        (p, [*p, *t, *(end if done else [])])
+        for p, t, done in zip(samples.prompt_tokens, samples.tokens, samples.finished, strict=True)
+    ]
+    width = bucket(max(len(row) for _, row in rows))
+    tokens = np.zeros((len(rows), width), np.int32)
+    for i, (_, row) in enumerate(rows):
+        tokens[i, : len(row)] = row
+    starts, ends = (np.array([len(part[j]) for part in rows], np.int32) for j in (0, 1))
+    data = PolicyData(*(jnp.asarray(x) for x in (tokens, starts, ends)))
+
+    @jax.jit
+    def both(variables: PyTree, data: PolicyData, adapters: AdapterTree) -> jax.Array:
+        ids = jnp.arange(len(rows))
+        own = text_log_probs(base.decoder, variables, data, ids, adapters)
+        return own - text_log_probs(base.decoder, variables, data, ids)
+
+    return np.asarray(both(base.variables, data, adapters))
+
+
+def styles_of(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, attributes) 0/1 and (rows,) whether well-formed, of responses to prompts of the `styles` benchmark."""
+    found = [styles.style_of_text(prompt, text) for prompt, text in zip(samples.prompts, samples.texts, strict=True)]
+    return np.stack([style for style, _ in found]), np.array([well for _, well in found])
+
+
+def movement(style: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(attributes,) P(attribute | people who want it) − P(attribute | people who do not want it); NaN without both."""
+    out = np.full(style.shape[1], np.nan)
+    for a in range(style.shape[1]):
+        liked, disliked = weights[:, a] > 0, weights[:, a] < 0
+        if liked.any() and disliked.any():
+            out[a] = style[liked, a].mean() - style[disliked, a].mean()
+    return out
+
+
+def true_reward(style: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(rows,) reward of responses under the people's own weights, in nats (`styles`)."""
+    return styles.SCALE * ((style - 0.5) * weights).sum(-1)
+
+
+def summary(style: np.ndarray, well: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+    """What is true of responses to people with these weights."""
+    moved = movement(style, weights)
+    return {
+        "movement": float(np.nanmean(moved)) if np.isfinite(moved).any() else None,
+        "movement_by_attribute": {
+            name: None if np.isnan(m) else float(m) for name, m in zip(styles.ATTRIBUTES, moved, strict=True)
+        },
+        "reward": float(true_reward(style, weights).mean()),
+        "well_formed": float(well.mean()),
+    }

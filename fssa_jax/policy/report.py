@@ -1,0 +1,123 @@
+"""The report of a policy: report.json, pictures, and one report.html that opens by itself."""
+
+import dataclasses
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+from fssa_jax import plots
+from fssa_jax.errors import UserError
+from fssa_jax.files import whole_directory
+from fssa_jax.page import render
+from fssa_jax.policy.evaluate import PolicyEvaluation, evaluate_policy, unfinished
+from fssa_jax.policy.workdir import PolicyWorkdir
+from fssa_jax.report import report_directory
+
+_SIDE_BY_SIDE = 4
+
+
+def evaluate_workdir(workdir: Path, split: str = "test", ks: tuple[int, ...] = ()) -> dict[str, Any]:
+    """Evaluates the work directory of a policy and writes its report/ whole. Returns report.json.
+
+    Raises:
+      UserError: no or damaged work directory, a base without a policy, k larger than any context.
+    """
+    work = PolicyWorkdir.open(workdir)
+    if work.config.is_sft:
+        raise UserError(f"{workdir}: holds a language model, not a policy; its checkpoint is {workdir / 'model'}")
+    settings = dataclasses.replace(work.config.evaluate, k=ks or work.config.evaluate.k)
+    result = evaluate_policy(work, work.dataset.splits[split], settings)
+    report = result.report
+    run = json.loads((workdir / "run.json").read_text()) if (workdir / "run.json").is_file() else {}
+    report |= {"data": f"{split} split", "config": work.config.name, "seed": work.config.seed, "run": run,
+               "warnings": unfinished(work)}  # fmt: skip
+    with whole_directory(report_directory(workdir, "", split)) as target:
+        (target / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+        (target / "responses.json").write_text(
+            json.dumps(result.written, ensure_ascii=False, indent=1), encoding="utf-8"
+        )
+        pictures = _draw(result, target)
+        (target / "report.html").write_text(
+            render(work.config, report, pictures, target, _written(result)), encoding="utf-8"
+        )
+    return report
+
+
+def _draw(result: PolicyEvaluation, target: Path) -> list[tuple[str, str]]:
+    report = result.report
+    pictures = []
+    if report.get("steering"):
+        plots.steering_curves(report, target / "steering.png")
+        caption = "S(k) on pairs that people disagree about: 0 ignores the person, 100 steers perfectly."
+        pictures.append(("steering.png", caption))
+    plots.accuracy_curves(report, target / "accuracy.png")
+    pictures.append(("accuracy.png", "Implicit accuracy on held-out choices against the number of choices read."))
+    policy = report.get("generation", {}).get("policy", {})
+    moved = {k: out["movement_by_attribute"] for k, out in policy.items() if out.get("movement") is not None}
+    if moved:
+        names = [n for n in next(iter(moved.values())) if all(by[n] is not None for by in moved.values())]
+        bars = {name: [by[name] for by in moved.values()] for name in names}
+        plots.movement_bars(list(moved), bars, target / "movement.png")
+        caption = "What is written moves: how much more often an attribute is written for people who want it."
+        pictures.append(("movement.png", caption))
+    blend = report.get("generation", {}).get("blend", {})
+    if blend.get("towards_first"):
+        plots.continuum(blend["t"], blend["towards_first"], target / "continuum.png")
+        pictures.append(("continuum.png", "Between two people who want the opposite: reward for the first."))
+    return pictures
+
+
+def _written(result: PolicyEvaluation) -> str:
+    """Responses side by side, and the continuum, as HTML."""
+    written, generation = result.written, result.report.get("generation", {})
+    if not written:
+        return ""
+    names = list(written["texts"])
+    shown = [name for name in ("base", "population", "oracle") if name in names] + names[-1:]
+    head = "".join(f"<th class=l>{html.escape(name)}</th>" for name in shown)
+    prompts = len(written["prompts"]) // max(len(set(written["people"])), 1)
+    body = "".join(
+        f"<tr><td class=l>{html.escape(written['people'][i])}<br>"
+        f"<span class=p>{html.escape(written['prompts'][i])}</span></td>"
+        + "".join(f"<td class=l>{html.escape(written['texts'][name][i])}</td>" for name in shown)
+        + "</tr>"
+        for i in range(0, min(_SIDE_BY_SIDE * prompts, len(written["prompts"])), prompts)
+    )
+    out = f"<h2>Written for people</h2><table><tr><th class=l>person, prompt</th>{head}</tr>{body}</table>"
+    blend = generation.get("blend", {})
+    if blend.get("texts"):
+        cells = "".join(
+            f"<tr><td class=l>{t:g}</td><td class=l>{html.escape(text)}</td></tr>"
+            for t, text in zip(blend["t"], blend["texts"], strict=True)
+        )
+        out += (
+            f"<h2>From one person to another</h2><p class=sub>{html.escape(blend['prompt'])}</p>"
+            f"<table><tr><th class=l>t</th><th class=l>written for (1 − t) · A + t · B</th></tr>{cells}</table>"
+        )
+    return out
+
+
+def format_generation(report: dict[str, Any]) -> str:
+    """What is written, as lines of text."""
+    generation = report.get("generation")
+    if not generation:
+        return ""
+    lines = [f"{generation['responses']} responses written for {generation['people']} people:"]
+    rows = [(name, generation[name]) for name in ("base", "population", "oracle") if name in generation]
+    rows += [(f"policy, k = {k}", out) for k, out in generation["policy"].items()]
+    for name, out in rows:
+        cells = []
+        if out.get("movement") is not None:
+            cells.append(f"movement {100 * out['movement']:5.1f} points")
+        if "reward" in out:
+            cells.append(f"reward {out['reward']:5.2f}, well-formed {100 * out['well_formed']:5.1f} %")
+        if "reward_of_specialists" in out:
+            cells.append(f"{100 * out['reward_of_specialists']:3.0f} % of the specialists'")
+        if "kl" in out:
+            cells.append(f"KL {out['kl']:.2f}")
+        lines.append(f"  {name:16s} " + ", ".join(cells))
+    blend = generation.get("blend", {})
+    if blend.get("towards_first"):
+        lines.append("  reward for A from A to B: " + " → ".join(f"{value:.2f}" for value in blend["towards_first"]))
+    return "\n".join(lines)

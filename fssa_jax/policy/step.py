@@ -1,0 +1,205 @@
+"""The pure training steps of policies: preferences of people, and supervised fine-tuning of a base."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from fssa_jax.adapters import AdapterTree
+from fssa_jax.distributions import gaussian_kl, gaussian_sample, standard_normal_like
+from fssa_jax.episodes import draw_episode
+from fssa_jax.logprobs import response_log_probs
+from fssa_jax.losses import dpo_loss, masked_mean
+from fssa_jax.models.decoder import Decoder
+from fssa_jax.policy.config import PolicyConfig
+from fssa_jax.policy.steering import Steering
+from fssa_jax.step import Metrics, TrainState
+from fssa_jax.types import Episode, Leaf, PyTree
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PolicyData:
+    """What a step reads on the device. Texts are rows of the token table, of the references and of the features.
+
+    `tokens` (texts, length), `starts`, `ends` (texts,) as in `TokenTable`; `reference` (texts,) log π_ref(response |
+    prompt) in nats; `choices` a ChoiceTable; `features` (texts, d); `base` the parameters of the language model;
+    `rows` ids of the texts that supervised fine-tuning draws from.
+    """
+
+    tokens: Leaf
+    starts: Leaf
+    ends: Leaf
+    base: PyTree = None
+    reference: Leaf = None
+    choices: Leaf = None
+    features: Leaf = None
+    rows: Leaf = None
+
+
+def text_log_probs(
+    decoder: Decoder, base: PyTree, data: PolicyData, ids: Int[Array, " n"], adapters: AdapterTree | None = None
+) -> Float[Array, " n"]:
+    """log π(response | prompt) of texts; adapters have a row for each, or one for n that follow each other."""
+    tokens = data.tokens[ids]
+    hidden: Any = decoder.apply(base, tokens, adapters, method="hidden")
+    kernel: Any = decoder.apply(base, method="output_kernel")
+    # With a small vocabulary many tokens at a time fit into the same memory.
+    chunk = min(max(2**22 // decoder.config.vocabulary, 256), 8192)
+    return response_log_probs(
+        hidden[0], kernel, tokens, data.starts[ids], data.ends[ids], chunk=chunk, softcap=decoder.config.logit_softcap
+    )
+
+
+def draw_batch(
+    key: Key[Array, ""], data: PolicyData, users: int, max_context: int, max_targets: int
+) -> tuple[Episode, Key[Array, " users"]]:
+    """The episodes of a batch, each drawn by a key of its own, and keys for the noise of their latents."""
+    keys = jax.random.split(key, users)
+    key_draw, key_noise = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    draw = partial(draw_episode, table=data.choices, max_context=max_context, max_targets=max_targets)
+    return jax.vmap(draw)(key_draw), key_noise
+
+
+def batch_key(seed: int, step: Int[Array, ""]) -> Key[Array, ""]:
+    """All that the batch of a step depends on."""
+    return jax.random.fold_in(jax.random.key(seed), step)
+
+
+def make_policy_step(
+    steering: Steering,
+    decoder: Decoder,
+    optimizer: optax.GradientTransformation,
+    config: PolicyConfig,
+    *,
+    axis_name: str | None = None,
+) -> Callable[[TrainState, PolicyData], tuple[TrainState, Metrics]]:
+    """The step of DPO and NP-DPO: one gradient of the mean loss over users with respect to what steers.
+
+    A batch is a function of (seed, step). With `axis_name` each device takes its share of the users; a share is cut
+    into `config.train.accumulate` parts that are taken one after the other.
+    """
+    train, objective = config.train, config.objective
+    sizes = (train.max_context if steering.latent == "context" else 0, train.targets)
+
+    def loss_of(params: PyTree, stats: PyTree, episode: Episode, keys: Key[Array, " users"], data: PolicyData):
+        users, targets = episode.targets.mask.shape
+        mask = episode.targets.mask
+        variables = {"params": params, **stats}
+        q: Any = steering.apply(variables, episode, data.features, method="latent_of")
+        z = q.mean
+        if steering.sampled:
+            z = gaussian_sample(q, jax.vmap(lambda k: jax.random.normal(k, z.shape[1:]))(keys))
+        adapters: Any = steering.apply(variables, z, method="adapt")
+        ids = jnp.stack([episode.targets.chosen, episode.targets.rejected], axis=-1).reshape(-1)
+        log_p = text_log_probs(decoder, data.base, data, ids, adapters)
+        tokens = (data.ends[ids] - data.starts[ids]).astype(jnp.float32)
+
+        def sides(x: Array) -> tuple[Array, Array]:
+            pair = x.reshape(users, targets, 2)
+            return pair[..., 0], pair[..., 1]
+
+        scale = tokens if objective.length_normalised else jnp.ones_like(tokens)
+        own, reference = sides(log_p / scale), sides(data.reference[ids] / scale)
+        losses = dpo_loss(
+            *own, *reference, beta=objective.beta, kind=objective.kind, label_smoothing=objective.label_smoothing,  # type: ignore[arg-type]
+        )  # fmt: skip
+        rewards = tuple(objective.beta * (o - r) for o, r in zip(own, reference, strict=True))
+        sft = -sides(log_p / tokens)[0]
+
+        def mean(x: Array) -> Array:
+            return masked_mean(x, mask).mean()
+
+        metrics = {
+            "loss": mean(losses),
+            "sft": mean(sft),
+            "rewards/chosen": mean(rewards[0]),
+            "rewards/rejected": mean(rewards[1]),
+            "rewards/margin": mean(rewards[0] - rewards[1]),
+            "rewards/accuracy": mean((rewards[0] > rewards[1]) + 0.5 * (rewards[0] == rewards[1])),
+            "logps/chosen": mean(sides(log_p)[0]),
+            "logps/rejected": mean(sides(log_p)[1]),
+        }
+        loss = metrics["loss"] + objective.sft_weight * metrics["sft"]
+        if steering.sampled:
+            metrics["kl"] = gaussian_kl(q, standard_normal_like(q)).mean()
+            loss = loss + objective.kl_weight * metrics["kl"]
+        if config.encoder.auxiliary_weight and steering.latent == "context":
+            likelihood: Any = steering.apply(
+                variables, episode.targets, z, data.features, method="reward_log_likelihood"
+            )
+            metrics["reward_nll"] = -mean(likelihood)
+            loss = loss + config.encoder.auxiliary_weight * metrics["reward_nll"]
+        return loss, metrics | {"loss": loss}
+
+    def step(state: TrainState, data: PolicyData) -> tuple[TrainState, Metrics]:
+        episode, keys = draw_batch(batch_key(config.seed, state.step), data, train.users, *sizes)
+        stats = {"batch_stats": state.batch_stats} if state.batch_stats else {}
+        return _accumulated_update(
+            state, optimizer, lambda params, part: loss_of(params, stats, part[0], part[1], data), (episode, keys),
+            train.users, train.accumulate, config.optim.average_decay, axis_name,
+        )  # fmt: skip
+
+    return step
+
+
+def make_sft_step(
+    decoder: Decoder, optimizer: optax.GradientTransformation, config: PolicyConfig, *, axis_name: str | None = None
+) -> Callable[[TrainState, PolicyData], tuple[TrainState, Metrics]]:
+    """The step of supervised fine-tuning: −log π(response | prompt) a token, of texts drawn by (seed, step)."""
+    train = config.train
+
+    def loss_of(params: PyTree, ids: Array, data: PolicyData):
+        log_p = text_log_probs(decoder, {"params": params}, data, ids)
+        loss = -log_p.sum() / (data.ends[ids] - data.starts[ids]).sum().astype(jnp.float32)
+        return loss, {"loss": loss}
+
+    def step(state: TrainState, data: PolicyData) -> tuple[TrainState, Metrics]:
+        place = jax.random.randint(batch_key(config.seed, state.step), (train.texts,), 0, data.rows.shape[0])
+        return _accumulated_update(
+            state, optimizer, lambda params, ids: loss_of(params, ids, data), data.rows[place],
+            train.texts, train.accumulate, config.optim.average_decay, axis_name,
+        )  # fmt: skip
+
+    return step
+
+
+def _accumulated_update(
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    loss_of: Callable[[PyTree, Any], tuple[Array, Metrics]],
+    batch: PyTree,
+    size: int,
+    parts: int,
+    average_decay: float,
+    axis_name: str | None,
+) -> tuple[TrainState, Metrics]:
+    """One update by the mean gradient over a batch: this device's share of it, in parts."""
+    share = size
+    if axis_name is not None:
+        share = size // jax.lax.axis_size(axis_name)
+        start = jax.lax.axis_index(axis_name) * share
+        batch = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, share), batch)
+    gradient_of = jax.grad(loss_of, has_aux=True)
+    if parts == 1:
+        gradients, metrics = gradient_of(state.params, batch)
+    else:
+        cut = jax.tree.map(lambda x: x.reshape(parts, share // parts, *x.shape[1:]), batch)
+        shapes = jax.eval_shape(gradient_of, state.params, jax.tree.map(lambda x: x[0], cut))
+        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        total, _ = jax.lax.scan(
+            lambda sums, part: (jax.tree.map(jnp.add, sums, gradient_of(state.params, part)), None), zero, cut
+        )
+        gradients, metrics = jax.tree.map(lambda x: x / parts, total)
+    if axis_name is not None:
+        gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
+    metrics["gradient_norm"] = optax.tree.norm(gradients)
+    with jax.numpy_dtype_promotion("standard"):  # optax relies on it; the tests are strict elsewhere
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return state.updated(params, opt_state, average_decay), metrics

@@ -1,0 +1,233 @@
+"""Training of policies: DPO of everybody, NP-DPO, the specialists; and supervised fine-tuning of a base."""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fssa_jax import parallel, pretrained
+from fssa_jax.buckets import bucket
+from fssa_jax.errors import UserError
+from fssa_jax.evaluate import eligible_users
+from fssa_jax.loop import Run, StopSignal, run_to_end
+from fssa_jax.policy.config import PolicyConfig
+from fssa_jax.policy.score import PolicyScorer
+from fssa_jax.policy.steering import Steering
+from fssa_jax.policy.step import PolicyData, batch_key, draw_batch, make_policy_step, make_sft_step, text_log_probs
+from fssa_jax.policy.workdir import PolicyWorkdir, Role, warm_encoder
+from fssa_jax.predict import evaluation_episodes
+from fssa_jax.step import TrainState, make_optimizer, many_steps
+from fssa_jax.types import Episode, PyTree
+
+_log = logging.getLogger(__name__)
+
+_VALIDATION_SEED = 1_000_003
+_VALIDATION_USERS, _VALIDATION_TARGETS = 64, 8
+
+
+def train(config: PolicyConfig, workdir: Path) -> None:
+    """Trains everything that evaluation compares, into `workdir`; a second call goes on or does nothing.
+
+    Raises:
+      Stopped: SIGTERM came, all is saved.
+      UserError: see `loop.run_to_end` and `PolicyWorkdir.make`.
+    """
+    work = PolicyWorkdir.make(config, workdir)
+    with StopSignal() as stop:
+        if work.config.is_sft:
+            fit_base(work, stop)
+            return
+        for role in ("population", "main", "oracle"):
+            if work.has(role):
+                fit_policy(work, role, stop)
+
+
+def fit_policy(work: PolicyWorkdir, role: Role, stop: StopSignal) -> PyTree:
+    """Trains what steers the base in a role; the base itself does not change."""
+    config = work.config
+    train = config.train
+    mode = parallel.resolve(train.parallel, train.users)
+    data = work.data("train")
+    steering, optimizer, state = make_state(work, role, warm=True)
+    step = make_policy_step(
+        steering, work.base.decoder, optimizer, config, axis_name=parallel.AXIS if mode == "pmap" else None
+    )
+    sizes = (train.users, train.max_context if steering.latent == "context" else 0, train.targets)
+
+    def ids(step: jax.Array, data: PolicyData) -> jax.Array:
+        episode, _ = draw_batch(batch_key(config.seed, step), data, *sizes)
+        return jnp.stack([episode.targets.chosen, episode.targets.rejected])
+
+    def culprits(number: int) -> str:
+        episode, _ = draw_batch(batch_key(config.seed, jnp.int32(number - 1)), data, *sizes)
+        names = sorted({work.dataset.splits["train"].users[int(u)] for u in np.asarray(episode.user)})
+        return f" (people {', '.join(names[:8])}{' …' if len(names) > 8 else ''})"
+
+    advance = _bucketed(step, ids, data, mode)
+    validate = _Validation(work, steering)
+    steps = role_steps(config, role)
+    run = Run(role, steps, parallel.replicate(state, mode), advance, validate, culprits)
+    return run_to_end(run, train, work.directory(role), stop)
+
+
+def role_steps(config: PolicyConfig, role: Role) -> int:
+    """How long a role is trained."""
+    train = config.train
+    return {"main": train.steps, "population": train.population_steps, "oracle": train.oracle_steps}[role]
+
+
+def make_state(
+    work: PolicyWorkdir, role: Role, warm: bool = False
+) -> tuple[Steering, optax.GradientTransformation, TrainState]:
+    """What steers the base in a role, its optimiser, and the state at the start; `warm` with the trained encoder."""
+    config = work.config
+    steering = work.steering(role)
+    optimizer = make_optimizer(config.optim, role_steps(config, role))
+    if steering.frozen:
+        optimizer = _only("reward", optax.set_to_zero(), optimizer)
+    state = init_steering(steering, optimizer, config, work.data("train"))
+    trained = warm_encoder(config) if warm and steering.latent == "context" else None
+    if trained is not None:
+        state = _with_encoder(state, optimizer, trained.variables)
+    return steering, optimizer, state
+
+
+def init_steering(
+    steering: Steering, optimizer: optax.GradientTransformation, config: PolicyConfig, data: PolicyData
+) -> TrainState:
+    """Random parameters, a function of the seed, that leave the base as it is."""
+    episode, _ = draw_batch(jax.random.key(0), data, 2, config.train.max_context, config.train.targets)
+
+    def init(key: jax.Array, episode: Episode, features: jax.Array) -> TrainState:
+        variables: Any = steering.init(key, episode, features)
+        return _state(variables["params"], variables.get("batch_stats", {}), optimizer, config.optim.average_decay > 0)
+
+    return jax.jit(init)(jax.random.key(config.seed), episode, data.features)
+
+
+def _state(params: PyTree, stats: PyTree, optimizer: optax.GradientTransformation, average: bool) -> TrainState:
+    kept = jax.tree.map(jnp.copy, params) if average else {}
+    return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params), kept)
+
+
+def _with_encoder(state: TrainState, optimizer: optax.GradientTransformation, reward: PyTree) -> TrainState:
+    """The state with the parameters of a trained reward model."""
+    ours, theirs = state.params["reward"], reward["params"]
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in (ours, theirs)]
+    if shapes[0] != shapes[1]:
+        raise UserError(
+            "config.encoder.init_from: its model has other sizes than these data ask for; give the same data"
+        )
+    params = {**state.params, "reward": jax.tree.map(jnp.asarray, theirs)}
+    stats = {"reward": jax.tree.map(jnp.asarray, reward["batch_stats"])} if "batch_stats" in reward else {}
+    return _state(params, stats, optimizer, bool(state.average))
+
+
+def _only(
+    name: str, its: optax.GradientTransformation, others: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """One optimiser for the parameters under a name, another for the rest."""
+
+    def label(params: PyTree) -> PyTree:
+        return {key: jax.tree.map(lambda _, key=key: "its" if key == name else "others", tree)
+                for key, tree in params.items()}  # fmt: skip
+
+    return optax.multi_transform({"its": its, "others": others}, label)
+
+
+def _bucketed(
+    step: Callable, ids: Callable[[jax.Array, PolicyData], jax.Array], data: PolicyData, mode: Any
+) -> Callable[[TrainState, int, int], tuple[TrainState, Any]]:
+    """`loop.Run.advance` with token tables no longer than the longest text of the coming batches, in few sizes."""
+    width = data.tokens.shape[1]
+
+    @partial(jax.jit, static_argnames="number")
+    def longest(first: jax.Array, data: PolicyData, number: int) -> jax.Array:
+        steps = first + jnp.arange(number)
+        return jax.vmap(lambda s: data.ends[ids(s, data)].max())(steps).max()
+
+    host = jax.tree.map(lambda x: x, dataclasses.replace(data, tokens=data.tokens[:, :1], base=None))
+    everywhere = parallel.replicate(data, mode)
+    tables: dict[int, PolicyData] = {}
+    calls: dict[int, Callable] = {}
+
+    def advance(state: TrainState, first: int, number: int) -> tuple[TrainState, Any]:
+        size = min(bucket(int(jax.device_get(longest(jax.device_put(np.int32(first)), host, number)))), width)
+        if size not in tables:
+            with jax.transfer_guard("allow"):
+                tables[size] = dataclasses.replace(everywhere, tokens=parallel.replicate(data.tokens[:, :size], mode))
+        if number not in calls:
+            calls[number] = parallel.compile_steps(many_steps(step, number), mode)
+        return calls[number](state, tables[size])
+
+    return advance
+
+
+class _Validation:
+    """Implied preferences of a fixed set of held-out people, for every size of context."""
+
+    def __init__(self, work: PolicyWorkdir, steering: Steering):
+        split = work.dataset.splits["val"]
+        rows = split.table.chosen.shape[2]
+        self.ks = tuple(k for k in sorted(set(work.config.evaluate.k)) if k <= rows) or (rows,)
+        if steering.latent != "context":
+            self.ks = (0,)
+        users, _ = eligible_users(split, 0)
+        table = jax.tree.map(jnp.asarray, split.table)
+        episodes = evaluation_episodes(
+            _VALIDATION_SEED, 0, table, jnp.asarray(users[:_VALIDATION_USERS]), max_context=max(self.ks)
+        )
+        targets = jax.tree.map(lambda x: x[:, :_VALIDATION_TARGETS], episodes.targets)
+        self.episodes = dataclasses.replace(episodes, targets=targets)
+        self.mask = np.asarray(targets.mask)
+        self.scorer = PolicyScorer(steering, work.base.decoder, work.data("val"), work.config.objective)
+
+    def __call__(self, variables: PyTree) -> tuple[dict[str, float], list[str]]:
+        log_p, latent, _ = self.scorer.predict(jax.device_put(variables), self.episodes, self.ks)
+        hits = (log_p > np.log(0.5)) + 0.5 * (log_p == np.log(0.5))
+        margin = log_p - np.log(-np.expm1(np.minimum(log_p, -1e-7)))
+
+        def by_k(x: np.ndarray) -> np.ndarray:
+            return ((x * self.mask).sum(-1) / np.maximum(self.mask.sum(-1), 1)).mean(-1)
+
+        scores = {"val/nll": float(by_k(-log_p).mean())}
+        for name, values in (("rewards/accuracy", hits), ("rewards/margin", margin)):
+            scores |= {f"val/{name}_k{k}": float(v) for k, v in zip(self.ks, by_k(values), strict=True)}
+        if len(self.ks) > 1:
+            scores["latent/variance"] = float(latent.var(0).sum())
+        return scores, []
+
+
+def fit_base(work: PolicyWorkdir, stop: StopSignal) -> None:
+    """Supervised fine-tuning of the whole language model; the best is written to WORKDIR/model as a checkpoint."""
+    config, train, decoder = work.config, work.config.train, work.base.decoder
+    mode = parallel.resolve(train.parallel, train.texts)
+    optimizer = make_optimizer(config.optim, train.steps)
+    data = work.data("train")
+    step = make_sft_step(decoder, optimizer, config, axis_name=parallel.AXIS if mode == "pmap" else None)
+    params = jax.tree.map(lambda x: jnp.array(x, jnp.float32), work.base.variables["params"])
+    state = _state(params, {}, optimizer, config.optim.average_decay > 0)
+
+    def ids(step: jax.Array, data: PolicyData) -> jax.Array:
+        return data.rows[jax.random.randint(batch_key(config.seed, step), (train.texts,), 0, data.rows.shape[0])]
+
+    val = work.data("val")
+    rows = jnp.asarray(np.asarray(val.rows)[:256])
+    score = jax.jit(lambda variables: text_log_probs(decoder, variables, val, rows))
+    number = int(np.asarray(val.ends - val.starts)[np.asarray(rows)].sum())
+
+    def validate(variables: PyTree) -> tuple[dict[str, float], list[str]]:
+        return {"val/nll": -float(score(variables).sum()) / number}, []
+
+    run = Run("sft", train.steps, parallel.replicate(state, mode), _bucketed(step, ids, data, mode), validate)
+    best = run_to_end(run, train, work.path, stop)
+    source = work.base.directory
+    pretrained.save_params(work.path / "model", {"params": best["params"]}, decoder.config, source)
+    _log.info("sft: the model is in %s", work.path / "model")

@@ -1,0 +1,232 @@
+"""The work directory of a policy: its configuration, people, texts, tokens, base and reference."""
+
+import copy
+import dataclasses
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fssa_jax import config as configs
+from fssa_jax import parallel
+from fssa_jax.config import Config, TrainConfig
+from fssa_jax.data import dataset as datasets
+from fssa_jax.data.build import load_dataset
+from fssa_jax.data.dataset import Dataset, load_tokens, log_left_out
+from fssa_jax.errors import UserError
+from fssa_jax.evaluate import Trained
+from fssa_jax.experiment import make_model, resolve
+from fssa_jax.files import write_text
+from fssa_jax.models.hypernetwork import Hypernetwork, place_sizes
+from fssa_jax.models.rewards import RewardModel
+from fssa_jax.policy.base import Base, device_tokens, load_base, new_base, only_with_tokens, stored_reference, tokenise
+from fssa_jax.policy.config import PolicyConfig, check
+from fssa_jax.policy.steering import Steering
+from fssa_jax.policy.step import PolicyData
+from fssa_jax.tokens import TokenTable
+from fssa_jax.workdir import Workdir, check_same, refuse_foreign
+
+_log = logging.getLogger(__name__)
+
+Role = Literal["main", "population", "oracle"]
+
+
+@dataclasses.dataclass
+class PolicyWorkdir:
+    """All that programs after training need; the language model itself stays where the configuration says."""
+
+    path: Path
+    config: PolicyConfig
+    dataset: Dataset
+    tokens: TokenTable
+    base: Base
+    reference: np.ndarray  # (texts,) log-probabilities of the base
+
+    @classmethod
+    def open(cls, path: Path) -> "PolicyWorkdir":
+        """Raises `UserError` if this is no work directory of a policy, or if its base is gone or another."""
+        if not (path / "config.json").is_file():
+            raise UserError(f"{path}: no config.json; train first with launch.train --config=… --workdir={path}")
+        config = configs.read(path / "config.json", PolicyConfig)
+        return cls._with_base(path, config, datasets.load(path / "data"), load_tokens(path / "data"))
+
+    @classmethod
+    def make(cls, config: PolicyConfig, path: Path) -> "PolicyWorkdir":
+        """Makes the directory, or checks that it is this configuration's and opens it.
+
+        Raises:
+          UserError: bad data, settings, base or encoder, or a directory that holds something else.
+        """
+        check(config)
+        file = path / "config.json"
+        if file.exists() and any(path.glob("**/checkpoints/*/*")):
+            before = configs.read(file, PolicyConfig)
+            dataset = datasets.load(path / "data")
+            check_same(path, before, _resolved(config, dataset))
+            return cls._with_base(path, before, dataset, load_tokens(path / "data"))
+        refuse_foreign(path)
+        parallel.resolve(config.train.parallel, config.train.texts if config.is_sft else config.train.users)
+        dataset = _dataset(config, path)
+        log_left_out(dataset)
+        if config.is_sft and not config.policy.base:
+            new_base(config.policy.new, dataset.texts, path / "start")
+        base = load_base(_with_start(config, path))
+        tokens = tokenise(base, config.policy, dataset.texts)
+        only_with_tokens(dataset, tokens)
+        config = _resolved(config, dataset)
+        datasets.save(dataset, path / "data", tokens)
+        run = {
+            "seed": config.seed, "command": sys.argv, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "jax": jax.__version__, "python": sys.version.split()[0], "base": base.fingerprint,
+            "devices": [f"{d.platform} {d.device_kind}" for d in jax.devices()],
+        }  # fmt: skip
+        write_text(path / "run.json", json.dumps(run, indent=2))
+        write_text(file, configs.to_json(config))
+        return cls._with_base(path, config, dataset, tokens, base)
+
+    @classmethod
+    def _with_base(
+        cls, path: Path, config: PolicyConfig, dataset: Dataset, tokens: TokenTable | None, base: Base | None = None
+    ) -> "PolicyWorkdir":
+        if tokens is None:
+            raise UserError(f"{path}: no data/tokens.npz; train into a new --workdir")
+        base = load_base(_with_start(config, path)) if base is None else base
+        reference = np.zeros(0) if config.is_sft else stored_reference(base, tokens, path / "reference.npz")
+        return cls(path, config, dataset, tokens, base, reference)
+
+    @property
+    def reward(self) -> RewardModel:
+        """The reward model whose encoder reads the choices."""
+        return make_model(Config(model=self.config.model), self.dataset)
+
+    def steering(self, role: Role = "main") -> Steering:
+        """What steers the base in a role: "population" is DPO on everybody, "oracle" a specialist for each group."""
+        adapter = self.config.policy.adapter
+        c = self.base.decoder.config
+        hyper = Hypernetwork(
+            adapter.kind, place_sizes(c, adapter.places), c.layers, adapter.rank, adapter.core, adapter.width,  # type: ignore[arg-type]
+            shared_places=place_sizes(c, adapter.shared_places) if adapter.shared_rank else (),
+            shared_rank=adapter.shared_rank,
+            shared_scale=(adapter.shared_alpha / adapter.shared_rank if adapter.shared_alpha else 2.0)
+            if adapter.shared_rank else 0.0,
+        )  # fmt: skip
+        if role == "oracle":
+            return Steering(hyper, "group", groups=len(self.dataset.groups))
+        if role == "population" or adapter.latent == "none":
+            return Steering(hyper, "none")
+        return Steering(hyper, "context", self.reward, frozen=self.config.encoder.frozen)
+
+    def data(self, split: str) -> PolicyData:
+        """What steps and scores read on the device."""
+        tokens = device_tokens(self.tokens)
+        if self.config.is_sft:
+            return dataclasses.replace(tokens, rows=jnp.asarray(self._texts(split)))
+        return dataclasses.replace(
+            tokens, base=self.base.variables, reference=jnp.asarray(self.reference),
+            choices=jax.tree.map(jnp.asarray, self.dataset.splits[split].table),
+            features=jnp.asarray(self.dataset.features),
+        )  # fmt: skip
+
+    def _texts(self, split: str) -> np.ndarray:
+        """Texts to learn or to validate the base on: every twentieth is for validation."""
+        rows = np.flatnonzero(self.tokens.lengths)
+        held_out = np.arange(len(rows)) % 20 == 7 % max(len(rows), 1)
+        return rows[held_out] if split == "val" else rows[~held_out]
+
+    def directory(self, role: Role = "main") -> Path:
+        """Where the checkpoints of a role are."""
+        return self.path if role == "main" else self.path / "baselines" / role
+
+    def has(self, role: Role) -> bool:
+        """Whether this configuration trains a role."""
+        train, conditional = self.config.train, self.config.policy.adapter.latent == "context"
+        if role == "population":
+            return conditional and train.population_steps > 0 and not self.config.is_sft
+        if role == "oracle":
+            return conditional and train.oracle_steps > 0 and len(self.dataset.groups) > 1 and not self.config.is_sft
+        return True
+
+
+def is_policy(workdir: Path) -> bool:
+    """Whether a work directory is a policy's."""
+    try:
+        return "policy" in json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+def warm_encoder(config: PolicyConfig) -> Trained | None:
+    """The trained reward model that `config.encoder.init_from` names."""
+    if not config.encoder.init_from:
+        return None
+    reward = _reward_workdir(config.encoder.init_from)
+    return reward.trained()
+
+
+def _reward_workdir(path: str) -> Workdir:
+    directory = Path(path)
+    if is_policy(directory):
+        raise UserError(
+            f"config.encoder.init_from: {path} is the work directory of a policy; give one of an np_btl model"
+        )
+    work = Workdir.open(directory)
+    if work.config.model.kind != "np_btl":
+        raise UserError(f"config.encoder.init_from: {path} is a {work.config.model.kind} model, which reads no choices")
+    return work
+
+
+def _with_start(config: PolicyConfig, path: Path) -> Any:
+    """The language model's settings; a base that is made here starts from what was made for it."""
+    settings = config.policy
+    return settings if settings.base else dataclasses.replace(settings, base=str(path / "start"))
+
+
+def _dataset(config: PolicyConfig, path: Path) -> Dataset:
+    """The configuration's people and texts, with the features that the encoder was trained on."""
+    plain = _reward_config(config)
+    if config.is_sft or config.policy.adapter.latent == "none" or not config.encoder.init_from:
+        return load_dataset(plain, path / "embedding")
+    reward = _reward_workdir(config.encoder.init_from)
+    same = (config.data.source, config.data.path) == (reward.config.data.source, reward.config.data.path)
+    if same or (config.data.source == "rows" and not config.data.path):
+        return reward.dataset
+    dataset = load_dataset(plain, path / "embedding")
+    if reward.config.model.learn_texts == "yes":
+        raise UserError(
+            f"config.encoder.init_from: the model of {config.encoder.init_from} knows the texts of its own data alone; "
+            "give the same data, or train it with --config.model.learn_texts=no"
+        )
+    width, wanted = dataset.features.shape[1], reward.dataset.features.shape[1]
+    if config.data.features != "auto" and width != wanted:
+        raise UserError(
+            f"config.encoder.init_from: {config.encoder.init_from} reads features of {wanted} numbers, these data have "
+            f"{width}; leave config.data.features at auto to have them made as they were there"
+        )
+    dataset.featuriser = reward.dataset.featuriser
+    dataset.features = dataset.featuriser.transform(dataset.texts)
+    return dataset
+
+
+def _reward_config(config: PolicyConfig) -> Config:
+    """The settings of the data and of the encoder as those of a reward model."""
+    sizes = TrainConfig(max_context=config.train.max_context, targets=config.train.targets)
+    return Config(seed=config.seed, data=config.data, model=config.model, train=sizes, evaluate=config.evaluate)
+
+
+def _resolved(config: PolicyConfig, dataset: Dataset) -> PolicyConfig:
+    """The configuration with what the data and the encoder's work directory decide."""
+    config = copy.deepcopy(config)
+    if config.is_sft:
+        return config
+    if config.encoder.init_from and config.policy.adapter.latent == "context":
+        config.model = copy.deepcopy(_reward_workdir(config.encoder.init_from).config.model)
+    decided = resolve(_reward_config(config), dataset, quiet=True)
+    config.model = decided.model
+    config.train.max_context, config.train.targets = decided.train.max_context, decided.train.targets
+    return config
