@@ -1,9 +1,16 @@
-"""Anybody's rows: a file of people's choices (columns: DESIGN contract 6, `fssa_jax/data/rows.py`).
+r"""Anybody's rows: a file of people's choices (columns: DESIGN contract 6, `fssa_jax/data/rows.py`).
 
   python -m launch.train --config=configs/rows.py:np_btl --config.data.path=rows.jsonl --workdir=runs/mine
   python -m launch.evaluate --workdir=runs/mine
 
-Variants: btl (one reward for everybody), np_btl. What np_btl knows of a text follows from the rows
+  python -m launch.train --config=configs/rows.py:sft --config.data.path=rows.jsonl --workdir=runs/base
+  python -m launch.train --config=configs/rows.py:np_dpo --config.data.path=rows.jsonl --workdir=runs/policy \
+      --config.policy.base=runs/base/model --config.encoder.init_from=runs/mine
+
+Variants: btl (one reward for everybody), np_btl; sft makes a small language model of the rows' texts (or, with
+--config.policy.base=NAME, fine-tunes one on them), np_dpo steers one by the choices that np_btl reads.
+
+What np_btl knows of a text follows from the rows
 (`model.learn_texts` is "auto"). Where people judge the same texts again and again, every text has a learnt
 embedding, started from a factorisation, and the encoder reads each response by itself, as liked or not liked.
 Where most texts of the held-out people are new, rewards are linear in the features of the texts, and a choice is
@@ -17,12 +24,15 @@ population model on 322 test users +2.8 / +3.9 / +4.3 points at K = 5 / 10 / 20,
 
 from fssa_jax.config import Config, DataConfig
 from fssa_jax.errors import UserError
+from fssa_jax.policy.config import NewBase, PolicyConfig
 
 
-def get_config(variant: str = "np_btl") -> Config:
+def get_config(variant: str = "np_btl") -> Config | PolicyConfig:
     """The configuration of a variant."""
+    if variant in ("sft", "np_dpo"):
+        return _policy(variant)
     if variant not in ("btl", "np_btl"):
-        raise UserError(f"configs/rows.py: unknown variant {variant!r}; give btl or np_btl")
+        raise UserError(f"configs/rows.py: unknown variant {variant!r}; give btl, np_btl, sft or np_dpo")
     config = Config(name=f"rows {variant}", data=DataConfig(source="rows"))
     model = config.model
     model.kind = variant
@@ -40,4 +50,23 @@ def get_config(variant: str = "np_btl") -> Config:
     config.train.factor_steps, config.train.oracle_steps = 150, 200
     if variant == "btl":
         config.train.factor_steps = 0
+    return config
+
+
+def _policy(variant: str) -> PolicyConfig:
+    config = PolicyConfig(name=f"rows {variant}", data=DataConfig(source="rows"))
+    config.policy.max_length, config.policy.truncate = 256, "left"
+    if variant == "sft":
+        config.objective.kind = "sft"
+        config.policy.new = NewBase(vocabulary=4096, width=128, layers=4, heads=4, groups=2, mlp_width=352)
+        config.optim.learning_rate, config.optim.warmup_steps = 5e-3, 50
+        config.train.steps, config.train.texts, config.train.steps_per_call = 1500, 64, 20
+        config.train.validate_every = config.train.checkpoint_every = 300
+        return config
+    config.policy.adapter.places = ("residual", "query", "gate")
+    config.optim.learning_rate, config.optim.warmup_steps = 1e-2, 20
+    config.train.users, config.train.targets, config.train.max_context = 16, 4, 20
+    config.train.oracle_steps = 0
+    config.encoder.frozen, config.objective.distil = True, 1.0
+    config.evaluate.k = (0, 1, 3, 5, 10)
     return config

@@ -1,9 +1,15 @@
-"""`styles`: text with known people, so with a known limit (fssa_jax/data/styles.py).
+r"""`styles`: text with known people, so with a known limit (fssa_jax/data/styles.py).
 
   python -m launch.train --config=configs/styles.py:np_btl --workdir=runs/styles
   python -m launch.evaluate --workdir=runs/styles
 
-Variants: btl (one reward for everybody), np_btl.
+  python -m launch.train --config=configs/styles.py:sft --workdir=runs/base
+  python -m launch.train --config=configs/styles.py:np_dpo_film --workdir=runs/policy \
+      --config.policy.base=runs/base/model --config.encoder.init_from=runs/styles
+  python -m launch.evaluate --workdir=runs/policy
+
+Variants: btl (one reward for everybody), np_btl; sft (a small language model that writes in every style), dpo (one
+policy for everybody), np_dpo_film, np_dpo_lora_core, np_dpo_lora (policies that a person's choices steer).
 
 Measured for np_btl (two x86-64 CPU cores, no accelerator; benchmarks/accuracy.py, mean of three seeds; 44 to 61 s a
 seed for training and evaluation): accuracy 49.8 / 59.4 / 67.3 / 71.2 / 77.0 % at k = 0 / 1 / 3 / 5 / 10 against the
@@ -36,22 +42,33 @@ def _base() -> PolicyConfig:
     config = PolicyConfig(name="styles sft", data=_data())
     config.objective.kind = "sft"
     config.policy.max_length = 104
-    config.optim.learning_rate, config.optim.warmup_steps = 5e-3, 50
-    config.train.steps, config.train.texts = 600, 48
-    config.train.steps_per_call, config.train.validate_every, config.train.checkpoint_every = 20, 200, 400
+    config.optim.learning_rate, config.optim.warmup_steps = 1e-2, 50
+    config.train.steps, config.train.texts = 1000, 48
+    config.train.steps_per_call, config.train.validate_every, config.train.checkpoint_every = 20, 200, 200
     return config
 
 
 def _policy(variant: str) -> PolicyConfig:
+    """NP-DPO: the reward model's encoder as it is, its probabilities for labels, β ½ and a share of SFT."""
     config = PolicyConfig(name=f"styles {variant}", data=_data())
     config.policy.max_length = 104
-    config.policy.adapter.latent = "none" if variant == "dpo" else "context"
-    config.policy.adapter.kind = "film" if variant == "dpo" else variant.removeprefix("np_dpo_")
-    if config.policy.adapter.kind != "film":
-        config.policy.adapter.places = ("query", "value", "out", "down")
-    config.encoder.frozen = variant != "dpo"
-    config.optim.learning_rate, config.optim.warmup_steps = 1e-2, 20
+    adapter = config.policy.adapter
+    adapter.kind, adapter.places = "film", ("residual", "query", "gate")
+    config.optim.learning_rate, config.optim.warmup_steps = 2e-2, 20
+    config.train.users, config.train.targets, config.train.max_context = 32, 2, 10
     config.train.steps, config.train.population_steps, config.train.oracle_steps = 600, 100, 600
+    config.evaluate.shuffles = 2
+    config.evaluate.generate.max_new, config.evaluate.generate.temperature = 96, 0.7
+    if variant == "dpo":
+        adapter.latent = "none"
+        config.train.steps = 200
+        return config
+    config.encoder.frozen, config.objective.distil = True, 1.0
+    adapter.kind = variant.removeprefix("np_dpo_")
+    if adapter.kind == "lora_core":
+        adapter.places, adapter.core, adapter.rank = ("query", "value", "out", "gate", "up", "down"), "full", 8
+    elif adapter.kind == "lora":
+        adapter.places, adapter.rank, config.optim.learning_rate = ("query", "value", "out", "gate"), 4, 5e-3
     return config
 
 
@@ -64,7 +81,7 @@ def _reward(variant: str) -> Config:
     # People differ by weights on what the features say: Bayesian regression is the right encoder.
     config.model.encoder.aggregation, config.model.encoder.rounds = "bayes", 2
     config.optim.learning_rate = 3e-3
-    config.train.steps, config.train.population_steps, config.train.oracle_steps = 1500, 200, 500
+    config.train.steps, config.train.oracle_steps = 4000, 500
     config.train.checkpoint_every = config.train.validate_every = 500
     config.train.population_steps = 250
     config.evaluate.draws, config.evaluate.shuffles = 2, 2

@@ -187,9 +187,14 @@ def from_dict(kind: type, values: dict[str, Any], place: str = "config") -> Any:
 
 def read(path: Path, kind: type = Config) -> Any:
     """The configuration of a kind that `to_json` wrote."""
+    return _convert(kind, read_json(path), "config")
+
+
+def read_json(path: Path) -> Any:
+    """What is in a config.json, unchecked."""
     try:
-        return _convert(kind, json.loads(path.read_text()), "config")
-    except json.JSONDecodeError as error:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); restore it, or train into a new workdir") from error
 
 

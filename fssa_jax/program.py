@@ -16,6 +16,18 @@ from fssa_jax import config as configs
 from fssa_jax.errors import Stopped, UserError
 
 
+def numbers(flag: str, values: Sequence[str]) -> list[float]:
+    """The numbers of a list flag.
+
+    Raises:
+      UserError: one is no number.
+    """
+    try:
+        return [float(value) for value in values]
+    except ValueError as error:
+        raise UserError(f"--{flag}: needs numbers such as 0,.25,.5,.75,1; got {','.join(values)}") from error
+
+
 def define_process_flags() -> None:
     """The flags of `join_processes`, for programs that run on several hosts."""
     flags.DEFINE_string(

@@ -1,6 +1,7 @@
 """Rank given responses for the maker of some choices."""
 
 import dataclasses
+import json
 import logging
 from pathlib import Path
 
@@ -159,6 +160,23 @@ def format_ranking(ranking: Ranking, trace: bool = False, width: int = 72) -> st
             row = "".join(f"{p:7.1%}" for p in ranking.probabilities[:, i])
             lines.append(f"    no. {place + 1:2d}  {row}")
     return "\n".join(lines)
+
+
+def format_rankings(rows: list[Row], rankings: list[Ranking], trace: bool, as_json: bool) -> str:
+    """All rankings, as tables or as one JSON object a line."""
+    if not as_json:
+        head = f"After {len(rows)} choices (arrows: places moved since before the first):"
+        return "\n".join([head, *(format_ranking(ranking, trace) for ranking in rankings)])
+    records = (
+        {
+            "prompt": ranking.prompt,
+            "responses": [ranking.responses[i] for i in ranking.order],
+            "rewards": [float(ranking.rewards[-1, i]) for i in ranking.order],
+            "probabilities": [float(ranking.probabilities[-1, i]) for i in ranking.order],
+        }
+        for ranking in rankings
+    )
+    return "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
 
 
 def steer(workdir: Path, choices: str, responses: str) -> tuple[list[Row], list[Ranking]]:

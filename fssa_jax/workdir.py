@@ -58,6 +58,8 @@ class Workdir:
         """Raises `UserError` if this is no work directory."""
         if not (path / "config.json").is_file():
             raise UserError(f"{path}: no config.json; train first with launch.train --config=… --workdir={path}")
+        if "policy" in configs.read_json(path / "config.json"):
+            raise UserError(f"{path}: holds a language model or a policy, no reward model; policies write to --prompt")
         run_file = path / "run.json"
         try:
             run = json.loads(run_file.read_text()) if run_file.is_file() else {}

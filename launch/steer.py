@@ -1,45 +1,53 @@
-"""Ranks given responses for the person who made some choices. Nothing is trained for the person.
+"""Ranks or writes responses for the person who made some choices. Nothing is trained for the person.
 
   python -m launch.steer --workdir=runs/styles --choices=choices.jsonl --responses=responses.jsonl
+  python -m launch.steer --workdir=runs/policy --choices=choices.jsonl --prompt="How do I get started with chess?"
+  python -m launch.steer --workdir=runs/policy --people=a.jsonl,b.jsonl --blend=0,.25,.5,.75,1 --prompt="…"
 
-choices: rows of prompt, response_a, response_b, choice (0 = a, 1 = b), all by one person.
+choices, people: rows of prompt, response_a, response_b, choice (0 = a, 1 = b), each file by one person.
 responses: rows of prompt, response. Responses to the same prompt are ranked among each other.
-Both are JSONL(.gz), CSV, Parquet or a `datasets` directory.
+All are JSONL(.gz), CSV, Parquet or a `datasets` directory. Reward models rank, policies write.
 """
 
-import json
 from pathlib import Path
 
 from absl import flags
 
 from fssa_jax import program, steer
 from fssa_jax.errors import UserError
+from fssa_jax.policy.config import GenerateConfig
+from fssa_jax.policy.steer import format_written, write_for
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "what launch.train wrote")
 _CHOICES = flags.DEFINE_string("choices", None, "file of the person's choices")
 _RESPONSES = flags.DEFINE_string("responses", None, "file of the responses to rank")
+_PROMPT = flags.DEFINE_multi_string("prompt", [], "what to write a response to; may be given several times")
+_PEOPLE = flags.DEFINE_list("people", [], "files of choices, one a person, to write for each of them")
+_BLEND = flags.DEFINE_list("blend", [], "shares of the second of two people, to write between them")
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.7, "of sampling; 0 takes the likeliest token", lower_bound=0.0)
+_MAX_NEW = flags.DEFINE_integer("max_new", 256, "tokens of a response at most", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "of sampling", lower_bound=0)
 _TRACE = flags.DEFINE_bool("trace", False, "also show how each choice changed the ranking")
 _JSON = flags.DEFINE_bool("json", False, "print one JSON object a prompt instead of a table")
 
 
 def main() -> None:
-    """Ranks --responses for the maker of --choices."""
-    if not (_WORKDIR.value and _CHOICES.value and _RESPONSES.value):
-        raise UserError("--workdir, --choices and --responses are needed; see --help")
-    rows, rankings = steer.steer(Path(_WORKDIR.value), _CHOICES.value, _RESPONSES.value)
-    if not _JSON.value:
-        print(f"After {len(rows)} choices (arrows: places moved since before the first):")
-    for ranking in rankings:
-        if not _JSON.value:
-            print(steer.format_ranking(ranking, _TRACE.value))
-            continue
-        order = ranking.order
-        print(json.dumps({
-            "prompt": ranking.prompt,
-            "responses": [ranking.responses[i] for i in order],
-            "rewards": [float(ranking.rewards[-1, i]) for i in order],
-            "probabilities": [float(ranking.probabilities[-1, i]) for i in order],
-        }, ensure_ascii=False))  # fmt: skip
+    """Ranks --responses, or writes to --prompt, for the maker of --choices or each of --people."""
+    if not _WORKDIR.value or bool(_CHOICES.value) == bool(_PEOPLE.value):
+        raise UserError("--workdir and one of --choices and --people are needed; see --help")
+    if bool(_RESPONSES.value) == bool(_PROMPT.value):
+        raise UserError("give either --responses, to rank them, or --prompt, to write to it; see --help")
+    if _PROMPT.value:
+        settings = GenerateConfig(max_new=_MAX_NEW.value, temperature=_TEMPERATURE.value)
+        blend = program.numbers("blend", _BLEND.value)
+        written = write_for(Path(_WORKDIR.value), _PROMPT.value, choices=_CHOICES.value or "", people=_PEOPLE.value,
+                            blend=blend, settings=settings, seed=_SEED.value)  # fmt: skip
+        print(format_written(_PROMPT.value, written, _JSON.value))
+        return
+    if not _CHOICES.value:
+        raise UserError("--people is for --prompt; rank --responses for one person's --choices")
+    rows, rankings = steer.steer(Path(_WORKDIR.value), _CHOICES.value, _RESPONSES.value or "")
+    print(steer.format_rankings(rows, rankings, _TRACE.value, _JSON.value))
 
 
 if __name__ == "__main__":

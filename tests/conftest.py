@@ -14,8 +14,9 @@ import pytest
 
 from fssa_jax import train
 from fssa_jax.data import build
+from fssa_jax.policy import train as policy_train
 from fssa_jax.types import Comparisons
-from tests import tiny
+from tests import tiny, tiny_policy
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -48,3 +49,18 @@ def finished(tmp_path_factory):
     config = tiny.config(tiny.write_rows(directory / "rows.jsonl", tiny.rows()))
     train.train(config, directory / "run")
     return directory, config
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory):
+    """A directory with a random language model."""
+    return tiny_policy.base(tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.fixture(scope="session")
+def steered(finished, tiny_base, tmp_path_factory):
+    """The work directory of a policy that was trained on the people of `finished`, with its reward model's encoder."""
+    directory, _ = finished
+    workdir = tmp_path_factory.mktemp("steered") / "run"
+    policy_train.train(tiny_policy.config(directory / "rows.jsonl", tiny_base, directory / "run"), workdir)
+    return workdir

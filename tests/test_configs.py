@@ -7,6 +7,7 @@ import pytest
 from configs import synthetic
 from fssa_jax import report, train
 from fssa_jax.config import check
+from fssa_jax.policy.config import check as check_policy
 from tests import tiny
 from tests.mistakes import complaint
 
@@ -24,6 +25,27 @@ def test_every_variant_is_allowed_and_documented(name, variant):
     check(config)
     assert config.name == f"{name.removesuffix('_reward')} {variant}"
     assert f"--config=configs/{name}.py:" in module.__doc__
+    assert "nope" in complaint(module.get_config, "nope")
+
+
+POLICIES = [
+    *(("styles", v) for v in ("sft", "dpo", "np_dpo_film", "np_dpo_lora_core", "np_dpo_lora")),
+    *(("rows", v) for v in ("sft", "np_dpo")),
+    *(("ultrafeedback_policy", f"hh,{m}") for m in ("np_dpo", "np_dpo_ours", "dpo_mixed", "dpo_honesty")),
+]
+
+
+@pytest.mark.parametrize(("name", "variant"), POLICIES)
+def test_every_policy_is_allowed_and_documented(name, variant):
+    module = importlib.import_module(f"configs.{name}")
+    config = module.get_config(variant)
+    assert config.name == f"{name.removesuffix('_policy')} {variant}"
+    if not config.is_sft:
+        assert name == "ultrafeedback_policy" or "config.policy.base: give" in complaint(check_policy, config)
+        config.policy.base = "base"
+    config.encoder.init_from = "reward"
+    check_policy(config)
+    assert variant.split(",")[-1] in module.__doc__ or "{" in module.__doc__
     assert "nope" in complaint(module.get_config, "nope")
 
 

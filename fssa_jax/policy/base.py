@@ -58,6 +58,8 @@ def load_base(settings: PolicyModelConfig) -> Base:
       UserError: no such checkpoint, one that is damaged or no decoder, or a tokenizer that does not fit it.
     """
     directory = pretrained.find_checkpoint(settings.base)
+    if (directory / "checkpoints").is_dir() and (directory / "model").is_dir():
+        raise UserError(f"{settings.base}: a work directory; its language model is inside: give {directory / 'model'}")
     config = pretrained.read_config(directory)
     if not isinstance(config, DecoderConfig):
         raise UserError(f"{settings.base}: a sentence encoder cannot generate; give a language model")

@@ -208,7 +208,12 @@ def _write(
     if conditional and len(people) > 1:
         report["blend"] = blend(work, main, episodes, features, k_most, writer, prompts, rows, weights)
     shown = {name: samples.texts for name, samples in written.items()}
-    return report, {"prompts": prompts, "people": [split.users[i] for i in people[rows]], "texts": shown}
+    return report, {
+        "opposed": _opposed(work, split, people, weights),
+        "prompts": prompts,
+        "people": [split.users[i] for i in people[rows]],
+        "texts": shown,
+    }
 
 
 def blend(
@@ -237,6 +242,25 @@ def blend(
             well.append(float(good.mean()))
     if towards:
         out |= {"towards_first": towards, "well_formed": well}
+    return out
+
+
+def _opposed(work: PolicyWorkdir, split: Split, people: np.ndarray, weights: np.ndarray | None) -> list[dict[str, Any]]:
+    """Two people, who want the opposite where that is known, as rows of their choices; and a prompt that is new."""
+    pair = 0
+    if weights is not None:  # neighbours want the opposite: the first pair that minds the most
+        pair = 2 * int(np.argmax(np.abs(weights[0 : len(people) // 2 * 2 : 2]).sum(1)))
+    table, texts = split.table, work.dataset.texts
+    out = []
+    for user in people[pair : pair + 2]:
+        rows = []
+        for i in range(min(int(np.asarray(table.count)[user, 0]), max(work.config.evaluate.k))):
+            (prompt, a), (_, b) = (texts[int(np.asarray(side)[user, 0, i])] for side in (table.chosen, table.rejected))
+            first, second, choice = (a, b, 0) if i % 2 == 0 else (b, a, 1)
+            rows.append({"user_id": split.users[user], "prompt": prompt, "response_a": first, "response_b": second,
+                         "choice": choice})  # fmt: skip
+        asked = texts[int(np.asarray(table.chosen)[user, 1, 0])][0]
+        out.append({"name": split.users[user], "choices": rows, "prompt": asked})
     return out
 
 

@@ -37,6 +37,9 @@ def evaluate_workdir(workdir: Path, split: str = "test", ks: tuple[int, ...] = (
         (target / "responses.json").write_text(
             json.dumps(result.written, ensure_ascii=False, indent=1), encoding="utf-8"
         )
+        for name, person in zip(("person_a", "person_b"), result.written.get("opposed", []), strict=False):
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in person["choices"])
+            (target / f"{name}.jsonl").write_text(lines, encoding="utf-8")
         pictures = _draw(result, target)
         (target / "report.html").write_text(
             render(work.config, report, pictures, target, _written(result)), encoding="utf-8"

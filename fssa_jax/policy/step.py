@@ -106,9 +106,16 @@ def make_policy_step(
 
         scale = tokens if objective.length_normalised else jnp.ones_like(tokens)
         own, reference = sides(log_p / scale), sides(data.reference[ids] / scale)
-        losses = dpo_loss(
-            *own, *reference, beta=objective.beta, kind=objective.kind, label_smoothing=objective.label_smoothing,  # type: ignore[arg-type]
-        )  # fmt: skip
+        kind: Any = objective.kind  # checked with the configuration
+        loss_fn = partial(dpo_loss, beta=objective.beta, kind=kind, label_smoothing=objective.label_smoothing)
+        losses = loss_fn(*own, *reference)
+        if objective.distil and steering.latent == "context":
+            likelihood: Any = steering.apply(
+                variables, episode.targets, z, data.features, method="reward_log_likelihood"
+            )
+            p = jnp.exp(jax.lax.stop_gradient(likelihood))
+            soft = p * losses + (1 - p) * loss_fn(*own[::-1], *reference[::-1])
+            losses = (1 - objective.distil) * losses + objective.distil * soft
         rewards = tuple(objective.beta * (o - r) for o, r in zip(own, reference, strict=True))
         sft = -sides(log_p / tokens)[0]
 
@@ -121,7 +128,7 @@ def make_policy_step(
             "rewards/chosen": mean(rewards[0]),
             "rewards/rejected": mean(rewards[1]),
             "rewards/margin": mean(rewards[0] - rewards[1]),
-            "rewards/accuracy": mean((rewards[0] > rewards[1]) + 0.5 * (rewards[0] == rewards[1])),
+            "rewards/accuracy": mean(0.5 * (1 + jnp.sign(rewards[0] - rewards[1]))),
             "logps/chosen": mean(sides(log_p)[0]),
             "logps/rejected": mean(sides(log_p)[1]),
         }

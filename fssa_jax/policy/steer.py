@@ -1,0 +1,226 @@
+"""The four calls: infer a person from choices, score responses for them, adapt the language model, generate."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fssa_jax.adapters import AdapterTree
+from fssa_jax.data.build import texts_in
+from fssa_jax.data.dataset import extended, number_texts
+from fssa_jax.data.features import Text
+from fssa_jax.data.rows import Row
+from fssa_jax.errors import UserError
+from fssa_jax.policy.base import reference_log_probs
+from fssa_jax.policy.config import GenerateConfig
+from fssa_jax.policy.evaluate import TrainedPolicy, trained_policy
+from fssa_jax.policy.generation import Writer
+from fssa_jax.policy.score import PolicyScorer
+from fssa_jax.policy.step import PolicyData
+from fssa_jax.policy.workdir import PolicyWorkdir, is_policy
+from fssa_jax.steer import read_choices
+from fssa_jax.tokens import encode_table
+from fssa_jax.types import Comparisons, DiagGaussian
+
+Choice = tuple[str, str, str]  # (prompt, chosen, rejected)
+
+
+class Steerer:
+    """A trained policy, ready for new people. Nothing is trained for them.
+
+    >>> from fssa_jax import Steerer
+    >>> steerer = Steerer.load("runs/policy")
+    >>> prompt, short, long = "question 0", "word1 word2", "word3 word4 word5 word6 word7 word8 word9 word10 word11"
+    >>> latent = steerer.infer([(prompt, long, short)])  # chosen, rejected
+    >>> rewards = steerer.score(latent, [(prompt, long), (prompt, short)])
+    >>> adapters = steerer.adapt(latent)
+    >>> texts = steerer.generate(adapters, [prompt])
+    >>> len(rewards), len(texts)
+    (2, 1)
+    """
+
+    def __init__(self, work: PolicyWorkdir, policy: TrainedPolicy):
+        self.work, self.policy = work, policy
+        self._adapt = jax.jit(lambda variables, z: policy.steering.apply(variables, z, method="adapt"))
+        self._infer = jax.jit(
+            lambda variables, context, table: policy.steering.apply(variables, context, table, method="infer")
+        )
+
+    @classmethod
+    def load(cls, workdir: str | Path) -> "Steerer":
+        """The policy of a work directory.
+
+        Raises:
+          UserError: no work directory of a policy that reads choices, or no checkpoint in it.
+        """
+        path = Path(workdir)
+        if (path / "config.json").is_file() and not is_policy(path):
+            raise UserError(f"{path}: a reward model ranks responses but writes none; give the workdir of a policy")
+        work = PolicyWorkdir.open(path)
+        if work.config.is_sft or work.config.policy.adapter.latent != "context":
+            raise UserError(f"{path}: does not read choices; train np_dpo")
+        policy = trained_policy(work)
+        assert policy is not None
+        return cls(work, policy)
+
+    @property
+    def window(self) -> int:
+        """The most choices of a person that the policy was trained or evaluated with."""
+        return max(self.work.config.train.max_context, *self.work.config.evaluate.k)
+
+    def infer(self, choices: Sequence[Choice]) -> DiagGaussian:
+        """q(z | choices), (1, m): `scale` is the uncertainty, 0 for a deterministic encoder.
+
+        Args:
+          choices: (prompt, chosen, rejected) of one person, in any order; none for a person who is not known yet.
+
+        Raises:
+          UserError: more choices than the policy was made for.
+        """
+        if len(choices) > self.window:
+            raise UserError(
+                f"{len(choices)} choices of a person, but the policy was made for {self.window}; leave some out"
+            )
+        dataset = self.work.dataset
+        texts = [text for p, a, b in choices for text in ((p, a), (p, b))]
+        number = number_texts(texts, dataset.texts)
+        table = jnp.asarray(extended(dataset, number)[1])
+        # One padded size: one program, however many choices there are.
+        n = self.window
+        ids = np.zeros((2, 1, n), np.int32)
+        for i, (p, a, b) in enumerate(choices):
+            ids[:, 0, i] = number[p, a], number[p, b]
+        mask = np.arange(n)[None] < len(choices)
+        context = Comparisons(jnp.asarray(ids[0]), jnp.asarray(ids[1]), jnp.asarray(mask))
+        return self._infer(self.policy.variables, context, table)
+
+    def score(self, latent: DiagGaussian, responses: Sequence[Text]) -> np.ndarray:
+        """(n,) rewards β [log π(y | x, z) − log π_ref(y | x)] of (prompt, response) at the latent's mean, in nats.
+
+        Raises:
+          UserError: a response that is empty, or too long for the model.
+        """
+        base, config = self.work.base, self.work.config
+        tokens = encode_table(base.tokenizer, responses, max_length=base.decoder.config.max_length)
+        if tokens.too_long:
+            limit = base.decoder.config.max_length
+            raise UserError(f"response {tokens.too_long[0]}: longer than the {limit} positions of the model")
+        data = PolicyData(
+            *(jnp.asarray(x) for x in (tokens.tokens, tokens.starts, tokens.ends)), base=base.variables,
+            reference=jnp.asarray(reference_log_probs(base, tokens)),
+        )  # fmt: skip
+        scorer = PolicyScorer(self.policy.steering, base.decoder, data, config.objective)
+        ids = np.arange(len(responses))[None]
+        return config.objective.beta * scorer.log_ratios(self.policy.variables, np.asarray(latent.mean), ids)[0]
+
+    def adapt(self, latent: DiagGaussian) -> AdapterTree:
+        """Adapters of the language model at the means of latents (rows, m), a row each; see `combine_adapters`."""
+        return self._adapt(self.policy.variables, latent.mean)
+
+    def generate(
+        self,
+        adapters: AdapterTree | None,
+        prompts: Sequence[str],
+        *,
+        seed: int = 0,
+        settings: GenerateConfig | None = None,
+    ) -> list[str]:
+        """A response to each prompt; adapters have a row for each, or one for all. None is the base itself."""
+        writer = self._writer(settings or self.work.config.evaluate.generate)
+        return writer(prompts, adapters, seed).texts
+
+    @functools.cache  # noqa: B019  (a steerer lives as long as its program)
+    def _cached_writer(self, key: tuple) -> Writer:
+        return Writer(self.work.base, GenerateConfig(*key))
+
+    def _writer(self, settings: GenerateConfig) -> Writer:
+        return self._cached_writer(dataclasses.astuple(settings))
+
+
+def as_choices(rows: Iterable[Row]) -> list[Choice]:
+    """Rows of one person as `Steerer.infer` takes them."""
+    rows = list(rows)
+    texts = list(texts_in(rows))
+    return [(a[0], a[1], b[1]) for a, b in zip(texts[::2], texts[1::2], strict=True)]
+
+
+def blended(latents: Sequence[DiagGaussian], weights: Sequence[float]) -> DiagGaussian:
+    """Σ w_i z_i of people, as one point."""
+    mean = sum(w * q.mean for w, q in zip(weights, latents, strict=True))
+    return DiagGaussian(mean, jnp.zeros_like(mean))
+
+
+@dataclasses.dataclass
+class Written:
+    """A response and for whom it was written."""
+
+    name: str
+    text: str
+
+
+def write_for(
+    workdir: Path,
+    prompts: Sequence[str],
+    *,
+    choices: str = "",
+    people: Sequence[str] = (),
+    blend: Sequence[float] = (),
+    settings: GenerateConfig | None = None,
+    seed: int = 0,
+) -> list[list[Written]]:
+    """For each prompt: responses before and after a person's choices; or of people, and on the way between two.
+
+    Args:
+      workdir: of a policy.
+      choices: file of one person's choices.
+      people: files of choices, one a person.
+      blend: shares of the second of two people, for responses between them.
+      settings, seed: of generation.
+
+    Raises:
+      UserError: bad files, or a blend of other than two people.
+    """
+    files = list(people) or [choices]
+    if blend and len(files) != 2:
+        raise UserError(f"--blend: shares between two people need two files in --people, got {len(files)}")
+    rows = [as_choices(read_choices(file)) for file in files]
+    steerer = Steerer.load(workdir)
+    latents = []
+    for file, mine in zip(files, rows, strict=True):
+        try:
+            latents.append(steerer.infer(mine))
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from error
+    named: list[tuple[str, DiagGaussian | None]] = [("before any choice", None)]
+    if blend:
+        named = [(f"{1 - t:g} · {files[0]} + {t:g} · {files[1]}", blended(latents, (1 - t, t))) for t in blend]
+    elif people:
+        named += [(file, latent) for file, latent in zip(files, latents, strict=True)]
+    else:
+        named += [(f"after {len(rows[0])} choices", latents[0])]
+    out = []
+    for prompt in prompts:
+        written = []
+        for name, latent in named:
+            adapters = steerer.adapt(steerer.infer([]) if latent is None else latent)
+            text = steerer.generate(adapters, [prompt], seed=seed, settings=settings)[0]
+            written.append(Written(name, text))
+        out.append(written)
+    return out
+
+
+def format_written(prompts: Sequence[str], written: list[list[Written]], as_json: bool) -> str:
+    """All responses, as text or as one JSON object a prompt."""
+    lines = []
+    for prompt, responses in zip(prompts, written, strict=True):
+        if as_json:
+            by_name = {response.name: response.text for response in responses}
+            lines.append(json.dumps({"prompt": prompt, "responses": by_name}, ensure_ascii=False))
+        else:
+            lines += [prompt, *(f"  {response.name}:\n    {response.text}" for response in responses)]
+    return "\n".join(lines)

@@ -1,0 +1,217 @@
+"""What a policy implies and writes: scores beside everything, generation, the report, and the four calls."""
+
+import dataclasses
+import doctest
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fssa_jax.data import styles
+from fssa_jax.episodes import truncate_context
+from fssa_jax.policy import steer
+from fssa_jax.policy.evaluate import scrambled, trained_policy
+from fssa_jax.policy.generation import Samples, Writer, movement, sampled_kl, styles_of, true_reward
+from fssa_jax.policy.in_context import in_context_predictor, in_context_prompt
+from fssa_jax.policy.report import evaluate_workdir, format_generation
+from fssa_jax.policy.score import PolicyScorer
+from fssa_jax.policy.steer import Steerer, as_choices, blended, write_for
+from fssa_jax.policy.step import text_log_probs
+from fssa_jax.policy.workdir import PolicyWorkdir
+from fssa_jax.predict import evaluation_episodes
+from fssa_jax.steer import read_choices
+from tests import tiny
+from tests.mistakes import complaint
+
+
+@pytest.fixture(scope="module")
+def work(steered):
+    return PolicyWorkdir.open(steered)
+
+
+@pytest.fixture(scope="module")
+def moved(work):
+    """The policy, away from the identity so that the person matters."""
+    policy = trained_policy(work)
+    hyper = policy.variables["params"]["hyper"]
+    keys = jax.random.split(jax.random.key(0), len(jax.tree.leaves(hyper)))
+    noise = [x + 0.5 * jax.random.normal(k, x.shape) for x, k in zip(jax.tree.leaves(hyper), keys, strict=True)]
+    params = {**policy.variables["params"], "hyper": jax.tree.unflatten(jax.tree.structure(hyper), noise)}
+    return dataclasses.replace(policy, variables={"params": params})
+
+
+def episodes_of(work, number: int = 4):
+    table = jax.tree.map(jnp.asarray, work.dataset.splits["test"].table)
+    return evaluation_episodes(0, 0, table, jnp.arange(number), max_context=3)
+
+
+def test_implied_preferences_are_the_log_ratios_one_by_one(work, moved):
+    """Against a forward pass for each person and response by itself; contexts of every size, padding or not."""
+    data, objective = work.data("test"), work.config.objective
+    scorer = PolicyScorer(moved.steering, work.base.decoder, data, objective)
+    episodes = episodes_of(work)
+    log_p, latent, _ = scorer.predict(moved.variables, episodes, (0, 3))
+    assert latent.shape[0] == 4
+    for i, k in enumerate((0, 3)):
+        q = moved.steering.apply(moved.variables, truncate_context(episodes, k), data.features, method="latent_of")
+        for user in range(4):
+            adapters = moved.steering.apply(moved.variables, q.mean[user : user + 1], method="adapt")
+            pair = [int(side[user, 0]) for side in (episodes.targets.chosen, episodes.targets.rejected)]
+            ratio = [
+                float(text_log_probs(work.base.decoder, work.base.variables, data, jnp.array([t]), adapters)[0])
+                - work.reference[t]
+                for t in pair
+            ]
+            expected = -np.logaddexp(0, -objective.beta * (ratio[0] - ratio[1]))
+            assert log_p[i, user, 0] == pytest.approx(expected, abs=2e-4)
+    assert np.abs(log_p[0] - log_p[1]).max() > 1e-3
+
+
+def test_the_reference_is_the_base_itself(work):
+    rows = jnp.arange(5)
+    own = text_log_probs(work.base.decoder, work.base.variables, work.data("test"), rows)
+    np.testing.assert_allclose(own, work.reference[:5], atol=1e-4)
+
+
+def test_generation_depends_on_the_person_and_has_the_divergence_of_its_samples(work, moved):
+    settings = dataclasses.replace(work.config.evaluate.generate, max_new=6)
+    writer = Writer(work.base, settings)
+    z = np.random.default_rng(0).normal(size=(3, work.config.model.encoder.latent_dim)).astype(np.float32) * 3
+    adapters = moved.steering.apply(moved.variables, jnp.asarray(z), method="adapt")
+    samples = writer(["question 0"] * 3, adapters, seed=1)
+    again = writer(["question 0"] * 3, adapters, seed=1)
+    assert samples.tokens == again.tokens
+    assert len(set(samples.texts)) > 1
+    kl = sampled_kl(work.base, samples, adapters)
+    row = [*samples.prompt_tokens[0], *samples.tokens[0]]
+    tree = jax.tree.map(lambda leaf: leaf[:, :1], adapters)
+    logits = [work.base.decoder.apply(work.base.variables, jnp.asarray([row]), a)[0] for a in (tree, None)]
+    start = len(samples.prompt_tokens[0])
+    own, base = (sum(float(jax.nn.log_softmax(lp[i - 1])[row[i]]) for i in range(start, len(row))) for lp in logits)
+    if not samples.finished[0]:
+        assert kl[0] == pytest.approx(own - base, abs=1e-3)
+
+
+def test_movement_and_reward_of_known_styles():
+    weights = np.array([[1, 0, -1, 0, 0], [-1, 0, 1, 0, 0]], np.float32)
+    style = np.array([[1, 0, 0, 1, 0], [0, 0, 1, 1, 0]])
+    out = movement(style, weights)
+    assert out[0] == 1
+    assert out[2] == 1
+    assert np.isnan(out[1])
+    np.testing.assert_allclose(true_reward(style, weights), styles.SCALE * np.ones(2))
+
+
+def test_styles_are_read_back_from_every_text():
+    texts, style_of, _ = styles.texts()
+    for i in range(0, len(texts), 7):
+        style, well = styles.style_of_text(*texts[i])
+        assert well
+        np.testing.assert_array_equal(style, style_of[i])
+        broken, well = styles.style_of_text(texts[i][0], texts[i][1] + " zzz")
+        assert not well
+        np.testing.assert_array_equal(broken, style_of[i])
+    prompt, response = texts[0]
+    other = next(p for p, _ in texts if "chess" in p)
+    assert not styles.style_of_text(other, response)[1]  # another topic's advice
+    samples = Samples([prompt], [response], [[1]], [[2]], [True])
+    assert styles_of(samples)[1].all()
+
+
+def test_scrambled_contexts_have_the_same_sizes_and_nobodys_choices(work):
+    context = episodes_of(work, 6).context
+    mixed = scrambled(context, 0)
+    np.testing.assert_array_equal(mixed.mask.sum(-1), context.mask.sum(-1))
+    assert sorted(np.asarray(mixed.chosen).ravel()) == sorted(np.asarray(context.chosen).ravel())
+    assert (np.asarray(mixed.chosen) != np.asarray(context.chosen)).any()
+
+
+def test_choices_in_the_prompt_change_what_the_base_says(work):
+    assert in_context_prompt("q", []) == "q"
+    shown = in_context_prompt("q", [("p", "yes", "no")])
+    assert shown.index("yes") < shown.index("no") < shown.index("Question: q")
+    predictor = in_context_predictor(work, work.data("test"))
+    log_p, _, _ = predictor.predict(episodes_of(work, 2), (0, 1))
+    np.testing.assert_allclose(log_p[0], np.log(0.5), atol=1e-5)
+    assert np.abs(log_p[1] - np.log(0.5)).max() > 1e-4
+
+
+def test_the_report_is_whole(steered, work):
+    report = evaluate_workdir(steered)
+    directory = steered / "report"
+    assert json.loads((directory / "report.json").read_text())["k"] == [0, 1, 3]
+    for name in ("accuracy", "nll", "control", "population", "oracle", "in_context", "by_group"):
+        assert report[name], name
+    assert set(report["latent"]["norm"]) == set(report["latent"]["norm_scrambled"]) == {"0", "1", "3"}
+    generation = report["generation"]
+    assert set(generation["policy"]) == {"0", "1", "3"}
+    assert abs(generation["policy"]["0"]["kl"]) < 0.1  # four steps from the base
+    assert len(generation["blend"]["texts"]) == len(generation["blend"]["t"]) == 5
+    for name in ("person_a.jsonl", "person_b.jsonl"):
+        assert len(read_choices(str(directory / name))) == 3
+    page = (directory / "report.html").read_text()
+    assert "Written for people" in page
+    assert "From one person to another" in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert "policy, k = 3" in format_generation(report)
+    assert report["warnings"] == []
+
+
+def test_the_four_calls(steered, moved):
+    steerer = Steerer.load(steered)
+    steerer.policy = moved
+    rows = tiny.rows(users=2)
+    choices = [as_choices(read_choices(str(tiny.write_rows(steered.parent / f"{u}.jsonl", rows[14 * u : 14 * u + 3]))))
+               for u in (0, 1)]  # fmt: skip
+    nobody, one, two = (steerer.infer(c) for c in ([], *choices))
+    assert one.mean.shape == (1, 8)
+    assert float(jnp.abs(one.mean - nobody.mean).max()) > 1e-3
+    assert one.scale.min() > 0
+    np.testing.assert_allclose(steerer.infer(choices[0][::-1]).mean, one.mean, atol=1e-5)
+    responses = [(rows[0]["prompt"], rows[0][n]) for n in ("response_a", "response_b")]
+    # Texts that are in the table are scored as the table is.
+    scorer = PolicyScorer(
+        moved.steering, steerer.work.base.decoder, steerer.work.data("test"), steerer.work.config.objective
+    )
+    ids = np.array([[steerer.work.dataset.texts.index(r) for r in responses]])
+    expected = steerer.work.config.objective.beta * scorer.log_ratios(moved.variables, np.asarray(one.mean), ids)[0]
+    np.testing.assert_allclose(steerer.score(one, responses), expected, atol=1e-4)
+    between = blended([one, two], [0.5, 0.5])
+    np.testing.assert_allclose(between.mean, (one.mean + two.mean) / 2)
+    texts = steerer.generate(steerer.adapt(between), ["question 0", "question 1"], seed=3)
+    assert len(texts) == 2
+    assert "10 choices" in complaint(steerer.infer, [("p", "a", "b")] * 10)
+
+
+def test_a_person_writes_before_and_after_and_two_people_blend(steered):
+    rows = tiny.rows(users=2)
+    files = [str(tiny.write_rows(steered.parent / f"p{u}.jsonl", rows[14 * u : 14 * u + 3])) for u in (0, 1)]
+    [written] = write_for(steered, ["question 0"], choices=files[0])
+    assert [w.name for w in written] == ["before any choice", "after 3 choices"]
+    [written] = write_for(steered, ["question 0"], people=files, blend=[0, 0.5, 1])
+    assert [w.name.split(" · ")[0] for w in written] == ["1", "0.5", "0"]
+    assert "two files in --people, got 1" in complaint(
+        lambda: write_for(steered, ["q"], people=files[:1], blend=[0, 1])
+    )
+    long = str(tiny.write_rows(steered.parent / "long.jsonl", rows[:10]))
+    assert complaint(lambda: write_for(steered, ["q"], choices=long)).startswith(f"{long}: 10 choices of a person")
+    empty = steered.parent / "empty.jsonl"
+    empty.write_text("")
+    assert str(empty) in complaint(lambda: write_for(steered, ["q"], choices=str(empty)))
+
+
+def test_a_reward_model_writes_nothing_and_a_policy_is_no_reward_model(finished, steered):
+    directory, _ = finished
+    assert "ranks responses but writes none" in complaint(Steerer.load, directory / "run")
+    assert "no config.json" in complaint(Steerer.load, directory / "absent")
+
+
+def test_the_example_of_the_four_calls(steered, tmp_path, monkeypatch):
+    shutil.copytree(steered, tmp_path / "runs" / "policy")
+    monkeypatch.chdir(tmp_path)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        [test] = doctest.DocTestFinder(exclude_empty=True, recurse=False).find(Steerer, name="Steerer", module=steer)
+        assert doctest.DocTestRunner().run(test).failed == 0

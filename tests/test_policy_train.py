@@ -1,0 +1,234 @@
+"""Training of policies: the base stays, the encoder starts warm, steps resume and add up, faults are named."""
+
+import copy
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fssa_jax import pretrained
+from fssa_jax.errors import Stopped
+from fssa_jax.loop import StopSignal
+from fssa_jax.policy import train as training
+from fssa_jax.policy.base import load_base
+from fssa_jax.policy.config import PolicyModelConfig, check
+from fssa_jax.policy.evaluate import trained_policy
+from fssa_jax.policy.step import make_policy_step
+from fssa_jax.policy.workdir import PolicyWorkdir, warm_encoder
+from fssa_jax.step import make_optimizer
+from tests import tiny, tiny_policy
+from tests.mistakes import complaint
+
+
+def leaves(tree):
+    return [np.asarray(x) for x in jax.tree.leaves(tree)]
+
+
+def assert_same(a, b):
+    for x, y in zip(leaves(a), leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def largest_difference(a, b) -> float:
+    return max(float(np.abs(x - y).max()) for x, y in zip(leaves(a), leaves(b), strict=True))
+
+
+@pytest.fixture(scope="module")
+def made(steered):
+    """The work directory of a policy that has been trained."""
+    return PolicyWorkdir.open(steered)
+
+
+def test_everything_that_is_needed_later_is_there(steered, made):
+    for name in ("config.json", "run.json", "reference.npz", "metrics.jsonl", "data/tokens.npz"):
+        assert (steered / name).is_file(), name
+    lines = [json.loads(line) for line in (steered / "metrics.jsonl").read_text().splitlines()]
+    names = {name for line in lines for name in line}
+    assert {"rewards/chosen", "rewards/rejected", "rewards/margin", "rewards/accuracy", "logps/chosen", "sft"} <= names
+    assert {"val/nll", "val/rewards/accuracy_k0", "val/rewards/accuracy_k3"} <= names
+    assert all(made.has(role) and trained_policy(made, role) for role in ("main", "population", "oracle"))
+
+
+def test_the_encoder_starts_warm_and_stays_where_it_is_frozen(made):
+    trained = trained_policy(made)
+    reward = warm_encoder(made.config)
+    assert_same(trained.variables["params"]["reward"], reward.variables["params"])
+
+
+def test_what_is_not_frozen_moves(made):
+    config = copy.deepcopy(made.config)
+    config.encoder.frozen, config.encoder.auxiliary_weight, config.optim.warmup_steps = False, 0.5, 0
+    work = dataclasses.replace(made, config=config)
+    steering, optimizer, state = training.make_state(work, "main", warm=True)
+    before = jax.device_get(state.params["reward"])
+    step = jax.jit(make_policy_step(steering, work.base.decoder, optimizer, config))
+    after, metrics = step(state, work.data("train"))
+    assert largest_difference(after.params["reward"], before) > 0
+    assert np.isfinite(metrics["reward_nll"])
+
+
+def test_at_the_first_step_the_policy_is_the_reference(made):
+    """The adapters are the identity: implied rewards are 0, whatever the context, and the loss is log 2."""
+    config = copy.deepcopy(made.config)
+    config.objective.sft_weight = 0.0
+    steering, optimizer, state = training.make_state(made, "main", warm=True)
+    _, metrics = jax.jit(make_policy_step(steering, made.base.decoder, optimizer, config))(state, made.data("train"))
+    np.testing.assert_allclose(metrics["rewards/margin"], 0, atol=1e-4)
+    np.testing.assert_allclose(metrics["loss"], np.log(2), atol=1e-4)
+
+
+def test_parts_of_a_batch_add_up(made):
+    steering, _, state = training.make_state(made, "main", warm=True)
+    optimizer = make_optimizer(made.config.optim, 4)
+    state = dataclasses.replace(state, opt_state=optimizer.init(state.params))
+    state.params["hyper"] = jax.tree.map(lambda x: x + 0.1, state.params["hyper"])
+    results = []
+    for parts in (1, 2):
+        config = copy.deepcopy(made.config)
+        config.train.accumulate = parts
+        step = jax.jit(make_policy_step(steering, made.base.decoder, optimizer, config))
+        results.append(step(state, made.data("train")))
+    for a, b in zip(leaves(results[0]), leaves(results[1]), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_stopped_and_resumed_is_the_undisturbed_run_bit_for_bit(steered, made, tmp_path):
+    again = PolicyWorkdir.make(made.config, tmp_path / "again")
+    stop = StopSignal()
+    stop.received = True
+    with pytest.raises(Stopped, match="stopped at step 2 of 4"):
+        training.fit_policy(again, "main", stop)
+    stop.received = False
+    training.fit_policy(again, "main", stop)
+    assert_same(trained_policy(again).variables, trained_policy(made).variables)
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_the_people(made, tmp_path):
+    work = PolicyWorkdir.make(made.config, tmp_path / "run")
+    work.base = dataclasses.replace(work.base, variables=jax.tree.map(lambda x: x * jnp.nan, work.base.variables))
+    message = complaint(training.fit_policy, work, "main", StopSignal())
+    assert message.startswith("main: the loss is nan at step 1 (people u")
+    assert "there is no checkpoint yet" in message
+
+
+def test_a_base_is_made_and_fine_tuned(finished, tmp_path):
+    """From nothing but texts to a checkpoint in the format of others, that the loss of its texts is lower for."""
+    directory, _ = finished
+    config = tiny_policy.config(directory / "rows.jsonl", "")
+    config.objective.kind, config.train.steps = "sft", 6
+    config.policy.new.width, config.policy.new.mlp_width, config.policy.new.vocabulary = 16, 24, 300
+    training.train(config, tmp_path / "base")
+    base = load_base(PolicyModelConfig(base=str(tmp_path / "base" / "model")))
+    assert base.decoder.config.vocabulary == 300
+    assert base.tokenizer.chat_template
+    values = [json.loads(line) for line in (tmp_path / "base" / "metrics.jsonl").read_text().splitlines()]
+    nll = [line["val/nll"] for line in values if "val/nll" in line]
+    assert nll[-1] < nll[0]
+    wrong = tiny_policy.config(directory / "rows.jsonl", tmp_path / "base")
+    assert complaint(PolicyWorkdir.make, wrong, tmp_path / "p").endswith(f"give {tmp_path / 'base' / 'model'}")
+
+
+def test_a_base_keeps_its_format_through_fine_tuning(finished, tiny_base, tmp_path):
+    directory, _ = finished
+    config = tiny_policy.config(directory / "rows.jsonl", tiny_base, steps=2)
+    config.objective.kind = "sft"
+    training.train(config, tmp_path / "tuned")
+    before, after = (pretrained.read_config(d) for d in (tiny_base, tmp_path / "tuned" / "model"))
+    assert before == after
+    changed = [
+        np.abs(a - b).max()
+        for a, b in zip(
+            *(leaves(pretrained.load_params(d, before)) for d in (tiny_base, tmp_path / "tuned" / "model")), strict=True
+        )
+    ]
+    assert min(changed) > 0
+
+
+MISTAKES = {
+    "no base": ({"policy.base": ""}, "config.policy.base: give a checkpoint"),
+    "frozen from chance": ({"encoder.init_from": ""}, "config.encoder.frozen"),
+    "place": ({"policy.adapter.places": ("q_proj",)}, "config.policy.adapter.places: must be some of query"),
+    "low rank on the residual": ({"policy.adapter.kind": "lora"}, "only film adapts the residual stream"),
+    "parts": ({"train.accumulate": 3}, "config.train.accumulate: 4 users"),
+    "smoothing": ({"objective.label_smoothing": 0.1, "objective.kind": "ipo"}, "config.objective.label_smoothing"),
+    "distil": ({"objective.distil": 2.0}, "config.objective.distil"),
+    "word": ({"objective.kind": "kto"}, "config.objective.kind: must be one of sigmoid"),
+}
+
+
+def change(config, settings):
+    for key, value in settings.items():
+        target = config
+        *path, last = key.split(".")
+        for part in path:
+            target = getattr(target, part)
+        setattr(target, last, value)
+    return config
+
+
+@pytest.mark.parametrize(("settings", "words"), MISTAKES.values(), ids=MISTAKES)
+def test_settings_that_mean_nothing_are_named(settings, words):
+    config = change(tiny_policy.config("rows.jsonl", "base", "reward"), settings)
+    assert words in complaint(check, config)
+
+
+def test_what_does_not_belong_together_is_named(steered, finished, made, tmp_path):
+    directory, _ = finished
+    config = copy.deepcopy(made.config)
+    # The reference of another base, and of other texts.
+    other = tiny_policy.base(tmp_path / "other")
+    (other / "model.safetensors").write_bytes(_changed(other / "model.safetensors"))
+    moved = change(copy.deepcopy(config), {"policy.base": str(other)})
+    assert "was trained with config.policy.base" in complaint(PolicyWorkdir.make, moved, steered)
+    config_file = steered / "config.json"
+    before = config_file.read_text()
+    try:
+        config_file.write_text(before.replace(json.dumps(config.policy.base), json.dumps(str(other))))
+        assert "log-probabilities of another language model" in complaint(PolicyWorkdir.open, steered)
+    finally:
+        config_file.write_text(before)
+    for start, words in ((directory / "absent", "no config.json"), (steered, "the work directory of a policy")):
+        wrong = change(copy.deepcopy(config), {"encoder.init_from": str(start)})
+        assert words in complaint(PolicyWorkdir.make, wrong, tmp_path / "new")
+        assert not (tmp_path / "new").exists()
+    wrong = change(copy.deepcopy(config), {"policy.max_length": 1000})
+    assert "config.policy.max_length: 1000 is more than the 256 positions" in complaint(
+        PolicyWorkdir.make, wrong, tmp_path / "n"
+    )
+
+
+def _changed(file):
+    from safetensors.numpy import load, save
+
+    tensors = load(file.read_bytes())
+    return save({name: tensor + 1 for name, tensor in tensors.items()})
+
+
+def test_an_encoder_of_another_feature_size_is_named(finished, made, tmp_path):
+    directory, _ = finished
+    config = copy.deepcopy(made.config)
+    rows = tmp_path / "others.jsonl"
+    rows.write_text((directory / "rows.jsonl").read_text())
+    config.data.path, config.data.components = str(rows), 5
+    message = complaint(PolicyWorkdir.make, config, tmp_path / "run")
+    assert "reads features of 9 numbers, these data have 6" in message
+
+
+def test_choices_about_texts_that_are_too_long_are_left_out_and_counted(made, tmp_path, caplog):
+    records = tiny.rows()
+    records[3]["response_a"] += " word1" * 5
+    config = copy.deepcopy(made.config)
+    config.data.path = str(tiny.write_rows(tmp_path / "rows.jsonl", records))
+    config.encoder.init_from, config.encoder.frozen = "", False
+    config.policy.max_length = int(made.tokens.lengths.max())
+    work = PolicyWorkdir.make(config, tmp_path / "run")
+    lost = work.dataset.report["left_out_rows"]["of texts that are too long"]
+    assert lost == 1
+    assert f"{lost} choices about texts that are too long are left out" in caplog.text
+    for split in work.dataset.splits.values():
+        real = np.asarray(split.table.mask)
+        assert (work.tokens.lengths[np.asarray(split.table.chosen)[real]] > 0).all()
+        assert (work.tokens.lengths[np.asarray(split.table.rejected)[real]] > 0).all()
