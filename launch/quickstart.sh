@@ -13,7 +13,7 @@ say "2 of 4: a reward model that reads a person's choices (NP-BTL)"
   --config.train.oracle_steps=0
 "$venv/bin/python" -m launch.evaluate --workdir="$run/reward"
 say "3 of 4: a policy that the choices steer (NP-DPO)"
-"$venv/bin/python" -m launch.train --config=configs/styles.py:np_dpo_film --workdir="$run/policy" \
+"$venv/bin/python" -m launch.train --config=configs/styles.py:np_dpo_lora_core --workdir="$run/policy" \
   --config.policy.base="$run/base/model" --config.encoder.init_from="$run/reward" --config.train.oracle_steps=0 \
   --config.evaluate.users=100 --config.evaluate.targets=10 --config.evaluate.shuffles=1 \
   --config.evaluate.in_context_users=6

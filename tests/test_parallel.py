@@ -44,6 +44,51 @@ print(json.dumps({
 """
 
 
+_POLICY = """
+import json, pathlib, tempfile
+import jax, numpy as np
+from fssa_jax import parallel
+from fssa_jax.policy.step import make_policy_step
+from fssa_jax.policy.train import make_state
+from fssa_jax.policy.workdir import PolicyWorkdir
+from fssa_jax.step import many_steps
+from tests import tiny, tiny_policy
+
+room = pathlib.Path(tempfile.mkdtemp())
+base = tiny_policy.base(room / "base")
+config = tiny_policy.config(tiny.write_rows(room / "rows.jsonl", tiny.rows()), base, users=16, accumulate=2)
+config.optim.eps, config.optim.warmup_steps = 1e-2, 0
+work = PolicyWorkdir.make(config, room / "run")
+steering, optimizer, start = make_state(work, "main")
+start.params["hyper"] = jax.tree.map(lambda x: x + 0.1, start.params["hyper"])
+out = []
+for mode in ("none", "pmap"):
+    axis = parallel.AXIS if mode == "pmap" else None
+    step = make_policy_step(steering, work.base.decoder, optimizer, work.config, axis_name=axis)
+    data = parallel.replicate(work.data("train"), mode)
+    state = parallel.replicate(jax.tree.map(lambda x: x + 0, start), mode)
+    state, metrics = parallel.compile_steps(many_steps(step, 2), mode)(state, data)
+    out.append((np.asarray(metrics["loss"]).tolist(), [np.asarray(x) for x in jax.tree.leaves(state.params)]))
+difference = max(float(np.abs(a - b).max()) for a, b in zip(out[0][1], out[1][1]))
+print(json.dumps({"devices": jax.device_count(), "difference": difference, "losses": [x[0] for x in out]}))
+"""
+
+
+def test_a_policy_step_on_eight_devices_is_that_of_one():
+    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    child = subprocess.run(
+        [sys.executable, "-c", _POLICY], capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+    assert child.returncode == 0, child.stderr
+    result = json.loads(child.stdout.splitlines()[-1])
+    assert result["devices"] == 8
+    one, eight = result["losses"]
+    assert one == pytest.approx(eight, rel=1e-4)
+    assert one[0] != one[1]
+    assert result["difference"] < 1e-4
+
+
 def test_eight_devices_compute_what_one_does():
     environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     child = subprocess.run(
