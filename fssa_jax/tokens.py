@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,9 @@ from fssa_jax.buckets import bucket
 from fssa_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
+
+# Without PyTorch transformers says on import that it has no models. None of them is used here.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 Truncate = Literal["drop", "left", "right"]
 

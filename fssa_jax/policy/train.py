@@ -107,12 +107,15 @@ def init_steering(
 
     def init(key: jax.Array, episode: Episode, features: jax.Array) -> TrainState:
         variables: Any = steering.init(key, episode, features)
-        return _state(variables["params"], variables.get("batch_stats", {}), optimizer, config.optim.average_decay > 0)
+        return new_state(
+            variables["params"], variables.get("batch_stats", {}), optimizer, config.optim.average_decay > 0
+        )
 
     return jax.jit(init)(jax.random.key(config.seed), episode, data.features)
 
 
-def _state(params: PyTree, stats: PyTree, optimizer: optax.GradientTransformation, average: bool) -> TrainState:
+def new_state(params: PyTree, stats: PyTree, optimizer: optax.GradientTransformation, average: bool) -> TrainState:
+    """The state at step 0; `average` keeps an average of the parameters beside them."""
     kept = jax.tree.map(jnp.copy, params) if average else {}
     return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params), kept)
 
@@ -127,7 +130,7 @@ def _with_encoder(state: TrainState, optimizer: optax.GradientTransformation, re
         )
     params = {**state.params, "reward": jax.tree.map(jnp.asarray, theirs)}
     stats = {"reward": jax.tree.map(jnp.asarray, reward["batch_stats"])} if "batch_stats" in reward else {}
-    return _state(params, stats, optimizer, bool(state.average))
+    return new_state(params, stats, optimizer, bool(state.average))
 
 
 def _only(
@@ -213,7 +216,7 @@ def fit_base(work: PolicyWorkdir, stop: StopSignal) -> None:
     data = work.data("train")
     step = make_sft_step(decoder, optimizer, config, axis_name=parallel.AXIS if mode == "pmap" else None)
     params = jax.tree.map(lambda x: jnp.array(x, jnp.float32), work.base.variables["params"])
-    state = _state(params, {}, optimizer, config.optim.average_decay > 0)
+    state = new_state(params, {}, optimizer, config.optim.average_decay > 0)
 
     def ids(step: jax.Array, data: PolicyData) -> jax.Array:
         return data.rows[jax.random.randint(batch_key(config.seed, step), (train.texts,), 0, data.rows.shape[0])]

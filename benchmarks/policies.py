@@ -1,0 +1,226 @@
+"""Policies on `styles`: steering, movement and cost of every adapter kind; and the speed of a step. Prints JSON.
+
+  python -m benchmarks.policies --what=steering --kinds=film,lora_core,lora --seeds=0,1,2
+  python -m benchmarks.policies --what=ablation
+  python -m benchmarks.policies --what=speed
+
+steering: base model, reward model and policy from the shipped configurations, each seed with users, targets and
+contexts of its own; S(k) beside the Bayes S(k) of the same people, the shuffled control, the population's policy, and,
+with --oracle, the specialists. ablation: one seed, one setting changed at a time. speed: one step of NP-DPO on random
+weights (Qwen2 of width 256, 4 layers, vocabulary 32,000; 36 sequences of 256 tokens), and the time from ten choices to
+adapters.
+"""
+
+import json
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from configs.styles import get_config
+from fssa_jax import program
+from fssa_jax import train as reward_train
+from fssa_jax.models.decoder import Decoder, DecoderConfig
+from fssa_jax.models.encoder import NPEncoder
+from fssa_jax.models.hypernetwork import Hypernetwork, place_sizes
+from fssa_jax.models.rewards import RewardModel
+from fssa_jax.policy import train as policy_train
+from fssa_jax.policy.config import PolicyConfig
+from fssa_jax.policy.report import evaluate_workdir
+from fssa_jax.policy.steering import Steering
+from fssa_jax.policy.step import PolicyData, draw_batch, make_policy_step
+from fssa_jax.policy.train import new_state
+from fssa_jax.step import make_optimizer, many_steps
+from fssa_jax.types import ChoiceTable, Comparisons
+
+_WHAT = flags.DEFINE_enum("what", "steering", ["steering", "ablation", "speed"], "what to measure")
+_KINDS = flags.DEFINE_list("kinds", ["film", "lora_core", "lora"], "adapter kinds")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "one base, reward model and policy each")
+_ORACLE = flags.DEFINE_bool("oracle", False, "train and score the specialists too")
+_ROOM = flags.DEFINE_string("room", "", "directory for the work directories; default: a temporary one")
+
+# One setting changed at a time, from np_dpo_film.
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "np_dpo_film": {},
+    "choices for labels": {"objective.distil": 0.0},
+    "encoder from chance": {"objective.distil": 0.0, "encoder.init_from": "", "encoder.frozen": False},
+    "beta 1": {"objective.beta": 1.0},
+    "beta .1": {"objective.beta": 0.1},
+    "no SFT term": {"objective.sft_weight": 0.0},
+    "film on the residual stream alone": {"policy.adapter.places": ("residual",)},
+    "published recipe": {
+        "objective.distil": 0.0, "encoder.init_from": "", "encoder.frozen": False, "objective.beta": 0.05,
+        "objective.sft_weight": 0.0, "policy.adapter.places": ("residual",), "optim.learning_rate": 1e-3,
+        "model.encoder.aggregation": "attention", "model.encoder.residual": False, "model.encoder.pool": "sum",
+        "model.encoder.prior_choice": False, "model.encoder.width": 32,
+    },
+}  # fmt: skip
+
+
+def change(config: Any, settings: dict[str, Any]) -> Any:
+    """The configuration with some of its settings changed, by the names of their keys."""
+    for key, value in settings.items():
+        *path, last = key.split(".")
+        target = config
+        for name in path:
+            target = getattr(target, name)
+        setattr(target, last, value)
+    return config
+
+
+def start(seed: int, room: Path) -> tuple[Path, Path]:
+    """(base, reward work directory) of a seed, made once."""
+    for variant, name, train in (("sft", "base", policy_train.train), ("np_btl", "reward", reward_train.train)):
+        config: Any = get_config(variant)
+        config.seed = config.data.split_seed = seed
+        if variant == "np_btl":
+            config.train.oracle_steps = 0
+        train(config, room / f"{name}-{seed}")
+    return room / f"base-{seed}" / "model", room / f"reward-{seed}"
+
+
+def policy(kind: str, seed: int, room: Path, name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Trains and evaluates one policy; the figures of its report that are compared."""
+    base, reward = start(seed, room)
+    config: Any = get_config(f"np_dpo_{kind}")
+    config.seed = config.data.split_seed = seed
+    config.policy.base, config.encoder.init_from = str(base), str(reward)
+    config.model = get_config("np_btl").model
+    if not _ORACLE.value:
+        config.train.oracle_steps = 0
+    config.evaluate.users, config.evaluate.generate.people = 300, 128
+    change(config, settings)
+    begun = time.perf_counter()
+    policy_train.train(config, room / name)
+    seconds = time.perf_counter() - begun
+    report = evaluate_workdir(room / name)
+    means = {
+        key: {k: round(100 * cell["mean"], 1) for k, cell in report[key].items()}
+        for key in ("steering", "bayes_steering", "control_steering", "oracle_steering", "in_context_steering",
+                    "accuracy", "population")
+        if report.get(key)
+    }  # fmt: skip
+    written = report["generation"]["policy"]
+    intervals = {k: [round(100 * c[part], 1) for part in ("low", "high")] for k, c in report["steering"].items()}
+    return {
+        "seconds_of_training": round(seconds),
+        **means,
+        "interval_of_steering": intervals,
+        "movement": {k: round(100 * out["movement"], 1) for k, out in written.items()},
+        "well_formed": {k: round(100 * out["well_formed"], 1) for k, out in written.items()},
+        "kl": {k: round(out["kl"], 2) for k, out in written.items()},
+        "share_of_specialists_reward": {k: out.get("reward_of_specialists") for k, out in written.items()},
+        "blend": report["generation"]["blend"].get("towards_first"),
+        "latent_norm": report["latent"]["norm"],
+        "latent_norm_scrambled": report["latent"]["norm_scrambled"],
+    }
+
+
+def steering(room: Path) -> dict[str, Any]:
+    """Every adapter kind over the seeds."""
+    out: dict[str, Any] = {}
+    for kind in _KINDS.value:
+        runs = [policy(kind, int(seed), room, f"{kind}-{seed}", {}) for seed in _SEEDS.value]
+        mean = {
+            key: {k: round(float(np.mean([run[key][k] for run in runs])), 1) for k in runs[0][key]}
+            for key in ("steering", "bayes_steering", "control_steering", "movement", "well_formed")
+        }
+        mean["share_of_bayes"] = {
+            k: round(s / mean["bayes_steering"][k], 3) for k, s in mean["steering"].items() if k != "0"
+        }
+        out[kind] = {"mean": mean, "seeds": runs}
+        print(json.dumps({kind: out[kind]["mean"]}), flush=True)
+    return out
+
+
+def ablation(room: Path) -> dict[str, Any]:
+    """One setting changed at a time."""
+    out = {}
+    for i, (name, settings) in enumerate(ABLATIONS.items()):
+        run = policy("film", int(_SEEDS.value[0]), room, f"ablation-{i}", settings)
+        keys = ("steering", "bayes_steering", "movement", "well_formed", "seconds_of_training")
+        out[name] = {key: run[key] if not isinstance(run[key], dict) else run[key]["10"] for key in keys}
+        print(json.dumps({name: out[name]}), flush=True)
+    return out
+
+
+def _ready(steer: Steering, variables: Any, context: Comparisons, table: jax.Array) -> Any:
+    """Choices to adapters."""
+    q: Any = steer.apply(variables, context, table, method="infer")
+    return steer.apply(variables, q.mean, method="adapt")
+
+
+def speed() -> dict[str, Any]:
+    """Seconds a step, tokens a second, and the peak memory of the process; from ten choices to adapters."""
+    config = DecoderConfig(
+        vocabulary=32_000, width=256, layers=4, heads=4, groups=2, head_dim=64, mlp_width=1024, qkv_bias=True, tied=True
+    )
+    rng = np.random.default_rng(0)
+    texts, length, d = 200, 256, 64
+    table = ChoiceTable(*(jnp.asarray(rng.integers(0, texts, (50, 2, 12)), jnp.int32) for _ in range(2)),
+                        jnp.full((50, 2), 12, jnp.int32), jnp.zeros(50, jnp.int32))  # fmt: skip
+    out: dict[str, Any] = {}
+    for kind in ("film", "lora_core", "lora"):
+        decoder = Decoder(config, remat="full")
+        base: Any = jax.jit(decoder.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
+        data = PolicyData(
+            jnp.asarray(rng.integers(0, 32_000, (texts, length)), jnp.int32), jnp.full(texts, 100, jnp.int32),
+            jnp.full(texts, length, jnp.int32), base, jnp.full(texts, -1600.0), table,
+            jnp.asarray(rng.normal(size=(texts, d)), jnp.float32),
+        )  # fmt: skip
+        places = place_sizes(config, ("residual",) if kind == "film" else ("query", "value"))
+        reward = RewardModel(encoder=NPEncoder(width=64, latent_dim=64, heads=8), width=64)
+        steer = Steering(Hypernetwork(kind, places, config.layers), "context", reward)  # type: ignore[arg-type]
+        settings = PolicyConfig()
+        settings.train.users, settings.train.targets, settings.train.max_context = 2, 9, 6
+        settings.train.accumulate = 2
+        optimizer = make_optimizer(settings.optim, 100)
+        ids = jnp.arange(10)[None]
+        context = Comparisons(ids, ids + 10, jnp.ones((1, 10), bool))
+        episode, _ = draw_batch(jax.random.key(0), data, 2, 6, 9)
+        variables: Any = jax.jit(steer.init)(jax.random.key(0), episode, data.features)
+        state = new_state(variables["params"], {}, optimizer, average=False)
+        step = jax.jit(many_steps(make_policy_step(steer, decoder, optimizer, settings), 1), donate_argnums=0)
+        state, _ = step(state, data)
+        times = []
+        for _ in range(3):
+            begun = time.perf_counter()
+            state, metrics = step(state, data)
+            jax.block_until_ready(metrics)
+            times.append(time.perf_counter() - begun)
+
+        adapt = jax.jit(lambda variables, context, table, steer=steer: _ready(steer, variables, context, table))
+        jax.block_until_ready(adapt({"params": state.params}, context, data.features))
+        waits = []
+        for _ in range(50):
+            begun = time.perf_counter()
+            jax.block_until_ready(adapt({"params": state.params}, context, data.features))
+            waits.append(1000 * (time.perf_counter() - begun))
+        out[kind] = {
+            "seconds_a_step": round(min(times), 2),
+            "tokens_a_second": round(36 * length / min(times)),
+            "choices_to_adapters_p50_ms": round(float(np.median(waits)), 2),
+        }
+    out["peak_memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    return out
+
+
+def main() -> None:
+    """Prints one JSON object."""
+    if _WHAT.value == "speed":
+        print(json.dumps({"devices": [d.device_kind for d in jax.devices()], **speed()}, indent=1))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        room = Path(_ROOM.value or scratch)
+        out = steering(room) if _WHAT.value == "steering" else ablation(room)
+        print(json.dumps({"devices": [d.device_kind for d in jax.devices()], **out}, indent=1))
+
+
+if __name__ == "__main__":
+    program.run(main, __doc__ or "")
