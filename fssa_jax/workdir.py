@@ -150,13 +150,7 @@ def open_workdir(config: Config, workdir: Path) -> tuple[Config, Dataset]:
     dataset = load_dataset(config, workdir / "embedding")
     log_left_out(dataset)
     config = resolve(config, dataset)
-    longest = int(np.asarray(dataset.splits["test"].table.count)[:, 0].max(initial=0))
-    if max(config.evaluate.k) > longest:
-        shorter = ",".join(str(k) for k in sorted({*(k for k in config.evaluate.k if k < longest), longest}))
-        raise UserError(
-            f"config.evaluate.k: {max(config.evaluate.k)} is larger than any context; the longest of a test user "
-            f'has {longest} choices; give "--config.evaluate.k=({shorter},)" or more rows a user'
-        )
+    check_context_sizes(config.evaluate.k, dataset)
     datasets.save(dataset, workdir / "data")
     run = {
         "seed": config.seed, "command": sys.argv, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -167,6 +161,17 @@ def open_workdir(config: Config, workdir: Path) -> tuple[Config, Dataset]:
     write_text(path, configs.to_json(config))
     shutil.rmtree(workdir / "embedding", ignore_errors=True)
     return config, dataset
+
+
+def check_context_sizes(ks: tuple[int, ...], dataset: Dataset) -> None:
+    """Raises `UserError` if no test user has as many context choices as the largest k."""
+    longest = int(np.asarray(dataset.splits["test"].table.count)[:, 0].max(initial=0))
+    if max(ks) > longest:
+        shorter = ",".join(str(k) for k in sorted({*(k for k in ks if k < longest), longest}))
+        raise UserError(
+            f"config.evaluate.k: {max(ks)} is larger than any context; the longest of a test user "
+            f'has {longest} choices; give "--config.evaluate.k=({shorter},)" or more rows a user'
+        )
 
 
 def check_same(workdir: Path, before: Any, config: Any) -> None:

@@ -52,6 +52,13 @@ def test_everything_that_is_needed_later_is_there(steered, made):
     assert all(made.has(role) and trained_policy(made, role) for role in ("main", "population", "oracle"))
 
 
+def test_the_same_command_again_does_nothing(steered, finished, tiny_base):
+    directory, _ = finished
+    before = (steered / "metrics.jsonl").read_bytes()
+    training.train(tiny_policy.config(directory / "rows.jsonl", tiny_base, directory / "run"), steered)
+    assert (steered / "metrics.jsonl").read_bytes() == before
+
+
 def test_the_encoder_starts_warm_and_stays_where_it_is_frozen(made):
     trained = trained_policy(made)
     reward = warm_encoder(made.config)
@@ -194,6 +201,8 @@ def test_what_does_not_belong_together_is_named(steered, finished, made, tmp_pat
         wrong = change(copy.deepcopy(config), {"encoder.init_from": str(start)})
         assert words in complaint(PolicyWorkdir.make, wrong, tmp_path / "new")
         assert not (tmp_path / "new").exists()
+    wrong = change(copy.deepcopy(config), {"evaluate.k": (0, 99)})
+    assert "config.evaluate.k: 99 is larger than any context" in complaint(PolicyWorkdir.make, wrong, tmp_path / "k")
     wrong = change(copy.deepcopy(config), {"policy.max_length": 1000})
     assert "config.policy.max_length: 1000 is more than the 256 positions" in complaint(
         PolicyWorkdir.make, wrong, tmp_path / "n"

@@ -30,7 +30,7 @@ from fssa_jax.policy.config import PolicyConfig, check
 from fssa_jax.policy.steering import Steering
 from fssa_jax.policy.step import PolicyData
 from fssa_jax.tokens import TokenTable
-from fssa_jax.workdir import Workdir, check_same, refuse_foreign
+from fssa_jax.workdir import Workdir, check_context_sizes, check_same, refuse_foreign
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +80,8 @@ class PolicyWorkdir:
         tokens = tokenise(base, config.policy, dataset.texts)
         only_with_tokens(dataset, tokens)
         config = _resolved(config, dataset)
+        if not config.is_sft:
+            check_context_sizes(config.evaluate.k, dataset)
         datasets.save(dataset, path / "data", tokens)
         run = {
             "seed": config.seed, "command": sys.argv, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
