@@ -43,7 +43,7 @@ def _base() -> PolicyConfig:
     config.objective.kind = "sft"
     config.policy.max_length = 104
     config.optim.learning_rate, config.optim.warmup_steps = 1e-2, 50
-    config.train.steps, config.train.texts = 1000, 48
+    config.train.steps, config.train.texts = 800, 48
     config.train.steps_per_call, config.train.validate_every, config.train.checkpoint_every = 20, 200, 200
     return config
 
@@ -56,7 +56,7 @@ def _policy(variant: str) -> PolicyConfig:
     adapter.kind, adapter.places = "film", ("residual", "query", "gate")
     config.optim.learning_rate, config.optim.warmup_steps = 2e-2, 20
     config.train.users, config.train.targets, config.train.max_context = 32, 2, 10
-    config.train.steps, config.train.population_steps, config.train.oracle_steps = 600, 100, 600
+    config.train.steps, config.train.population_steps, config.train.oracle_steps = 400, 100, 400
     config.evaluate.shuffles = 2
     config.evaluate.generate.max_new, config.evaluate.generate.temperature = 96, 0.7
     if variant == "dpo":

@@ -23,7 +23,7 @@ say "4 of 4: two people who want the opposite"
 import json, sys, textwrap
 for name in sys.argv[1:]:
     rows = [json.loads(line) for line in open(name)]
-    print(f"{rows[0][\"user_id\"]} (their first choices, chosen > rejected):")
+    print(rows[0]["user_id"], "(the first of their choices, chosen above rejected):")
     for row in rows[:3]:
         a, b = (row["response_a"], row["response_b"]) if row["choice"] == 0 else (row["response_b"], row["response_a"])
         print("  +", textwrap.shorten(a, 110, placeholder=" …"))
