@@ -82,6 +82,7 @@ def evaluate(
     max_users: int | None = None,
     max_targets: int | None = None,
     control: bool = True,
+    scramble: bool = False,
 ) -> Evaluation:
     """Scores a predictor and everything beside it on the same users, targets and contexts.
 
@@ -98,6 +99,7 @@ def evaluate(
       dataset: that the split belongs to.
       seed: of contexts, of the control and of the intervals.
       control: score another person's context too.
+      scramble: score contexts whose every choice is of a person drawn for it alone (scrambled).
 
     Raises:
       UserError: the largest k is larger than any user's context.
@@ -105,7 +107,7 @@ def evaluate(
     ks = tuple(sorted(set(settings.k)))
     table = jax.tree.map(jnp.asarray, split.table)
     users, left_out = eligible_users(split, max(ks))
-    users = users[:max_users]
+    users = first_users(split, users, max_users)
     episodes = [
         evaluation_episodes(seed, draw, table, jnp.asarray(users), max_context=max(ks))
         for draw in range(settings.draws)
@@ -129,6 +131,9 @@ def evaluate(
         ]
         log_p = [main.predict(e, ks)[0] for e in progress(shuffled, "control")]
         score.add("control", np.stack(log_p))
+    if main.conditional and scramble and len(users) > 1:
+        mixed = [dataclasses.replace(e, context=scrambled_context(e.context, seed)) for e in episodes]
+        score.add("scrambled", np.stack([main.predict(e, ks)[0] for e in progress(mixed, "scrambled")]))
     # A group without training users has no specialist: its users are left out of the oracle's score.
     trained_groups = np.unique(np.asarray(dataset.splits["train"].table.group))
     known = np.isin(np.asarray(split.table.group)[users], trained_groups)
@@ -176,6 +181,19 @@ def eligible_users(split: Split, k: int) -> tuple[np.ndarray, list[str]]:
             f"Give k up to {longest}, or more rows a user"
         )
     return np.flatnonzero(fit), [split.users[i] for i in np.flatnonzero(~fit)]
+
+
+def first_users(split: Split, users: np.ndarray, number: int | None) -> np.ndarray:
+    """At most `number` of the users, the first ones; where there are few groups, the same ranks of each of them."""
+    if number is None or len(users) <= number:
+        return users
+    group = np.asarray(split.table.group)[users]
+    if len(np.unique(group)) > _FEW_GROUPS:
+        return users[:number]
+    rank = np.zeros(len(users), int)
+    for g in np.unique(group):
+        rank[group == g] = np.arange((group == g).sum())
+    return np.sort(users[np.argsort(rank, kind="stable")[:number]])
 
 
 def latent_health(mean: np.ndarray, kl: np.ndarray | None) -> dict[str, float | int]:
@@ -336,6 +354,17 @@ def other_owners(rng: np.random.Generator, group: np.ndarray) -> np.ndarray:
     if users > 1:
         owner[alone] = (alone + rng.integers(1, users, len(alone))) % users
     return owner
+
+
+def scrambled_context(context: Comparisons, seed: int) -> Comparisons:
+    """Contexts of the same sizes whose every choice is of a person drawn for it alone."""
+    rng = np.random.default_rng(seed)
+    users, n = context.mask.shape
+    owner = np.stack([rng.permutation(users) for _ in range(n)], axis=1)
+    place = np.broadcast_to(np.arange(n), owner.shape)
+    chosen, rejected = (np.asarray(side)[owner, place] for side in (context.chosen, context.rejected))
+    real = np.asarray(context.mask) & np.asarray(context.mask)[owner, place]
+    return Comparisons(jnp.asarray(chosen), jnp.asarray(rejected), jnp.asarray(real))
 
 
 def _first_targets(episode: Episode, number: int) -> Episode:

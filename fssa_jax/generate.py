@@ -21,10 +21,11 @@ _GREEDY = Sampling()
 
 @dataclasses.dataclass
 class Generated:
-    """New tokens of each row, without the stop token, and why each ended: "stop" or "length"."""
+    """New tokens of each row, without the stop token; why each ended, "stop" or "length"; and by which stop token."""
 
     tokens: list[list[int]]
     finish: list[str]
+    stopped_by: list[int | None]
 
 
 @jax.tree_util.register_dataclass
@@ -76,7 +77,7 @@ def generate(
       UserError: an empty prompt, or one that does not fit into the model's positions with `max_new`.
     """
     if not prompts or max_new < 1:
-        return Generated([[] for _ in prompts], ["length"] * len(prompts))
+        return Generated([[] for _ in prompts], ["length"] * len(prompts), [None] * len(prompts))
     if seeds is not None and (len(seeds) != len(prompts) or min(seeds) < 0):
         raise ValueError(f"seeds must be {len(prompts)} numbers from 0 up, one a prompt; got {list(seeds)}")
     unknown = sorted({t for prompt in prompts for t in prompt if not 0 <= t < model.config.vocabulary})
@@ -111,6 +112,7 @@ def generate(
 
     out: list[list[int]] = [[] for _ in prompts]
     finish = ["length"] * len(prompts)
+    stopped_by: list[int | None] = [None] * len(prompts)
     done = np.zeros(len(prompts), bool)
 
     def take(new: np.ndarray) -> None:
@@ -118,7 +120,7 @@ def generate(
             fresh = []
             for token in new[row].tolist():
                 if token in stops:
-                    done[row], finish[row] = True, "stop"
+                    done[row], finish[row], stopped_by[row] = True, "stop", token
                     break
                 fresh.append(token)
                 out[row].append(token)
@@ -135,7 +137,7 @@ def generate(
     while not done.all():
         state, new = advance(loose, dataclasses.replace(state, done=jnp.asarray(done)), adapters)
         take(np.asarray(new))
-    return Generated(out, finish)
+    return Generated(out, finish, stopped_by)
 
 
 def _ends_in(text: str, strings: Sequence[str]) -> bool:

@@ -144,7 +144,8 @@ def dpo_loss(
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax import dpo_loss
-    >>> print(dpo_loss(jnp.array(-10.0), jnp.array(-12.0), jnp.array(-11.0), jnp.array(-11.0), beta=0.5).round(4))
+    >>> loss = dpo_loss(jnp.array(-10.0), jnp.array(-12.0), jnp.array(-11.0), jnp.array(-11.0), beta=0.5)
+    >>> print(f"{loss:.4f}")
     0.3133
     """
     if kind not in get_args(Preference):

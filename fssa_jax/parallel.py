@@ -13,7 +13,7 @@ from fssa_jax.types import PyTree
 AXIS = "devices"
 
 
-def resolve(mode: str, users: int) -> Literal["none", "pmap"]:
+def resolve(mode: str, users: int, name: str = "users") -> Literal["none", "pmap"]:
     """What "auto" means here: pmap where there is more than one device.
 
     Raises:
@@ -23,7 +23,7 @@ def resolve(mode: str, users: int) -> Literal["none", "pmap"]:
     if mode == "none" or (mode == "auto" and devices == 1):
         return "none"
     if users % devices:
-        raise UserError(f"config.train.users: {users} cannot be shared by {devices} devices; give a multiple")
+        raise UserError(f"config.train.{name}: {users} cannot be shared by {devices} devices; give a multiple")
     return "pmap"
 
 

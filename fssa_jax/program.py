@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import logging
+import math
 import os
 import re
 import sys
@@ -14,6 +15,7 @@ from absl import logging as absl_logging
 
 from fssa_jax import config as configs
 from fssa_jax.errors import Stopped, UserError
+from fssa_jax.policy import config as policy_configs
 
 
 def numbers(flag: str, values: Sequence[str]) -> list[float]:
@@ -23,7 +25,10 @@ def numbers(flag: str, values: Sequence[str]) -> list[float]:
       UserError: one is no number.
     """
     try:
-        return [float(value) for value in values]
+        parsed = [float(value) for value in values]
+        if not all(map(math.isfinite, parsed)):
+            raise ValueError
+        return parsed
     except ValueError as error:
         raise UserError(f"--{flag}: needs numbers such as 0,.25,.5,.75,1; got {','.join(values)}") from error
 
@@ -108,7 +113,7 @@ def _reason(error: Exception) -> str:
     if missing := re.search(r"No such file or directory: '([^']+\.py)'", text):
         return f"--config: no such file {missing[1]}; give one such as configs/rows.py:np_btl"
     if unknown := re.search(r"Field (\w+) not found on dataclass <class '[\w.]+\.(\w+)'>", text):
-        kind = getattr(configs, unknown[2], None)
+        kind = getattr(configs, unknown[2], None) or getattr(policy_configs, unknown[2], None)
         names = [field.name for field in dataclasses.fields(kind)] if kind else []
         near = difflib.get_close_matches(unknown[1], names, 1) or names
         return f"--config: no setting {unknown[1]!r}; did you mean {', '.join(near)}?"

@@ -33,6 +33,9 @@ def main() -> None:
     else:
         name = config_flags.get_config_filename(flags.FLAGS["config"])
         raise UserError(f"--config={name}: no such file, or its get_config returns no Config or PolicyConfig")
+    if isinstance(_CONFIG.value, PolicyConfig) and _CONFIG.value.is_sft:
+        print(f"Trained. The language model is in {workdir / 'model'}: a --config.policy.base for policies")
+        return
     print(f"Trained. Checkpoints and metrics are in {workdir}; next: python -m launch.evaluate --workdir={workdir}")
 
 

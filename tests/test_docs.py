@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import subprocess
 from pathlib import Path
 
 import jax
@@ -52,3 +53,10 @@ def test_the_example_of_the_readme():
     assert names["log_p"].shape == (8, 20)
     assert names["q"].mean.shape == (8, 16)
     assert 0 < names["loss"] < 5
+
+
+def test_the_quickstart_is_shell_and_what_it_runs_is_python():
+    script = Path(__file__).parent.parent / "launch" / "quickstart.sh"
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    for part in script.read_text().split("-c '")[1:]:
+        compile(part.split("\n'")[0], "quickstart.sh", "exec")

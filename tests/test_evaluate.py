@@ -17,6 +17,7 @@ from fssa_jax.evaluate import (
     collapse_warnings,
     eligible_users,
     evaluate,
+    first_users,
     latent_health,
     reward_predictor,
 )
@@ -148,3 +149,11 @@ def test_a_dead_latent_has_no_active_units():
     assert dead["active_units"] == 0
     assert [w.split(":")[0] for w in collapse_warnings(dead, 0.0)] == ["latent collapse", "context ignored"]
     assert collapse_warnings(alive, 0.1) == []
+
+
+def test_the_first_users_are_of_every_group():
+    """Sorted names put one label first: a cut must not leave the others out."""
+    table = make_table([[(np.array([0]), np.array([1]))] * 2] * 30, [0] * 20 + [1] * 10)
+    users = first_users(Split([""] * 30, table), np.arange(30), 8)
+    assert users.tolist() == [0, 1, 2, 3, 20, 21, 22, 23]
+    assert first_users(Split([""] * 30, table), np.arange(30), None).tolist() == list(range(30))

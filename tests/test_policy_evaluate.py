@@ -12,8 +12,9 @@ import pytest
 
 from fssa_jax.data import styles
 from fssa_jax.episodes import truncate_context
+from fssa_jax.evaluate import scrambled_context
 from fssa_jax.policy import steer
-from fssa_jax.policy.evaluate import scrambled, trained_policy
+from fssa_jax.policy.evaluate import trained_policy
 from fssa_jax.policy.generation import Samples, Writer, movement, sampled_kl, styles_of, true_reward
 from fssa_jax.policy.in_context import in_context_predictor, in_context_prompt
 from fssa_jax.policy.report import evaluate_workdir, format_generation
@@ -86,13 +87,13 @@ def test_generation_depends_on_the_person_and_has_the_divergence_of_its_samples(
     assert samples.tokens == again.tokens
     assert len(set(samples.texts)) > 1
     kl = sampled_kl(work.base, samples, adapters)
-    row = [*samples.prompt_tokens[0], *samples.tokens[0]]
+    end = samples.ends[0]
+    row = [*samples.prompt_tokens[0], *samples.tokens[0], *([] if end is None else [end])]
     tree = jax.tree.map(lambda leaf: leaf[:, :1], adapters)
     logits = [work.base.decoder.apply(work.base.variables, jnp.asarray([row]), a)[0] for a in (tree, None)]
     start = len(samples.prompt_tokens[0])
     own, base = (sum(float(jax.nn.log_softmax(lp[i - 1])[row[i]]) for i in range(start, len(row))) for lp in logits)
-    if not samples.finished[0]:
-        assert kl[0] == pytest.approx(own - base, abs=1e-3)
+    assert kl[0] == pytest.approx(own - base, abs=1e-3)
 
 
 def test_movement_and_reward_of_known_styles():
@@ -117,13 +118,13 @@ def test_styles_are_read_back_from_every_text():
     prompt, response = texts[0]
     other = next(p for p, _ in texts if "chess" in p)
     assert not styles.style_of_text(other, response)[1]  # another topic's advice
-    samples = Samples([prompt], [response], [[1]], [[2]], [True])
+    samples = Samples([prompt], [response], [[1]], [[2]], [None])
     assert styles_of(samples)[1].all()
 
 
 def test_scrambled_contexts_have_the_same_sizes_and_nobodys_choices(work):
     context = episodes_of(work, 6).context
-    mixed = scrambled(context, 0)
+    mixed = scrambled_context(context, 0)
     np.testing.assert_array_equal(mixed.mask.sum(-1), context.mask.sum(-1))
     assert sorted(np.asarray(mixed.chosen).ravel()) == sorted(np.asarray(context.chosen).ravel())
     assert (np.asarray(mixed.chosen) != np.asarray(context.chosen)).any()
@@ -139,11 +140,25 @@ def test_choices_in_the_prompt_change_what_the_base_says(work):
     assert np.abs(log_p[1] - np.log(0.5)).max() > 1e-4
 
 
+def test_a_prompt_that_does_not_fit_with_any_choice_is_cut(work):
+    predictor = in_context_predictor(work, work.data("test"))
+    texts = work.dataset.texts
+    before = list(texts)
+    episodes = episodes_of(work, 1)
+    target = int(episodes.targets.chosen[0, 0])
+    try:
+        texts[target] = (before[target][0] + " word1" * 200, before[target][1])
+        log_p, _, _ = predictor.predict(episodes, (0, 1))
+    finally:
+        texts[:] = before
+    assert np.isfinite(log_p).all()
+
+
 def test_the_report_is_whole(steered, work):
     report = evaluate_workdir(steered)
     directory = steered / "report"
     assert json.loads((directory / "report.json").read_text())["k"] == [0, 1, 3]
-    for name in ("accuracy", "nll", "control", "population", "oracle", "in_context", "by_group"):
+    for name in ("accuracy", "nll", "control", "population", "oracle", "in_context", "by_group", "scrambled"):
         assert report[name], name
     assert set(report["latent"]["norm"]) == set(report["latent"]["norm_scrambled"]) == {"0", "1", "3"}
     generation = report["generation"]
@@ -161,8 +176,7 @@ def test_the_report_is_whole(steered, work):
 
 
 def test_the_four_calls(steered, moved):
-    steerer = Steerer.load(steered)
-    steerer.policy = moved
+    steerer = Steerer(PolicyWorkdir.open(steered), moved)
     rows = tiny.rows(users=2)
     choices = [as_choices(read_choices(str(tiny.write_rows(steered.parent / f"{u}.jsonl", rows[14 * u : 14 * u + 3]))))
                for u in (0, 1)]  # fmt: skip

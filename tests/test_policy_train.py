@@ -3,22 +3,26 @@
 import copy
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs.styles import get_config
 from fssa_jax import pretrained
+from fssa_jax.data.build import load_dataset
 from fssa_jax.errors import Stopped
 from fssa_jax.loop import StopSignal
 from fssa_jax.policy import train as training
 from fssa_jax.policy.base import load_base
 from fssa_jax.policy.config import PolicyModelConfig, check
 from fssa_jax.policy.evaluate import trained_policy
-from fssa_jax.policy.step import make_policy_step
-from fssa_jax.policy.workdir import PolicyWorkdir, warm_encoder
+from fssa_jax.policy.step import batch_key, make_policy_step, make_sft_step, text_log_probs
+from fssa_jax.policy.workdir import PolicyWorkdir, _dataset, warm_encoder
 from fssa_jax.step import make_optimizer
+from fssa_jax.workdir import Workdir
 from tests import tiny, tiny_policy
 from tests.mistakes import complaint
 
@@ -100,6 +104,26 @@ def test_parts_of_a_batch_add_up(made):
         results.append(step(state, made.data("train")))
     for a, b in zip(leaves(results[0]), leaves(results[1]), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_parts_of_texts_add_up_too(made):
+    """The loss of a base is a token's, over the whole batch, however it is cut."""
+    params = made.base.variables["params"]
+    optimizer = make_optimizer(made.config.optim, 4)
+    data = dataclasses.replace(made.data("train"), rows=jnp.arange(40))
+    results = []
+    for parts in (1, 2):
+        config = copy.deepcopy(made.config)
+        config.train.accumulate = parts
+        state = training.new_state(params, {}, optimizer, average=False)
+        state, metrics = jax.jit(make_sft_step(made.base.decoder, optimizer, config))(state, data)
+        results.append((state.params, metrics["loss"]))
+    assert largest_difference(*(r[0] for r in results)) < 1e-5
+    np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-5)
+    ids = jax.random.randint(batch_key(0, jnp.int32(0)), (made.config.train.texts,), 0, 40)
+    log_p = text_log_probs(made.base.decoder, made.base.variables, data, ids)
+    expected = -np.asarray(log_p).sum() / np.asarray(data.ends[ids] - data.starts[ids]).sum()
+    np.testing.assert_allclose(results[0][1], expected, rtol=1e-5)
 
 
 def test_stopped_and_resumed_is_the_undisturbed_run_bit_for_bit(steered, made, tmp_path):
@@ -214,6 +238,39 @@ def _changed(file):
 
     tensors = load(file.read_bytes())
     return save({name: tensor + 1 for name, tensor in tensors.items()})
+
+
+def test_the_data_are_those_of_the_encoder_and_other_settings_are_refused(steered, made, finished, tmp_path):
+    directory, _ = finished
+    reward = Workdir.open(directory / "run")
+    assert made.dataset.splits["test"].users == reward.dataset.splits["test"].users
+    assert made.config.data == reward.config.data
+    wrong = change(copy.deepcopy(made.config), {"data.groups": ("long",)})
+    message = complaint(PolicyWorkdir.make, wrong, tmp_path / "run")
+    assert message.startswith("config.data.groups: ")
+    assert "was trained with ()" in message
+
+
+def test_who_is_held_out_must_not_have_trained_the_encoder(finished, made, tmp_path):
+    directory, _ = finished
+    rows = tmp_path / "others.jsonl"
+    rows.write_text((directory / "rows.jsonl").read_text())
+    config = change(copy.deepcopy(made.config), {"data.path": str(rows), "data.split_seed": 3, "data.features": "auto"})
+    assert "people who are held out here" in complaint(PolicyWorkdir.make, config, tmp_path / "run")
+
+
+def test_a_benchmark_has_the_same_people_with_and_without_an_encoder():
+    """Cold and warm policies are scored on the same choices: the size of a batch does not make the data."""
+    config = get_config("dpo")
+    config.data.train_users, config.data.eval_users = 10, 10
+    data = _dataset(config, Path("nowhere"))
+    reward = get_config("np_btl")
+    reward.data = config.data
+    theirs = load_dataset(reward)
+    for name in ("chosen", "rejected", "count"):
+        np.testing.assert_array_equal(
+            getattr(data.splits["test"].table, name), getattr(theirs.splits["test"].table, name)
+        )
 
 
 def test_an_encoder_of_another_feature_size_is_named(finished, made, tmp_path):

@@ -161,6 +161,15 @@ def check(config: PolicyConfig) -> None:
         raise UserError(
             "config.objective.distil: must be in [0, 1], and 0 without a trained reward model (encoder.init_from)"
         )
+    if config.encoder.frozen and config.encoder.auxiliary_weight:
+        raise UserError("config.encoder.auxiliary_weight: a frozen encoder learns nothing from it; give 0")
+    if config.objective.kl_weight and (config.encoder.frozen or not config.model.encoder.gaussian):
+        raise UserError("config.objective.kl_weight: counts with a Gaussian latent that is trained only; give 0")
+    generate = config.evaluate.generate
+    if generate.people and generate.prompts < 1:
+        raise UserError("config.evaluate.generate.prompts: must be positive; people=0 turns generation off")
+    if generate.temperature < 0 or not 0 < generate.top_p <= 1:
+        raise UserError("config.evaluate.generate: needs temperature ≥ 0 and top_p in (0, 1]")
     for name in ("places", "shared_places"):
         strange = sorted(set(getattr(adapter, name)) - set(_PLACES))
         if strange or not getattr(adapter, name):

@@ -13,7 +13,7 @@ from fssa_jax.data import styles
 from fssa_jax.data.dataset import Split
 from fssa_jax.episodes import truncate_context
 from fssa_jax.errors import UserError
-from fssa_jax.evaluate import Evaluation, Predictor, evaluate
+from fssa_jax.evaluate import Evaluation, Predictor, evaluate, first_users, scrambled_context
 from fssa_jax.policy.config import PolicyEvaluateConfig
 from fssa_jax.policy.generation import Samples, Writer, sampled_kl, styles_of, summary, true_reward
 from fssa_jax.policy.in_context import in_context_predictor
@@ -22,7 +22,7 @@ from fssa_jax.policy.steering import Steering
 from fssa_jax.policy.train import make_state
 from fssa_jax.policy.workdir import PolicyWorkdir, Role
 from fssa_jax.predict import evaluation_episodes
-from fssa_jax.types import Comparisons, Episode, PyTree
+from fssa_jax.types import Episode, PyTree
 from fssa_jax.workdir import best_or_latest
 
 _BLEND = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -86,7 +86,7 @@ def evaluate_policy(work: PolicyWorkdir, split: Split, settings: PolicyEvaluateC
     population = predictor(others["population"]) or (own if main.steering.latent == "none" else None)
     result = evaluate(
         own, split, work.dataset, settings, population=population, oracle=predictor(others["oracle"]),
-        seed=work.config.seed, max_users=settings.users, max_targets=settings.targets,
+        seed=work.config.seed, max_users=settings.users, max_targets=settings.targets, scramble=True,
     )  # fmt: skip
     report = result.report
     report["step"] = main.step
@@ -129,7 +129,7 @@ def drift(
     """
     features = jnp.asarray(work.dataset.features)
     episodes = _episodes(work, split, users, settings)
-    mixed = dataclasses.replace(episodes, context=scrambled(episodes.context, work.config.seed))
+    mixed = dataclasses.replace(episodes, context=scrambled_context(episodes.context, work.config.seed))
     out: dict[str, Any] = {}
     for name, these in (("norm", episodes), ("norm_scrambled", mixed)):
         norms = {str(k): np.linalg.norm(latents(main, these, features, k), axis=-1) for k in sorted(set(settings.k))}
@@ -137,23 +137,12 @@ def drift(
     return out
 
 
-def scrambled(context: Comparisons, seed: int) -> Comparisons:
-    """Contexts of the same sizes whose every choice is of a person drawn for it alone."""
-    rng = np.random.default_rng(seed)
-    users, n = context.mask.shape
-    owner = np.stack([rng.permutation(users) for _ in range(n)], axis=1)
-    place = np.broadcast_to(np.arange(n), owner.shape)
-    chosen, rejected = (np.asarray(side)[owner, place] for side in (context.chosen, context.rejected))
-    real = np.asarray(context.mask) & np.asarray(context.mask)[owner, place]
-    return Comparisons(jnp.asarray(chosen), jnp.asarray(rejected), jnp.asarray(real))
-
-
 def _write(
     work: PolicyWorkdir, split: Split, main: TrainedPolicy, others: dict[str, TrainedPolicy | None], users: np.ndarray,
     settings: PolicyEvaluateConfig,
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
     """What is sampled for people at every k, beside the base, the population's policy and the specialists."""
-    people = users[: settings.generate.people // 2 * 2 or 1]
+    people = first_users(split, users, settings.generate.people // 2 * 2 or 1)
     episodes = _episodes(work, split, people, settings)
     features = jnp.asarray(work.dataset.features)
     targets = np.asarray(episodes.targets.chosen)
@@ -166,6 +155,7 @@ def _write(
     ]
     rows = np.repeat(np.arange(len(people)), settings.generate.prompts)
     writer = Writer(work.base, settings.generate)
+    plain = Writer(work.base, dataclasses.replace(settings.generate, temperature=1.0, top_p=1.0))
     known = work.dataset.truth is not None and work.config.data.source == "styles"
     group = np.asarray(split.table.group)[people]
     weights = styles.people()[0][group] if known else None
@@ -183,8 +173,8 @@ def _write(
         samples = writer(prompts, adapters, work.config.seed)
         written[name] = samples
         out: dict[str, Any] = {"finished": float(np.mean(samples.finished))}
-        if adapters is not None:
-            out["kl"] = float(sampled_kl(work.base, samples, adapters).mean())
+        if adapters is not None:  # of what the policy itself says, whatever the sampling of what is shown
+            out["kl"] = float(sampled_kl(work.base, plain(prompts, adapters, work.config.seed), adapters).mean())
         if weights is not None:
             style, well = styles_of(samples)
             out |= summary(style, well, weights[rows])

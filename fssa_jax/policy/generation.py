@@ -23,13 +23,18 @@ from fssa_jax.types import PyTree
 
 @dataclasses.dataclass
 class Samples:
-    """Responses, one a row: their prompts, texts and tokens, whether each came to its end."""
+    """Responses, one a row: their prompts, texts and tokens, and the token that ended each, if one did."""
 
     prompts: list[str]
     texts: list[str]
     prompt_tokens: list[list[int]]
     tokens: list[list[int]]
-    finished: list[bool]
+    ends: list[int | None]
+
+    @property
+    def finished(self) -> list[bool]:
+        """Whether each came to its end."""
+        return [end is not None for end in self.ends]
 
 
 class Writer:
@@ -51,15 +56,15 @@ class Writer:
             seeds=seeds, stop_tokens=self._stops, tokens_per_call=32,
         )  # fmt: skip
         texts = self.base.tokenizer.batch_decode(out.tokens, skip_special_tokens=True)
-        return Samples(list(prompts), texts, ids, out.tokens, [reason == "stop" for reason in out.finish])
+        return Samples(list(prompts), texts, ids, out.tokens, out.stopped_by)
 
 
 def sampled_kl(base: Base, samples: Samples, adapters: AdapterTree) -> np.ndarray:
-    """(rows,) log π(y | x, z) − log π_ref(y | x) of sampled responses, in nats: its mean estimates KL(π ‖ π_ref)."""
-    end = stop_tokens(base.tokenizer)[:1]
+    """(rows,) log π(y | x, z) − log π_ref(y | x) of responses in nats; of those sampled at temperature 1 the mean
+    estimates KL(π ‖ π_ref)."""
     rows = [
-        (p, [*p, *t, *(end if done else [])])
-        for p, t, done in zip(samples.prompt_tokens, samples.tokens, samples.finished, strict=True)
+        (p, [*p, *t, *([] if end is None else [end])])
+        for p, t, end in zip(samples.prompt_tokens, samples.tokens, samples.ends, strict=True)
     ]
     width = bucket(max(len(row) for _, row in rows))
     tokens = np.zeros((len(rows), width), np.int32)

@@ -11,7 +11,7 @@ from fssa_jax.data.features import Text
 from fssa_jax.evaluate import Predictor
 from fssa_jax.policy.step import PolicyData, text_log_probs
 from fssa_jax.policy.workdir import PolicyWorkdir
-from fssa_jax.tokens import encode
+from fssa_jax.tokens import Encoded, encode
 from fssa_jax.types import Episode
 
 _BATCH_TOKENS = 32_768
@@ -41,6 +41,9 @@ def in_context_predictor(work: PolicyWorkdir, data: PolicyData) -> Predictor:
             while len(row.tokens) > limit and choices:
                 choices = choices[1:]
                 row = encode(base.tokenizer, in_context_prompt(prompt, choices), response)
+            if len(row.tokens) > limit:  # the end of the prompt, and the response
+                over = min(len(row.tokens) - limit, row.start - 1)
+                row = Encoded(row.tokens[over:][:limit], row.start - over, min(row.end - over, limit))
             encoded.append(row)
         width = min(bucket(max(len(row.tokens) for row in encoded)), limit)
         number = max(_BATCH_TOKENS // width, 1)
@@ -64,12 +67,18 @@ def in_context_predictor(work: PolicyWorkdir, data: PolicyData) -> Predictor:
             [(texts[a][0], texts[a][1], texts[b][1]) for a, b, real in zip(*rows, strict=True) if real]
             for rows in zip(*(np.asarray(x) for x in (context.chosen, context.rejected, context.mask)), strict=True)
         ]
-        reference = np.asarray(data.reference)[pairs]
+        real = np.repeat(np.asarray(targets.mask), 2, axis=1)
+        place = [(u, i) for u in range(users) for i in np.flatnonzero(real[u])]
+
+        def scored(k: int) -> np.ndarray:
+            values = np.zeros(pairs.shape, np.float32)
+            values[real] = log_probs([(texts[pairs[u, i]], choices[u][:k]) for u, i in place])
+            return values
+
+        reference = scored(0)
         out = []
         for k in ks:
-            rows = [(texts[i], choices[u][:k]) for u in range(users) for i in pairs[u]]
-            own = log_probs(rows).reshape(pairs.shape) if k else reference
-            ratio = (own - reference).reshape(users, number, 2)
+            ratio = ((scored(k) if k else reference) - reference).reshape(users, number, 2)
             out.append(np.asarray(jax.nn.log_sigmoid(objective.beta * (ratio[..., 0] - ratio[..., 1]))))
         nothing = np.zeros((users, 0))
         return np.stack(out), nothing, nothing

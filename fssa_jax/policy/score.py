@@ -42,7 +42,7 @@ class PolicyScorer:
         short = replace(data, tokens=data.tokens[:, :size])
         ratio = text_log_probs(self.decoder, data.base, short, flat, adapters) - data.reference[flat]
         if self.objective.length_normalised:
-            ratio = ratio / (data.ends[flat] - data.starts[flat]).astype(jnp.float32)
+            ratio = ratio / jnp.maximum(data.ends[flat] - data.starts[flat], 1).astype(jnp.float32)
         return ratio.reshape(ids.shape)
 
     def log_ratios(self, variables: PyTree, z: np.ndarray, ids: np.ndarray) -> np.ndarray:
@@ -61,9 +61,11 @@ class PolicyScorer:
         out = np.zeros(len(self.lengths), np.float32)
         unique = np.unique(ids)
         by_length = unique[np.argsort(-self.lengths[unique], kind="stable")]
-        for part in np.array_split(by_length, max(len(by_length) // 256, 1)):
-            filled = np.resize(part, -(-len(part) // 256) * 256)
-            out[part] = self.log_ratios(variables, z[None], filled[None])[0, : len(part)]
+        longest = int(self.lengths[by_length[:1]].max(initial=1))
+        number = min(max(self._budget // max(longest, 1), 1), 256)
+        for start in range(0, len(by_length), number):
+            part = by_length[start : start + number]
+            out[part] = self.log_ratios(variables, z[None], np.resize(part, number)[None])[0, : len(part)]
         return out
 
     def predict(

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from fssa_jax.adapters import AdapterTree
 from fssa_jax.data.build import texts_in
-from fssa_jax.data.dataset import extended, number_texts
+from fssa_jax.data.dataset import number_texts
 from fssa_jax.data.features import Text
 from fssa_jax.data.rows import Row
 from fssa_jax.errors import UserError
@@ -26,6 +27,8 @@ from fssa_jax.policy.workdir import PolicyWorkdir, is_policy
 from fssa_jax.steer import read_choices
 from fssa_jax.tokens import encode_table
 from fssa_jax.types import Comparisons, DiagGaussian
+
+_log = logging.getLogger(__name__)
 
 Choice = tuple[str, str, str]  # (prompt, chosen, rejected)
 
@@ -48,8 +51,13 @@ class Steerer:
         self.work, self.policy = work, policy
         self._adapt = jax.jit(lambda variables, z: policy.steering.apply(variables, z, method="adapt"))
         self._infer = jax.jit(
-            lambda variables, context, table: policy.steering.apply(variables, context, table, method="infer")
+            lambda variables, context, table, new: policy.steering.apply(
+                variables, context, jnp.concatenate([table, new]), method="infer"
+            )
         )
+        self._variables = jax.device_put(policy.variables)
+        self._features = jnp.asarray(work.dataset.features)
+        self._number = number_texts((), work.dataset.texts)
 
     @classmethod
     def load(cls, workdir: str | Path) -> "Steerer":
@@ -86,18 +94,30 @@ class Steerer:
             raise UserError(
                 f"{len(choices)} choices of a person, but the policy was made for {self.window}; leave some out"
             )
-        dataset = self.work.dataset
-        texts = [text for p, a, b in choices for text in ((p, a), (p, b))]
-        number = number_texts(texts, dataset.texts)
-        table = jnp.asarray(extended(dataset, number)[1])
-        # One padded size: one program, however many choices there are.
+        known = len(self.work.dataset.texts)
+        texts = list(dict.fromkeys(text for p, a, b in choices for text in ((p, a), (p, b))))
+        new = [text for text in texts if text not in self._number]
+        number = self._number | {text: known + i for i, text in enumerate(new)}
+        self._warn_of_unknown(len(new), len(texts))
+        # One padded size of everything: one program, however many choices and new texts there are.
         n = self.window
+        features = np.zeros((2 * n, self._features.shape[1]), np.float32)
+        if new:
+            features[: len(new)] = self.work.dataset.featuriser.transform(new)
         ids = np.zeros((2, 1, n), np.int32)
         for i, (p, a, b) in enumerate(choices):
             ids[:, 0, i] = number[p, a], number[p, b]
         mask = np.arange(n)[None] < len(choices)
         context = Comparisons(jnp.asarray(ids[0]), jnp.asarray(ids[1]), jnp.asarray(mask))
-        return self._infer(self.policy.variables, context, table)
+        return self._infer(self._variables, context, self._features, jnp.asarray(features))
+
+    def _warn_of_unknown(self, new: int, total: int) -> None:
+        model = self.work.reward
+        if new and model.learnt_texts and model.target == "none":
+            _log.warning(
+                "%d of %d texts were never judged in training: what they say about the person is lost; for new texts "
+                "train the encoder with --config.model.learn_texts=no", new, total,
+            )  # fmt: skip
 
     def score(self, latent: DiagGaussian, responses: Sequence[Text]) -> np.ndarray:
         """(n,) rewards β [log π(y | x, z) − log π_ref(y | x)] of (prompt, response) at the latent's mean, in nats.
@@ -116,11 +136,11 @@ class Steerer:
         )  # fmt: skip
         scorer = PolicyScorer(self.policy.steering, base.decoder, data, config.objective)
         ids = np.arange(len(responses))[None]
-        return config.objective.beta * scorer.log_ratios(self.policy.variables, np.asarray(latent.mean), ids)[0]
+        return config.objective.beta * scorer.log_ratios(self._variables, np.asarray(latent.mean), ids)[0]
 
     def adapt(self, latent: DiagGaussian) -> AdapterTree:
         """Adapters of the language model at the means of latents (rows, m), a row each; see `combine_adapters`."""
-        return self._adapt(self.policy.variables, latent.mean)
+        return self._adapt(self._variables, latent.mean)
 
     def generate(
         self,

@@ -98,7 +98,7 @@ def make_policy_step(
         adapters: Any = steering.apply(variables, z, method="adapt")
         ids = jnp.stack([episode.targets.chosen, episode.targets.rejected], axis=-1).reshape(-1)
         log_p = text_log_probs(decoder, data.base, data, ids, adapters)
-        tokens = (data.ends[ids] - data.starts[ids]).astype(jnp.float32)
+        tokens = jnp.maximum(data.ends[ids] - data.starts[ids], 1).astype(jnp.float32)
 
         def sides(x: Array) -> tuple[Array, Array]:
             pair = x.reshape(users, targets, 2)
@@ -161,15 +161,17 @@ def make_sft_step(
     """The step of supervised fine-tuning: −log π(response | prompt) a token, of texts drawn by (seed, step)."""
     train = config.train
 
-    def loss_of(params: PyTree, ids: Array, data: PolicyData):
-        log_p = text_log_probs(decoder, {"params": params}, data, ids)
-        loss = -log_p.sum() / (data.ends[ids] - data.starts[ids]).sum().astype(jnp.float32)
+    def loss_of(params: PyTree, ids: Array, data: PolicyData, tokens: Array):
+        # By the mean number of tokens in the whole batch: parts and devices then add up to one batch.
+        loss = -text_log_probs(decoder, {"params": params}, data, ids).mean() / tokens
         return loss, {"loss": loss}
 
     def step(state: TrainState, data: PolicyData) -> tuple[TrainState, Metrics]:
         place = jax.random.randint(batch_key(config.seed, state.step), (train.texts,), 0, data.rows.shape[0])
+        ids = data.rows[place]
+        tokens = (data.ends[ids] - data.starts[ids]).astype(jnp.float32).mean()
         return _accumulated_update(
-            state, optimizer, lambda params, ids: loss_of(params, ids, data), data.rows[place],
+            state, optimizer, lambda params, part: loss_of(params, part, data, tokens), ids,
             train.texts, train.accumulate, config.optim.average_decay, axis_name,
         )  # fmt: skip
 

@@ -15,7 +15,7 @@ import optax
 from fssa_jax import parallel, pretrained
 from fssa_jax.buckets import bucket
 from fssa_jax.errors import UserError
-from fssa_jax.evaluate import eligible_users
+from fssa_jax.evaluate import eligible_users, first_users
 from fssa_jax.loop import Run, StopSignal, run_to_end
 from fssa_jax.policy.config import PolicyConfig
 from fssa_jax.policy.score import PolicyScorer
@@ -185,7 +185,11 @@ class _Validation:
         users, _ = eligible_users(split, 0)
         table = jax.tree.map(jnp.asarray, split.table)
         episodes = evaluation_episodes(
-            _VALIDATION_SEED, 0, table, jnp.asarray(users[:_VALIDATION_USERS]), max_context=max(self.ks)
+            _VALIDATION_SEED,
+            0,
+            table,
+            jnp.asarray(first_users(split, users, _VALIDATION_USERS)),
+            max_context=max(self.ks),
         )
         targets = jax.tree.map(lambda x: x[:, :_VALIDATION_TARGETS], episodes.targets)
         self.episodes = dataclasses.replace(episodes, targets=targets)

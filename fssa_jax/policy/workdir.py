@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import logging
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -15,10 +16,10 @@ import numpy as np
 
 from fssa_jax import config as configs
 from fssa_jax import parallel
-from fssa_jax.config import Config, TrainConfig
+from fssa_jax.config import Config, DataConfig, TrainConfig
 from fssa_jax.data import dataset as datasets
 from fssa_jax.data.build import load_dataset
-from fssa_jax.data.dataset import Dataset, load_tokens, log_left_out
+from fssa_jax.data.dataset import Dataset, load_tokens, log_left_out, texts_of
 from fssa_jax.errors import UserError
 from fssa_jax.evaluate import Trained
 from fssa_jax.experiment import make_model, resolve
@@ -64,6 +65,7 @@ class PolicyWorkdir:
           UserError: bad data, settings, base or encoder, or a directory that holds something else.
         """
         check(config)
+        config = _adopted(config)
         file = path / "config.json"
         if file.exists() and any(path.glob("**/checkpoints/*/*")):
             before = configs.read(file, PolicyConfig)
@@ -71,7 +73,16 @@ class PolicyWorkdir:
             check_same(path, before, _resolved(config, dataset))
             return cls._with_base(path, before, dataset, load_tokens(path / "data"))
         refuse_foreign(path)
-        parallel.resolve(config.train.parallel, config.train.texts if config.is_sft else config.train.users)
+        # A start that failed before its first checkpoint binds nobody.
+        (path / "reference.npz").unlink(missing_ok=True)
+        name, size = ("texts", config.train.texts) if config.is_sft else ("users", config.train.users)
+        if parallel.resolve(config.train.parallel, size, name) == "pmap":
+            parts = jax.device_count() * config.train.accumulate
+            if size % parts:
+                raise UserError(
+                    f"config.train.{name}: {size} cannot be shared by {jax.device_count()} devices that take "
+                    f"{config.train.accumulate} parts each; give a multiple of {parts}"
+                )
         dataset = _dataset(config, path)
         log_left_out(dataset)
         if config.is_sft and not config.policy.base:
@@ -90,6 +101,7 @@ class PolicyWorkdir:
         }  # fmt: skip
         write_text(path / "run.json", json.dumps(run, indent=2))
         write_text(file, configs.to_json(config))
+        shutil.rmtree(path / "embedding", ignore_errors=True)
         return cls._with_base(path, config, dataset, tokens, base)
 
     @classmethod
@@ -136,9 +148,17 @@ class PolicyWorkdir:
         )  # fmt: skip
 
     def _texts(self, split: str) -> np.ndarray:
-        """Texts to learn or to validate the base on: every twentieth is for validation."""
-        rows = np.flatnonzero(self.tokens.lengths)
-        held_out = np.arange(len(rows)) % 20 == 7 % max(len(rows), 1)
+        """Texts to learn or to validate the base on: of rows those of training people, of `styles` all, which is what
+        its base is to know of the world. Of every twenty prompts one is for validation, or, with few, of the texts."""
+        fits = self.tokens.lengths > 0
+        if self.config.data.source == "rows":
+            known = np.zeros(len(fits), bool)
+            known[texts_of(self.dataset.splits["train"].table)] = True
+            fits &= known
+        rows = np.flatnonzero(fits)
+        number = {prompt: i for i, prompt in enumerate(dict.fromkeys(self.dataset.texts[r][0] for r in rows))}
+        place = np.array([number[self.dataset.texts[r][0]] for r in rows]) if len(number) > 7 else np.arange(len(rows))
+        held_out = place % 20 == 7 % max(len(rows), 1)
         return rows[held_out] if split == "val" else rows[~held_out]
 
     def directory(self, role: Role = "main") -> Path:
@@ -192,11 +212,12 @@ def _with_start(config: PolicyConfig, path: Path) -> Any:
 def _dataset(config: PolicyConfig, path: Path) -> Dataset:
     """The configuration's people and texts, with the features that the encoder was trained on."""
     plain = _reward_config(config)
+    # Benchmarks are made with as many targets as are scored, not with those of a batch.
+    plain.train.targets = max(config.train.targets, config.evaluate.targets)
     if config.is_sft or config.policy.adapter.latent == "none" or not config.encoder.init_from:
         return load_dataset(plain, path / "embedding")
     reward = _reward_workdir(config.encoder.init_from)
-    same = (config.data.source, config.data.path) == (reward.config.data.source, reward.config.data.path)
-    if same or (config.data.source == "rows" and not config.data.path):
+    if _takes_data_of(config, reward):
         return reward.dataset
     dataset = load_dataset(plain, path / "embedding")
     if reward.config.model.learn_texts == "yes":
@@ -210,9 +231,44 @@ def _dataset(config: PolicyConfig, path: Path) -> Dataset:
             f"config.encoder.init_from: {config.encoder.init_from} reads features of {wanted} numbers, these data have "
             f"{width}; leave config.data.features at auto to have them made as they were there"
         )
+    met = set(reward.dataset.splits["train"].users)
+    again = sorted(met & {*dataset.splits["val"].users, *dataset.splits["test"].users})
+    if again:
+        raise UserError(
+            f"config.encoder.init_from: {config.encoder.init_from} was trained on {len(again)} people who are held out "
+            f"here ({', '.join(again[:3])} …); give the same splits (split_user)"
+        )
     dataset.featuriser = reward.dataset.featuriser
     dataset.features = dataset.featuriser.transform(dataset.texts)
     return dataset
+
+
+def _takes_data_of(config: PolicyConfig, reward: Workdir) -> bool:
+    """Whether the people and texts are those of the encoder's work directory."""
+    same = (config.data.source, config.data.path) == (reward.config.data.source, reward.config.data.path)
+    return same or (config.data.source == "rows" and not config.data.path)
+
+
+def _adopted(config: PolicyConfig) -> PolicyConfig:
+    """The configuration with the data settings of the encoder's work directory, where its data are taken.
+
+    Raises:
+      UserError: a setting is given that was another there.
+    """
+    if config.is_sft or config.policy.adapter.latent == "none" or not config.encoder.init_from:
+        return config
+    reward = _reward_workdir(config.encoder.init_from)
+    if not _takes_data_of(config, reward):
+        return config
+    default, theirs = DataConfig(), reward.config.data
+    for field in dataclasses.fields(DataConfig):
+        given, before = getattr(config.data, field.name), getattr(theirs, field.name)
+        if field.name not in ("source", "path") and given not in (before, getattr(default, field.name)):
+            raise UserError(
+                f"config.data.{field.name}: {config.encoder.init_from} was trained with {before!r}, not {given!r}; "
+                "leave it out, or train the encoder with it too"
+            )
+    return dataclasses.replace(config, data=copy.deepcopy(theirs))
 
 
 def _reward_config(config: PolicyConfig) -> Config:
