@@ -63,7 +63,7 @@ def test_a_short_run_beats_every_model_that_does_not_read_the_context(tmp_path):
     config = synthetic.get_config("np_btl")
     config.model.width = config.model.encoder.width = 32
     config.objective.samples, config.evaluate.samples, config.evaluate.shuffles = 2, 8, 1
-    config.data.eval_users, config.train.users, config.train.steps_per_call = 200, 32, 25
+    config.data.eval_users, config.train.users, config.train.steps_per_call = 150, 32, 25
     config.train.steps, config.train.population_steps, config.train.oracle_steps = 250, 25, 25
     config.train.validate_every = config.train.checkpoint_every = 250
     train.train(config, tmp_path / "run")

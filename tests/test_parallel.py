@@ -74,8 +74,17 @@ print(json.dumps({"devices": jax.device_count(), "difference": difference, "loss
 """
 
 
+def simulated(devices: int) -> dict[str, str]:
+    """The environment of a process that sees so many devices."""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    return {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+
+
 def test_a_policy_step_on_eight_devices_is_that_of_one():
-    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    environment = {
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
     child = subprocess.run(
         [sys.executable, "-c", _POLICY], capture_output=True, text=True, timeout=300, check=False,
         env={**os.environ, **environment},
@@ -90,7 +99,10 @@ def test_a_policy_step_on_eight_devices_is_that_of_one():
 
 
 def test_eight_devices_compute_what_one_does():
-    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    environment = {
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
     child = subprocess.run(
         [sys.executable, "-c", _CHILD], capture_output=True, text=True, timeout=300, check=False,
         env={**__import__("os").environ, **environment},
@@ -135,7 +147,7 @@ def test_training_on_eight_devices_equals_training_on_one(tmp_path):
     """The whole loop under pmap: transfer guard, validation, checkpoints, the end state."""
     done = subprocess.run(
         [sys.executable, "-c", _TRAIN, str(tmp_path), "pmap"], capture_output=True, text=True, timeout=300, check=False,
-        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, **simulated(8)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     eight = json.loads(done.stdout)
@@ -162,7 +174,7 @@ def test_embedding_on_eight_devices_equals_embedding_on_one(tmp_path):
     small_lm.save_bert(tmp_path / "bert")
     out = []
     for devices in (1, 8):
-        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+        flags = simulated(devices)
         done = subprocess.run(
             [sys.executable, "-c", _EMBED, str(tmp_path / "bert")], capture_output=True, text=True, timeout=300,
             env={**os.environ, **flags}, check=False,

@@ -22,6 +22,7 @@ from fssa_jax.pretrained import at_hand
 from fssa_jax.types import ChoiceTable
 
 POOLS = ("context", "target")
+_LABELS = ("helpfulness", "honesty")  # of UltraFeedback, where none are named
 # Settings that a prepared directory fixes.
 _ROW_SETTINGS = (
     *("on_error", "labels", "conflicting", "features", "vectors", "texts", "components", "encoder", "encoder_pool"),
@@ -103,7 +104,7 @@ def read_source(data: DataConfig) -> tuple[list[Row], dict]:
     reading = RowReport()
     records = read_records(data.path, (), reading, data.on_error)
     if schema == "ultrafeedback":
-        labels = data.labels or ("helpfulness", "honesty")
+        labels = data.labels or _LABELS
         rows, made = ultrafeedback_rows(records, labels, data.conflicting, data.split_seed, reading, data.on_error)
     else:
         rows, made = conversation_rows(records, data.split_seed, reading, data.on_error)
@@ -116,6 +117,8 @@ def rows_dataset(data: DataConfig, rows: list[Row] | None = None, scratch: Path 
     if rows is None:
         rows, reading = read_source(data)
         report |= reading
+        if report.get("schema") == "ultrafeedback":  # what was read is what is remembered
+            data = dataclasses.replace(data, labels=data.labels or _LABELS)
     ids = number_texts(texts_in(rows))
     by_user = rows_by_user(rows)
     texts = list(ids)

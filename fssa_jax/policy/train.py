@@ -29,7 +29,7 @@ from fssa_jax.types import Episode, PyTree
 _log = logging.getLogger(__name__)
 
 _VALIDATION_SEED = 1_000_003
-_VALIDATION_USERS, _VALIDATION_TARGETS = 64, 8
+_VALIDATION_USERS, _VALIDATION_TARGETS = 128, 12
 
 
 def train(config: PolicyConfig, workdir: Path) -> None:
