@@ -19,11 +19,10 @@ Z = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8)), jnp.float32)
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(3, 97, (3, 9)))
 SETTINGS = {
     "film": {"kind": "film", "places": place_sizes(CONFIG, ("residual", "query"))},
-    "lora_core diagonal": {"kind": "lora_core", "places": place_sizes(CONFIG, PROJECTIONS)},
     "lora_core full": {"kind": "lora_core", "core": "full", "places": place_sizes(CONFIG, PROJECTIONS)},
     "lora": {"kind": "lora", "places": place_sizes(CONFIG, PROJECTIONS)},
     "lora_core beside a shared LoRA": {
-        "kind": "lora_core", "places": place_sizes(CONFIG, PROJECTIONS),
+        "kind": "lora_core", "core": "diagonal", "places": place_sizes(CONFIG, PROJECTIONS),
         "shared_places": place_sizes(CONFIG, ("query", "out")), "shared_rank": 4,
     },
 }  # fmt: skip

@@ -28,6 +28,9 @@ from tests import tiny
 from tests.mistakes import complaint
 
 
+pytestmark = pytest.mark.xdist_group("policies")  # they share a trained policy
+
+
 @pytest.fixture(scope="module")
 def work(steered):
     return PolicyWorkdir.open(steered)

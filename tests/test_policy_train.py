@@ -27,6 +27,9 @@ from tests import tiny, tiny_policy
 from tests.mistakes import complaint
 
 
+pytestmark = pytest.mark.xdist_group("policies")  # they share a trained policy
+
+
 def leaves(tree):
     return [np.asarray(x) for x in jax.tree.leaves(tree)]
 

@@ -12,6 +12,9 @@ import pytest
 
 from tests import tiny
 
+# One process for all of these: what they share takes long to make.
+pytestmark = pytest.mark.xdist_group("programs")
+
 ROOT = Path(__file__).parent.parent
 TINY = [
     "--config.data.features=tfidf",
