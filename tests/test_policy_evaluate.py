@@ -27,7 +27,6 @@ from fssa_jax.steer import read_choices
 from tests import tiny
 from tests.mistakes import complaint
 
-
 pytestmark = pytest.mark.xdist_group("policies")  # they share a trained policy
 
 

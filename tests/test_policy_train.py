@@ -26,7 +26,6 @@ from fssa_jax.workdir import Workdir
 from tests import tiny, tiny_policy
 from tests.mistakes import complaint
 
-
 pytestmark = pytest.mark.xdist_group("policies")  # they share a trained policy
 
 
