@@ -12,4 +12,4 @@ export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 "$venv/bin/ruff" format --check .
 "$venv/bin/ruff" check .
 "$venv/bin/pyright" --pythonpath "$venv/bin/python"
-"$venv/bin/python" -m pytest -n 2 --dist loadgroup "$@"
+"$venv/bin/python" -m pytest -n 2 --dist worksteal "$@"
