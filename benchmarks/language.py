@@ -174,17 +174,29 @@ def log_prob_memory() -> dict:
 
 
 _LOAD = """
-import json, resource, sys
+import json, re, sys, threading, time
 from pathlib import Path
 import jax
 from fssa_jax import pretrained
 directory = Path(sys.argv[1])
 config = pretrained.read_config(directory)
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-before = peak()
+# Anonymous pages: those of the mapped files are the page cache's, which gives them back.
+now = lambda: int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 2**10
+before = peak = now()
+done = False
+def watch():
+    global peak
+    while not done:
+        peak = max(peak, now())
+        time.sleep(0.002)
+watcher = threading.Thread(target=watch)
+watcher.start()
 variables = pretrained.load_params(directory, config)
+jax.block_until_ready(variables)
+done = True
+watcher.join()
 size = sum(x.nbytes for x in jax.tree.leaves(variables)) / 2**20
-print(json.dumps({"model_mb": round(size), "peak_beyond_model_mb": round(peak() - before - size)}))
+print(json.dumps({"model_mb": round(size), "peak_beyond_model_mb": round(peak - before - size)}))
 """
 
 

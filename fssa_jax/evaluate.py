@@ -86,12 +86,13 @@ def evaluate(
 ) -> Evaluation:
     """Scores a predictor and everything beside it on the same users, targets and contexts.
 
-    Series, each {k: {"mean", "low", "high"}} with fractions: accuracy, nll, ece, steering; control
-    (accuracy with another person's context), population, oracle, bayes (accuracies), and the same with
-    _nll, _ece and _steering for each; steering is None where no two people judge a pair differently. The
-    oracle is scored on the users whose group has training users. Where there are few groups, such as the labels of
-    UltraFeedback, by_group has the accuracies of each: {group: {series: …}}. Where only a part of the target rows has
-    both texts unseen in training, those rows are scored apart: accuracy_unseen and population_unseen.
+    Series, each {k: {"mean", "low", "high"}} with fractions: accuracy, nll, ece, steering; control (accuracy with
+    another person's context), population, oracle, bayes (accuracies), and the same with _nll, _ece and _steering for
+    each; gain and control_gain (paired differences from the population's accuracy); steering is None where no two
+    people judge a pair differently. The oracle is scored on the users whose group has training users. Where there are
+    few groups, such as the labels of UltraFeedback, by_group has the accuracies of each: {group: {series: …}}. Where
+    only a part of the target rows has both texts unseen in training, those rows are scored apart: accuracy_unseen and
+    population_unseen.
 
     Args:
       main, population, oracle: what is scored; the last two where there are any.
@@ -141,6 +142,8 @@ def evaluate(
         if other is not None and scored.any():
             log_p, _, _ = other.predict(episodes[0], (0,))
             score.add(name, np.repeat(log_p, len(ks), axis=0)[None], scored)
+    if population is not None:
+        score.add_gains("population")
     if dataset.truth is not None:
         score.add("bayes", np.stack([bayes_log_p(dataset.truth, e, ks) for e in progress(episodes, "Bayes limit")]))
 
@@ -167,7 +170,7 @@ def evaluate(
         report["latent"] = latent_health(latents[0], kl[0] if main.gaussian else None)
         p = np.exp(own[0])
         report["latent"]["context_effect"] = float(np.abs(p[-1] - p[0])[mask].mean())
-    return Evaluation(report, users, latents[0], score.accuracy_by_user)
+    return Evaluation(report, users, latents[0], score.by_user[""])
 
 
 def eligible_users(split: Split, k: int) -> tuple[np.ndarray, list[str]]:
@@ -265,7 +268,7 @@ class _Scores:
         self.mask = mask
         self.report: dict[str, Any] = {}
         self.log_p: dict[str, np.ndarray] = {}
-        self.accuracy_by_user = np.zeros(0)
+        self.by_user: dict[str, np.ndarray] = {}
         self._weights = np.asarray(
             metrics.bootstrap_weights(jax.random.key(seed), len(mask), settings.bootstrap), np.float64
         )
@@ -285,8 +288,7 @@ class _Scores:
         mask = self.mask if mask is None else mask
         hits = np.asarray(metrics.preference_accuracy(jnp.asarray(log_p))).mean(0)
         accuracy = self._per_user(hits, mask)
-        if name == "":
-            self.accuracy_by_user = accuracy
+        self.by_user[name] = accuracy
         nll = self._per_user(-log_p.mean(0), mask)
         counts = np.stack([
             sum(np.asarray(metrics.calibration_counts(jnp.exp(draw[k]), jnp.asarray(mask))) for draw in log_p)
@@ -307,6 +309,12 @@ class _Scores:
             self.report[f"{prefix}steering"] = self._over_k(
                 lambda k, w: 2 * (w @ gain[k]) / np.maximum(w @ total, 1e-12) - 1
             )
+
+    def add_gains(self, over: str) -> None:
+        """Adds gain and control_gain: paired differences of accuracy from another predictor's, people by people."""
+        for name, key in (("", "gain"), ("control", "control_gain")):
+            if name in self.by_user:
+                self.report[key] = self._means(self.by_user[name] - self.by_user[over])
 
     def accuracies(self, names: tuple[str, ...], mask: np.ndarray) -> dict[str, Any]:
         """The accuracies of predictors that were added, over other target rows."""

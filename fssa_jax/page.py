@@ -43,6 +43,8 @@ def render(config: Any, report: dict[str, Any], pictures: list[tuple[str, str]],
     accuracy = [(n, f"{label}, accuracy %") for n, label in SERIES.items()]
     accuracy += [("accuracy_unseen", "both texts unseen in training"), ("population_unseen", "same, population model")]
     rows = "".join(row(n, label, 1, 100) for n, label in accuracy if report.get(n))
+    if report.get("gain"):
+        rows += row("gain", "gain over the population model, points", 1, 100)
     for group, its in report.get("by_group", {}).items():
         for name, series in its.items():
             label = "accuracy %" if name == "accuracy" else f"accuracy %, {name}"

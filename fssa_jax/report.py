@@ -85,6 +85,7 @@ def format_table(report: dict[str, Any]) -> str:
     rows += [(name, name.replace("_", " ")) for name in ("steering", "bayes_steering", "control_steering")
              if report.get(name)]  # fmt: skip
     rows += [(name, name.replace("_", " ")) for name in ("accuracy_unseen", "population_unseen") if report.get(name)]
+    rows += [("gain", "gain over population")] if report.get("gain") else []
     for name, label in rows:
         cells = (f"{100 * report[name][k]['mean']:.1f} ±{_half_width(report[name][k]):.1f}" for k in ks)
         lines.append(f"{label + ', %':26s}" + "".join(f"{cell:>16s}" for cell in cells))

@@ -1,6 +1,7 @@
 """Strict JAX in every test, and the helpers that several files share."""
 
 import os
+import shutil
 from pathlib import Path
 
 # The tests, and the processes that they start, compile the same small programs again and again.
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from fssa_jax import train
 from fssa_jax.data import build
@@ -47,24 +49,47 @@ def no_encoder_at_hand(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory):
+def once(tmp_path_factory, worker_id):
+    """once(name, make): a directory that make(directory) fills, in the first process of the tests that asks for it.
+
+    The others take it as it is, so nobody changes what is in it.
+    """
+    root = tmp_path_factory.getbasetemp()
+    root = root if worker_id == "master" else root.parent
+
+    def made(name: str, make) -> Path:
+        directory, whole = root / f"once-{name}", root / f"once-{name}.whole"
+        with FileLock(f"{directory}.lock"):
+            if not whole.exists():
+                shutil.rmtree(directory, ignore_errors=True)
+                directory.mkdir()
+                make(directory)
+                whole.touch()
+        return directory
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def finished(once):
     """(directory, configuration) of a run that nobody disturbed, in directory/run; its rows are beside it."""
-    directory = tmp_path_factory.mktemp("finished")
-    config = tiny.config(tiny.write_rows(directory / "rows.jsonl", tiny.rows()))
-    train.train(config, directory / "run")
-    return directory, config
+
+    def make(directory: Path) -> None:
+        train.train(tiny.config(tiny.write_rows(directory / "rows.jsonl", tiny.rows())), directory / "run")
+
+    directory = once("finished", make)
+    return directory, tiny.config(directory / "rows.jsonl")
 
 
 @pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory):
+def tiny_base(once):
     """A directory with a random language model."""
-    return tiny_policy.base(tmp_path_factory.mktemp("base") / "model")
+    return once("base", lambda directory: tiny_policy.base(directory / "model")) / "model"
 
 
 @pytest.fixture(scope="session")
-def steered(finished, tiny_base, tmp_path_factory):
+def steered(finished, tiny_base, once):
     """The work directory of a policy that was trained on the people of `finished`, with its reward model's encoder."""
-    directory, _ = finished
-    workdir = tmp_path_factory.mktemp("steered") / "run"
-    policy_train.train(tiny_policy.config(directory / "rows.jsonl", tiny_base, directory / "run"), workdir)
-    return workdir
+    people, _ = finished
+    config = tiny_policy.config(people / "rows.jsonl", tiny_base, people / "run")
+    return once("steered", lambda directory: policy_train.train(config, directory / "run")) / "run"

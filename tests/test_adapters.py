@@ -10,6 +10,7 @@ import pytest
 from fssa_jax.adapters import Film, LowRank, apply_adapter, apply_film, apply_low_rank, combine_adapters
 from fssa_jax.generate import generate
 from fssa_jax.models.decoder import Decoder, DecoderConfig
+from fssa_jax.models.hypernetwork import Hypernetwork, place_sizes
 from tests import small_lm
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -167,7 +168,10 @@ def test_golden_film():
 
 
 def published():
-    """The published policy: Qwen2 with LoRA on query and value, and FiLM on the residual stream of every block."""
+    """The published policy: Qwen2 with LoRA on query and value, and FiLM on the residual stream of every block.
+
+    Its adapters come out of our hypernetwork, with the published weights.
+    """
     g = np.load(GOLDEN / "conditional_lm_tiny.npz")
     n = int(g["config/num_hidden_layers"])
     width, heads, groups = (
@@ -196,18 +200,24 @@ def published():
     layers["mlp_norm"] = {"scale": stack("block.post_attention_layernorm.weight")}
     params = {"embedding": jnp.asarray(g[f"{base}.embed_tokens.weight"]), "layers": layers,
               "norm": jnp.asarray(g[f"{base}.norm.weight"])}  # fmt: skip
-    scale = float(g["config/lora_alpha"]) / float(g["config/lora_r"])
-    lora = {
-        ours: LowRank(stack(f"block.self_attn.{p}.lora_A.default.weight", True),
-                      scale * stack(f"block.self_attn.{p}.lora_B.default.weight", True))
-        for ours, p in (("query", "q_proj"), ("value", "v_proj"))
-    }  # fmt: skip
-    z = g["in/latent"]
-    films = [
-        jnp.asarray(np.stack([linear(g, f"{base}.layers.{i}.film.{part}_mlp.net.0", z) for i in range(n)]))
-        for part in ("gamma", "beta")
-    ]
-    return g, Decoder(config), {"params": params}, lora, {**lora, "residual": Film(*films)}
+    rank = int(g["config/lora_r"])
+    hyper = Hypernetwork(
+        "film", place_sizes(config, ("residual",)), n, shared_places=place_sizes(config, ("query", "value")),
+        shared_rank=rank, shared_scale=float(g["config/lora_alpha"]) / rank,
+    )  # fmt: skip
+    emitting = {}
+    for ours, theirs in (("query", "q_proj"), ("value", "v_proj")):
+        for side, factor in (("down", "A"), ("up", "B")):
+            emitting[f"shared_{ours}_{side}"] = stack(f"block.self_attn.{theirs}.lora_{factor}.default.weight", True)
+    for ours, theirs, start in (("scale", "gamma", 1.0), ("shift", "beta", 0.0)):
+        net = [f"{base}.layers.{i}.film.{theirs}_mlp.net.0" for i in range(n)]
+        emitting[f"residual_{ours}"] = {
+            "kernel": jnp.asarray(np.concatenate([g[f"{name}.weight"].T for name in net], axis=1)),
+            "bias": jnp.asarray(np.concatenate([g[f"{name}.bias"] - start for name in net])),
+        }
+    adapters = hyper.apply({"params": emitting}, jnp.asarray(g["in/latent"]))
+    lora = {place: adapters[place] for place in ("query", "value")}
+    return g, Decoder(config), {"params": params}, lora, adapters
 
 
 def test_golden_conditional_language_model():

@@ -68,6 +68,18 @@ def test_every_series_has_an_interval_around_its_mean(report):
             assert name == "ece" or cell["low"] - 1e-6 <= cell["mean"] <= cell["high"] + 1e-6, name
 
 
+def test_gains_are_differences_within_people(report):
+    """Their means are differences of means; paired, their intervals are narrower than those would be."""
+    for name, series in (("gain", "accuracy"), ("control_gain", "control")):
+        for k in SETTINGS.k:
+            own, population = report[series][str(k)], report["population"][str(k)]
+            gain = report[name][str(k)]
+            assert gain["mean"] == pytest.approx(own["mean"] - population["mean"], abs=1e-6)
+            assert gain["low"] <= gain["mean"] <= gain["high"]
+            widths = [cell["high"] - cell["low"] for cell in (gain, own, population)]
+            assert widths[0] <= widths[1] + widths[2]
+
+
 def test_groups_are_scored_apart_too(report):
     """Their accuracies are those of everybody, taken apart."""
     assert len(report["by_group"]) == 2

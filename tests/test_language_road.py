@@ -11,7 +11,7 @@ import pytest
 
 from fssa_jax.data import dataset as datasets
 from tests import small_lm, tiny
-from tests.test_programs import ROOT, assert_one_clear_line, run
+from tests.programs import ROOT, assert_one_clear_line, run
 from tests.test_schemas import records
 
 SMALL = [
@@ -24,17 +24,18 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("uf")
-    small_lm.save_bert(directory / "bert")
-    small_lm.save_decoder(directory / "decoder")
-    (directory / "uf.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records(300)))
-    done = run(
-        "prepare_data", f"--source={directory / 'uf.jsonl'}", f"--out={directory / 'hh'}",
-        f"--encoder={directory / 'bert'}", f"--tokenizer={directory / 'decoder'}", "--max_length=100",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return directory
+def prepared(once):
+    def make(directory):
+        small_lm.save_bert(directory / "bert")
+        small_lm.save_decoder(directory / "decoder")
+        (directory / "uf.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records(300)))
+        done = run(
+            "prepare_data", f"--source={directory / 'uf.jsonl'}", f"--out={directory / 'hh'}",
+            f"--encoder={directory / 'bert'}", f"--tokenizer={directory / 'decoder'}", "--max_length=100",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+    return once("uf", make)
 
 
 def test_ratings_become_embedded_and_tokenised_tables(prepared):
@@ -57,8 +58,8 @@ def test_ratings_become_embedded_and_tokenised_tables(prepared):
     assert not prompts["train"] & (prompts["val"] | prompts["test"])
 
 
-def test_the_papers_configuration_runs_to_its_report(prepared):
-    workdir = prepared / "run"
+def test_the_papers_configuration_runs_to_its_report(prepared, tmp_path):
+    workdir = tmp_path / "run"
     config = "--config=configs/ultrafeedback_reward.py:hh,np_btl"
     done = run("train", config, f"--config.data.path={prepared / 'hh'}", f"--workdir={workdir}", *SMALL)
     assert done.returncode == 0, done.stderr
@@ -68,7 +69,7 @@ def test_the_papers_configuration_runs_to_its_report(prepared):
     assert 0 <= report["accuracy"]["10"]["mean"] <= 1
     assert report["steering"] is not None
     other = run("train", "--config=configs/ultrafeedback_reward.py:hht,np_btl",
-                f"--config.data.path={prepared / 'hh'}", f"--workdir={prepared / 'other'}", *SMALL)  # fmt: skip
+                f"--config.data.path={prepared / 'hh'}", f"--workdir={tmp_path / 'other'}", *SMALL)  # fmt: skip
     assert_one_clear_line(other, "prepared with config.data.labels")
 
 

@@ -27,8 +27,6 @@ from fssa_jax.steer import read_choices
 from tests import tiny
 from tests.mistakes import complaint
 
-pytestmark = pytest.mark.xdist_group("policies")  # they share a trained policy
-
 
 @pytest.fixture(scope="module")
 def work(steered):
@@ -177,10 +175,10 @@ def test_the_report_is_whole(steered, work):
     assert report["warnings"] == []
 
 
-def test_the_four_calls(steered, moved):
+def test_the_four_calls(steered, moved, tmp_path):
     steerer = Steerer(PolicyWorkdir.open(steered), moved)
     rows = tiny.rows(users=2)
-    choices = [as_choices(read_choices(str(tiny.write_rows(steered.parent / f"{u}.jsonl", rows[14 * u : 14 * u + 3]))))
+    choices = [as_choices(read_choices(str(tiny.write_rows(tmp_path / f"{u}.jsonl", rows[14 * u : 14 * u + 3]))))
                for u in (0, 1)]  # fmt: skip
     nobody, one, two = (steerer.infer(c) for c in ([], *choices))
     assert one.mean.shape == (1, 8)
@@ -202,9 +200,9 @@ def test_the_four_calls(steered, moved):
     assert "10 choices" in complaint(steerer.infer, [("p", "a", "b")] * 10)
 
 
-def test_a_person_writes_before_and_after_and_two_people_blend(steered):
+def test_a_person_writes_before_and_after_and_two_people_blend(steered, tmp_path):
     rows = tiny.rows(users=2)
-    files = [str(tiny.write_rows(steered.parent / f"p{u}.jsonl", rows[14 * u : 14 * u + 3])) for u in (0, 1)]
+    files = [str(tiny.write_rows(tmp_path / f"p{u}.jsonl", rows[14 * u : 14 * u + 3])) for u in (0, 1)]
     [written] = write_for(steered, ["question 0"], choices=files[0])
     assert [w.name for w in written] == ["before any choice", "after 3 choices"]
     [written] = write_for(steered, ["question 0"], people=files, blend=[0, 0.5, 1])
@@ -212,9 +210,9 @@ def test_a_person_writes_before_and_after_and_two_people_blend(steered):
     assert "two files in --people, got 1" in complaint(
         lambda: write_for(steered, ["q"], people=files[:1], blend=[0, 1])
     )
-    long = str(tiny.write_rows(steered.parent / "long.jsonl", rows[:10]))
+    long = str(tiny.write_rows(tmp_path / "long.jsonl", rows[:10]))
     assert complaint(lambda: write_for(steered, ["q"], choices=long)).startswith(f"{long}: 10 choices of a person")
-    empty = steered.parent / "empty.jsonl"
+    empty = tmp_path / "empty.jsonl"
     empty.write_text("")
     assert str(empty) in complaint(lambda: write_for(steered, ["q"], choices=str(empty)))
 

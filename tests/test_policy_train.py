@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -25,8 +26,6 @@ from fssa_jax.step import make_optimizer
 from fssa_jax.workdir import Workdir
 from tests import tiny, tiny_policy
 from tests.mistakes import complaint
-
-pytestmark = pytest.mark.xdist_group("policies")  # they share a trained policy
 
 
 def leaves(tree):
@@ -216,13 +215,11 @@ def test_what_does_not_belong_together_is_named(steered, finished, made, tmp_pat
     (other / "model.safetensors").write_bytes(_changed(other / "model.safetensors"))
     moved = change(copy.deepcopy(config), {"policy.base": str(other)})
     assert "was trained with config.policy.base" in complaint(PolicyWorkdir.make, moved, steered)
-    config_file = steered / "config.json"
-    before = config_file.read_text()
-    try:
-        config_file.write_text(before.replace(json.dumps(config.policy.base), json.dumps(str(other))))
-        assert "log-probabilities of another language model" in complaint(PolicyWorkdir.open, steered)
-    finally:
-        config_file.write_text(before)
+    spoilt = tmp_path / "spoilt"
+    shutil.copytree(steered, spoilt)
+    before = (spoilt / "config.json").read_text()
+    (spoilt / "config.json").write_text(before.replace(json.dumps(config.policy.base), json.dumps(str(other))))
+    assert "log-probabilities of another language model" in complaint(PolicyWorkdir.open, spoilt)
     for start, words in ((directory / "absent", "no config.json"), (steered, "the work directory of a policy")):
         wrong = change(copy.deepcopy(config), {"encoder.init_from": str(start)})
         assert words in complaint(PolicyWorkdir.make, wrong, tmp_path / "new")

@@ -1,21 +1,15 @@
 """The programs from outside: the whole road on small rows, --help, and one clear line for every mistake."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests import tiny
+from tests.programs import assert_one_clear_line, run
 
-# One process for all of these: what they share takes long to make.
-pytestmark = pytest.mark.xdist_group("programs")
-
-ROOT = Path(__file__).parent.parent
 TINY = [
     "--config.data.features=tfidf",
     "--config.train.steps=10", "--config.train.steps_per_call=5", "--config.train.validate_every=5",
@@ -26,43 +20,27 @@ TINY = [
 ]  # fmt: skip
 
 
-def run(program, *arguments, cwd=ROOT):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    return subprocess.run(
-        [sys.executable, "-m", f"launch.{program}", *map(str, arguments)],
-        cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-
-
-def assert_one_clear_line(done, *words):
-    assert done.returncode == 2, done.stderr
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    for word in words:
-        assert word in errors[0], errors[0]
-
-
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(once):
     """rows → prepared directory → trained and evaluated work directory."""
-    directory = tmp_path_factory.mktemp("road")
     records = tiny.rows()
-    rows = tiny.write_rows(directory / "rows.jsonl", records)
-    prepared = run(
-        "prepare_data",
-        f"--source={rows}",
-        f"--out={directory / 'prepared'}",
-        "--config.data.components=8",
-        "--config.data.features=tfidf",
-    )
-    assert prepared.returncode == 0, prepared.stderr
-    arguments = ["--config=configs/rows.py:np_btl", f"--config.data.path={directory / 'prepared'}", *TINY]
-    done = run("train", *arguments, f"--workdir={directory / 'run'}")
-    assert done.returncode == 0, done.stderr
-    evaluated = run("evaluate", f"--workdir={directory / 'run'}")
-    assert evaluated.returncode == 0, evaluated.stderr
-    return directory, arguments, records, evaluated.stdout
+
+    def arguments(directory: Path) -> list[str]:
+        return ["--config=configs/rows.py:np_btl", f"--config.data.path={directory / 'prepared'}", *TINY]
+
+    def make(directory: Path) -> None:
+        rows = tiny.write_rows(directory / "rows.jsonl", records)
+        small = ["--config.data.components=8", "--config.data.features=tfidf"]
+        prepared = run("prepare_data", f"--source={rows}", f"--out={directory / 'prepared'}", *small)
+        assert prepared.returncode == 0, prepared.stderr
+        done = run("train", *arguments(directory), f"--workdir={directory / 'run'}")
+        assert done.returncode == 0, done.stderr
+        evaluated = run("evaluate", f"--workdir={directory / 'run'}")
+        assert evaluated.returncode == 0, evaluated.stderr
+        (directory / "printed").write_text(evaluated.stdout)
+
+    directory = once("road", make)
+    return directory, arguments(directory), records, (directory / "printed").read_text()
 
 
 def test_evaluate_writes_the_whole_report(trained):
@@ -84,21 +62,19 @@ def test_evaluate_writes_the_whole_report(trained):
     assert "report.html" in printed
 
 
-def test_evaluate_on_other_peoples_rows(trained):
+def test_evaluate_on_other_peoples_rows(trained, tmp_path):
     directory, _, _, _ = trained
     others = [{**row, "user_id": f"other {row['user_id']}"} for row in tiny.rows(users=6, seed=5)]
     others += tiny.rows(users=1)  # who was trained on
-    path = tiny.write_rows(directory / "others.jsonl", others)
-    done = run("evaluate", f"--workdir={directory / 'run'}", f"--data={path}")
+    path = tiny.write_rows(tmp_path / "others.jsonl", others)
+    done = run("evaluate", f"--workdir={directory / 'run'}", f"--data={path}", "--k=0,2")
     assert done.returncode == 0, done.stderr
     report = json.loads((directory / "run" / "report-others" / "report.json").read_text())
     assert report["users"]["scored"] == 6
     assert any("only 6 people" in w for w in report["warnings"])
     assert "were trained on and are left out: u0" in done.stderr
     assert report["data"] == str(path)
-    again = run("evaluate", f"--workdir={directory / 'run'}", "--k=0,2")
-    assert again.returncode == 0, again.stderr
-    assert "k = 2" in again.stdout
+    assert "k = 2" in done.stdout
 
 
 def test_a_prepared_directory_keeps_its_settings(trained):
@@ -122,21 +98,22 @@ def test_the_defaults_fit_a_small_file(tmp_path):
     few = [a for a in TINY if "max_context" not in a and "targets" not in a and "factor" not in a]
     command = ["--config=configs/rows.py:np_btl", f"--config.data.path={rows}", f"--workdir={tmp_path / 'run'}"]
     assert_one_clear_line(run("train", *command), "config.evaluate.k: 10", '"--config.evaluate.k=(0,1,3,5,7,)"')
-    done = run("train", *command, *few, "--config.model.learn_texts=no")
+    alone = ["--config.train.population_steps=0", "--config.train.oracle_steps=0"]
+    done = run("train", *command, *few, *alone, "--config.model.learn_texts=no")
     assert done.returncode == 0, done.stderr
     assert "config.train.max_context=7" in done.stderr
 
 
-def test_steer_ranks_for_the_maker_of_the_choices(trained):
+def test_steer_ranks_for_the_maker_of_the_choices(trained, tmp_path):
     directory, _, records, _ = trained
     choices = [{k: v for k, v in r.items() if k not in ("user_id", "group")} for r in records[:4]]
-    tiny.write_rows(directory / "choices.jsonl", choices)
+    tiny.write_rows(tmp_path / "choices.jsonl", choices)
     candidates = [
         {"prompt": "question 0", "response": text} for text in ("word1 word2", "word3 " * 9, "new words here")
     ]
-    tiny.write_rows(directory / "candidates.jsonl", candidates)
-    arguments = [f"--workdir={directory / 'run'}", f"--choices={directory / 'choices.jsonl'}"]
-    arguments.append(f"--responses={directory / 'candidates.jsonl'}")
+    tiny.write_rows(tmp_path / "candidates.jsonl", candidates)
+    arguments = [f"--workdir={directory / 'run'}", f"--choices={tmp_path / 'choices.jsonl'}"]
+    arguments.append(f"--responses={tmp_path / 'candidates.jsonl'}")
     done = run("steer", *arguments, "--json")
     assert done.returncode == 0, done.stderr
     ranking = json.loads(done.stdout)

@@ -1,0 +1,57 @@
+"""Runs the programs from outside, as `python -m launch.NAME` does, without importing everything anew each time."""
+
+import multiprocessing
+import os
+import runpy
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+# One process imports what the programs do, and every run is a fork of it that has computed nothing yet.
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(["fssa_jax.prepare", "fssa_jax.policy.report", "fssa_jax.policy.steer"])
+
+
+@dataclass
+class Done:
+    """How a program ended and what it printed."""
+
+    returncode: int | None
+    stdout: str
+    stderr: str
+
+
+def _program(name: str, arguments: list[str], out: str) -> None:
+    for number, stream in enumerate((sys.stdout, sys.stderr), 1):
+        stream.flush()
+        os.dup2(os.open(f"{out}/{number}", os.O_WRONLY | os.O_CREAT, 0o600), number)
+    os.chdir(ROOT)
+    sys.path.insert(0, str(ROOT))
+    sys.argv = [f"launch/{name}.py", *arguments]
+    runpy.run_module(f"launch.{name}", run_name="__main__", alter_sys=True)
+
+
+def run(name: str, *arguments: object, timeout: float = 300) -> Done:
+    """Runs launch.NAME with these arguments to its end."""
+    with tempfile.TemporaryDirectory() as out:
+        process = _forks.Process(target=_program, args=(name, list(map(str, arguments)), out))
+        process.start()
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+        said = [(Path(out) / str(number)).read_text() for number in (1, 2)]
+        return Done(process.exitcode, *said)
+
+
+def assert_one_clear_line(done: Done, *words: str) -> None:
+    """Exit status 2, and one line that says all the words."""
+    assert done.returncode == 2, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in errors[0], errors[0]
