@@ -2,11 +2,14 @@
 
   python -m benchmarks.policies --what=steering --kinds=film,lora_core,lora --seeds=0,1,2
   python -m benchmarks.policies --what=ablation
+  python -m benchmarks.policies --what=polis --data=polis.jsonl.gz --split=test --seeds=0
   python -m benchmarks.policies --what=speed
 
 steering: base model, reward model and policy from the shipped configurations, each seed with users, targets and
 contexts of its own; S(k) beside the Bayes S(k) of the same people, the shuffled control, the population's policy, and,
-with --oracle, the specialists. ablation: one seed, one setting changed at a time. speed: one step of NP-DPO on random
+with --oracle, the specialists. ablation: one seed, one setting changed at a time. polis: real people; a small base made
+of their statements, configs/rows.py:np_dpo on it, accuracies and gains over the population's policy in points with 95 %
+intervals over people, beside those of the reward model on the same people. speed: one step of NP-DPO on random
 weights (Qwen2 of width 256, 4 layers, vocabulary 32,000; 36 sequences of 256 tokens), and the time from ten choices to
 adapters.
 """
@@ -23,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from configs import rows
 from configs.styles import get_config
 from fssa_jax import program
 from fssa_jax import train as reward_train
@@ -36,27 +40,32 @@ from fssa_jax.policy.report import evaluate_workdir
 from fssa_jax.policy.steering import Steering
 from fssa_jax.policy.step import PolicyData, draw_batch, make_policy_step
 from fssa_jax.policy.train import new_state
+from fssa_jax.report import evaluate_workdir as evaluate_reward
 from fssa_jax.step import make_optimizer, many_steps
 from fssa_jax.types import ChoiceTable, Comparisons
 
-_WHAT = flags.DEFINE_enum("what", "steering", ["steering", "ablation", "speed"], "what to measure")
+_WHAT = flags.DEFINE_enum("what", "steering", ["steering", "ablation", "polis", "speed"], "what to measure")
 _KINDS = flags.DEFINE_list("kinds", ["film", "lora_core", "lora"], "adapter kinds")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "one base, reward model and policy each")
 _ORACLE = flags.DEFINE_bool("oracle", False, "train and score the specialists too")
+_DATA = flags.DEFINE_string("data", None, "rows of the Polis data, for --what=polis")
+_SPLIT = flags.DEFINE_enum("split", "val", ["val", "test"], "whom --what=polis scores")
 _ROOM = flags.DEFINE_string("room", "", "directory for the work directories; default: a temporary one")
 
-# One setting changed at a time, from np_dpo_film.
+# One thing changed at a time, from np_dpo_film trained for half as long.
+_HALF = {"train.steps": 300, "train.population_steps": 0, "train.validate_every": 100}
+_COLD = {"encoder.init_from": "", "encoder.frozen": False, "objective.distil": 0.0}
 ABLATIONS: dict[str, dict[str, Any]] = {
     "np_dpo_film": {},
     "choices for labels": {"objective.distil": 0.0},
-    "encoder from chance": {"objective.distil": 0.0, "encoder.init_from": "", "encoder.frozen": False},
+    "choices for labels, encoder from chance": _COLD,
     "beta 1": {"objective.beta": 1.0},
     "beta .1": {"objective.beta": 0.1},
     "no SFT term": {"objective.sft_weight": 0.0},
-    "film on the residual stream alone": {"policy.adapter.places": ("residual",)},
+    "no LoRA of everybody beside": {"policy.adapter.shared_rank": 0},
     "published recipe": {
-        "objective.distil": 0.0, "encoder.init_from": "", "encoder.frozen": False, "objective.beta": 0.05,
-        "objective.sft_weight": 0.0, "policy.adapter.places": ("residual",), "optim.learning_rate": 1e-3,
+        **_COLD, "objective.beta": 0.05, "objective.sft_weight": 0.0, "policy.adapter.places": ("residual",),
+        "policy.adapter.shared_places": ("query", "value"), "optim.learning_rate": 1e-3,
         "model.encoder.aggregation": "attention", "model.encoder.residual": False, "model.encoder.pool": "sum",
         "model.encoder.prior_choice": False, "model.encoder.width": 32,
     },
@@ -94,7 +103,8 @@ def policy(kind: str, seed: int, room: Path, name: str, settings: dict[str, Any]
     config.model = get_config("np_btl").model
     if not _ORACLE.value:
         config.train.oracle_steps = 0
-    config.evaluate.users, config.evaluate.generate.people = 300, 128
+    config.evaluate.users, config.evaluate.targets, config.evaluate.generate.people = 200, 12, 96
+    config.evaluate.in_context_users = 16 if _ORACLE.value else 0
     change(config, settings)
     begun = time.perf_counter()
     policy_train.train(config, room / name)
@@ -116,6 +126,7 @@ def policy(kind: str, seed: int, room: Path, name: str, settings: dict[str, Any]
         "well_formed": {k: round(100 * out["well_formed"], 1) for k, out in written.items()},
         "kl": {k: round(out["kl"], 2) for k, out in written.items()},
         "share_of_specialists_reward": {k: out.get("reward_of_specialists") for k, out in written.items()},
+        "bayes_share_of_specialists_reward": {k: out["bayes_reward_of_specialists"] for k, out in written.items()},
         "blend": report["generation"]["blend"].get("towards_first"),
         "latent_norm": report["latent"]["norm"],
         "latent_norm_scrambled": report["latent"]["norm_scrambled"],
@@ -143,10 +154,43 @@ def ablation(room: Path) -> dict[str, Any]:
     """One setting changed at a time."""
     out = {}
     for i, (name, settings) in enumerate(ABLATIONS.items()):
-        run = policy("film", int(_SEEDS.value[0]), room, f"ablation-{i}", settings)
+        run = policy("film", int(_SEEDS.value[0]), room, f"ablation-{i}", _HALF | settings)
         keys = ("steering", "bayes_steering", "movement", "well_formed", "seconds_of_training")
         out[name] = {key: run[key] if not isinstance(run[key], dict) else run[key]["10"] for key in keys}
         print(json.dumps({name: out[name]}), flush=True)
+    return out
+
+
+def polis(room: Path) -> dict[str, Any]:
+    """Real people, seed by seed."""
+    out: dict[str, Any] = {"split": _SPLIT.value}
+    for seed in map(int, _SEEDS.value):
+        paths = {name: room / f"polis-{name}-{seed}" for name in ("np_btl", "sft", "np_dpo")}
+        for variant, path in paths.items():
+            config: Any = rows.get_config(variant)
+            config.seed, config.data.path = seed, _DATA.value
+            config.evaluate.k, config.evaluate.draws, config.evaluate.shuffles = (0, 5, 10, 20), 2, 2
+            config.train.oracle_steps = 0
+            if variant != "np_btl":
+                config.policy.max_length = 96
+            if variant == "np_dpo":
+                config.policy.base, config.encoder.init_from = str(paths["sft"] / "model"), str(paths["np_btl"])
+                config.evaluate.users, config.evaluate.in_context_users = 400, 0
+                config.evaluate.generate.people = 0
+            begun = time.perf_counter()
+            (reward_train if variant == "np_btl" else policy_train).train(config, path)
+            out.setdefault("seconds_of_training", {})[f"{variant} {seed}"] = round(time.perf_counter() - begun)
+        reports = {
+            "policy": evaluate_workdir(paths["np_dpo"], _SPLIT.value),
+            "reward model": evaluate_reward(paths["np_btl"], split=_SPLIT.value),
+        }
+        for name, report in reports.items():
+            series = {
+                key: {k: [round(100 * cell[part], 2) for part in ("mean", "low", "high")] for k, cell in its.items()}
+                for key in ("accuracy", "population", "gain", "control_gain") if (its := report[key])
+            }  # fmt: skip
+            out[f"{name} {seed}"] = {"people": report["users"]["scored"], **series}
+        print(json.dumps(out), flush=True)
     return out
 
 
@@ -218,7 +262,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         room = Path(_ROOM.value or scratch)
-        out = steering(room) if _WHAT.value == "steering" else ablation(room)
+        out = {"steering": steering, "ablation": ablation, "polis": polis}[_WHAT.value](room)
         print(json.dumps({"devices": [d.device_kind for d in jax.devices()], **out}, indent=1))
 
 

@@ -8,7 +8,8 @@ r"""Anybody's rows: a file of people's choices (columns: DESIGN contract 6, `fss
       --config.policy.base=runs/base/model --config.encoder.init_from=runs/mine
 
 Variants: btl (one reward for everybody), np_btl; sft makes a small language model of the rows' texts (or, with
---config.policy.base=NAME, fine-tunes one on them), np_dpo steers one by the choices that np_btl reads.
+--config.policy.base=NAME --config.optim.learning_rate=1e-5, fine-tunes one on them), np_dpo steers one by the choices
+that np_btl reads.
 
 What np_btl knows of a text follows from the rows
 (`model.learn_texts` is "auto"). Where people judge the same texts again and again, every text has a learnt
@@ -24,7 +25,7 @@ population model on 322 test users +2.8 / +3.9 / +4.3 points at K = 5 / 10 / 20,
 
 from fssa_jax.config import Config, DataConfig
 from fssa_jax.errors import UserError
-from fssa_jax.policy.config import NewBase, PolicyConfig
+from fssa_jax.policy.config import PolicyConfig
 
 
 def get_config(variant: str = "np_btl") -> Config | PolicyConfig:
@@ -58,15 +59,17 @@ def _policy(variant: str) -> PolicyConfig:
     config.policy.max_length, config.policy.truncate = 256, "left"
     if variant == "sft":
         config.objective.kind = "sft"
-        config.policy.new = NewBase(vocabulary=4096, width=128, layers=4, heads=4, groups=2, mlp_width=352)
-        config.optim.learning_rate, config.optim.warmup_steps = 5e-3, 50
-        config.train.steps, config.train.texts, config.train.steps_per_call = 1500, 64, 20
-        config.train.validate_every = config.train.checkpoint_every = 300
+        # No stopping by texts that are new: where people judge the same ones again, the base is to know them by heart.
+        config.train.steps = config.train.validate_every = 800
+        config.optim.learning_rate, config.optim.warmup_steps = 1e-2, 50
+        config.train.texts, config.train.steps_per_call, config.train.checkpoint_every = 64, 20, 200
         return config
-    config.policy.adapter.places = ("residual", "query", "gate")
-    config.optim.learning_rate, config.optim.warmup_steps = 1e-2, 20
-    config.train.users, config.train.targets, config.train.max_context = 16, 4, 20
+    adapter = config.policy.adapter
+    adapter.kind, adapter.core, adapter.rank = "lora_core", "full", 8
+    adapter.places = ("query", "value", "out", "gate", "up", "down")
+    config.optim.learning_rate, config.optim.warmup_steps = 5e-3, 20
+    config.train.users, config.train.targets, config.train.max_context = 64, 2, 20
+    config.train.steps = config.train.population_steps = 600
     config.train.oracle_steps = 0
-    config.encoder.frozen, config.objective.distil = True, 1.0
-    config.evaluate.k = (0, 1, 3, 5, 10)
+    config.encoder.frozen, config.objective.distil, config.objective.sft_weight = True, 1.0, 0.1
     return config

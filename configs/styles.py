@@ -56,7 +56,7 @@ def _policy(variant: str) -> PolicyConfig:
     adapter.kind, adapter.places = "film", ("residual", "query", "gate")
     config.optim.learning_rate, config.optim.warmup_steps = 2e-2, 20
     config.train.users, config.train.targets, config.train.max_context = 32, 2, 10
-    config.train.steps, config.train.population_steps, config.train.oracle_steps = 400, 100, 400
+    config.train.steps, config.train.population_steps, config.train.oracle_steps = 600, 100, 800
     config.evaluate.shuffles = 2
     config.evaluate.generate.max_new, config.evaluate.generate.temperature = 96, 0.7
     if variant == "dpo":
@@ -65,10 +65,13 @@ def _policy(variant: str) -> PolicyConfig:
         return config
     config.encoder.frozen, config.objective.distil = True, 1.0
     adapter.kind = variant.removeprefix("np_dpo_")
-    if adapter.kind == "lora_core":
-        adapter.places, adapter.core, adapter.rank = ("query", "value", "out", "gate", "up", "down"), "full", 8
+    projections = ("query", "value", "out", "gate", "up", "down")
+    if adapter.kind == "film":
+        adapter.shared_places, adapter.shared_rank = projections, 8
+    elif adapter.kind == "lora_core":
+        adapter.places, adapter.core, adapter.rank = projections, "full", 8
     elif adapter.kind == "lora":
-        adapter.places, adapter.rank, config.optim.learning_rate = ("query", "value", "out", "gate"), 4, 5e-3
+        adapter.places, adapter.rank, config.optim.learning_rate = projections, 4, 5e-3
     return config
 
 

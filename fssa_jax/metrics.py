@@ -115,6 +115,23 @@ def interval(samples: Float[Array, " n"]) -> tuple[Float[Array, ""], Float[Array
     return low, high
 
 
+def bayes_log_posterior(
+    context_reward: Float[Array, "*batch n people"], mask: Bool[Array, "*batch n"], log_prior: Float[Array, " people"]
+) -> Float[Array, "*batch people"]:
+    """log p(u | C) of every possible person; arguments as in `bayes_log_predictive`.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax.metrics import bayes_log_posterior
+    >>> prior = jnp.log(jnp.array([0.5, 0.5]))
+    >>> p = jnp.exp(bayes_log_posterior(jnp.array([[1.0, -1.0]]), jnp.array([True]), prior))
+    >>> print(f"{p[0]:.2f}")  # σ(1)
+    0.73
+    """
+    evidence = jnp.where(mask[..., None], jax.nn.log_sigmoid(context_reward), 0).sum(-2)
+    prior = log_prior.reshape((1,) * (evidence.ndim - 1) + log_prior.shape)
+    return jax.nn.log_softmax(prior + evidence, axis=-1)
+
+
 def bayes_log_predictive(
     context_reward: Float[Array, "*batch n people"],
     mask: Bool[Array, "*batch n"],
@@ -145,7 +162,5 @@ def bayes_log_predictive(
     0.50
     0.99
     """
-    evidence = jnp.where(mask[..., None], jax.nn.log_sigmoid(context_reward), 0).sum(-2)
-    prior = log_prior.reshape((1,) * (evidence.ndim - 1) + log_prior.shape)
-    log_posterior = jax.nn.log_softmax(prior + evidence, axis=-1)
+    log_posterior = bayes_log_posterior(context_reward, mask, log_prior)
     return jax.nn.logsumexp(log_posterior[..., None, :] + jax.nn.log_sigmoid(target_reward), axis=-1)

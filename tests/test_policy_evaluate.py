@@ -15,7 +15,7 @@ from fssa_jax.episodes import truncate_context
 from fssa_jax.evaluate import scrambled_context
 from fssa_jax.policy import steer
 from fssa_jax.policy.evaluate import trained_policy
-from fssa_jax.policy.generation import Samples, Writer, movement, sampled_kl, styles_of, true_reward
+from fssa_jax.policy.generation import Samples, Writer, best_reward, movement, sampled_kl, styles_of, true_reward
 from fssa_jax.policy.in_context import in_context_predictor, in_context_prompt
 from fssa_jax.policy.report import evaluate_workdir, format_generation
 from fssa_jax.policy.score import PolicyScorer
@@ -229,3 +229,17 @@ def test_the_example_of_the_four_calls(steered, tmp_path, monkeypatch):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         [test] = doctest.DocTestFinder(exclude_empty=True, recurse=False).find(Steerer, name="Steerer", module=steer)
         assert doctest.DocTestRunner().run(test).failed == 0
+
+
+def test_the_best_that_can_be_written_follows_from_what_is_known():
+    """Nothing is gained from the prior's mean alone; the whole reward of a likely style at a low temperature."""
+    weights, _ = styles.people()
+    known = np.eye(len(weights))
+    most = styles.SCALE * np.abs(weights).sum(1) / 2
+    np.testing.assert_allclose(best_reward(known, weights, 0.05), most, atol=1e-4)
+    flat = np.broadcast_to(np.full(len(weights), 1 / len(weights)), known.shape)
+    np.testing.assert_allclose(best_reward(flat, weights, 0.5), 0, atol=1e-4)
+    # One attribute: weight 1, both styles: tanh of half the logit times half the scale.
+    one = np.flatnonzero(np.abs(weights).sum(1) == 1)[:1]
+    expected = styles.SCALE / 2 * np.tanh(styles.SCALE / 2 / 0.5)
+    np.testing.assert_allclose(best_reward(known[one], weights[one], 0.5), expected, rtol=1e-5)

@@ -32,8 +32,8 @@ class Hypernetwork(nn.Module):
     |-----------|-------------------------------------------|---------------------------------------------------------|
     | film      | γ ⊙ y + β                                 | γ and β, linearly; γ = 1, β = 0 at first                |
     | lora_core | y + B M A x, with A and B of everybody    | M, a diagonal or r × r, linearly; M = 0 at first        |
-    | lora      | y + B A x                                 | A and B, by an MLP of z and embeddings of the layer and |
-    |           |                                           | the place; B = 0 at first                               |
+    | lora      | y + B A x                                 | A and B, linearly from (U z) ⊙ (1 + g(e)) + b(e) with e |
+    |           |                                           | an embedding of layer and place; B = 0 at first         |
 
     Attributes:
       kind: of the adapters.
@@ -41,7 +41,7 @@ class Hypernetwork(nn.Module):
       layers: of the decoder.
       rank: r of the low-rank kinds.
       core: of "lora_core".
-      width: of the MLP of "lora".
+      width: of the embeddings and of the hidden layer of "lora".
       shared_places, shared_rank, shared_scale: an ordinary LoRA beside, the same for everybody (arXiv 2106.09685):
         y + scale · B A x with B = 0 at first; rank 0 for none.
 
@@ -101,14 +101,16 @@ class Hypernetwork(nn.Module):
 
     def _factors(self, z: Array) -> AdapterTree:
         rows, layers, r = z.shape[0], self.layers, self.rank
-        normal = nn.initializers.normal(1.0)
+        normal, zeros = nn.initializers.normal(1.0), nn.initializers.zeros
         of_layer = self.param("layer_embedding", normal, (layers, self.width))
         of_place = self.param("place_embedding", normal, (len(self.places), self.width))
-        trunk = MLP((self.width, self.width), name="trunk")
+        emitted, gain = nn.Dense(self.width, name="latent"), nn.Dense(self.width, kernel_init=zeros, name="latent_gain")
+        bias = MLP((self.width, self.width), name="trunk")
         tree: AdapterTree = {}
         for i, (place, inputs, outputs) in enumerate(self.places):
-            where = jnp.broadcast_to((of_layer + of_place[i][None])[:, None], (layers, rows, self.width))
-            hidden = nn.relu(trunk(jnp.concatenate([jnp.broadcast_to(z[None], (layers, *z.shape)), where], axis=-1)))
+            where = (of_layer + of_place[i][None])[:, None]
+            # Linear in z, as what the other kinds emit; an MLP of both learns several times more slowly.
+            hidden = emitted(z)[None] * (1 + gain(where)) + bias(where)
             down = nn.Dense(inputs * r, name=f"{place}_down")(hidden).reshape(layers, rows, inputs, r)
             up = nn.Dense(r * outputs, kernel_init=nn.initializers.zeros, name=f"{place}_up")(hidden)
             tree[place] = LowRank(down / inputs**0.5, up.reshape(layers, rows, r, outputs))

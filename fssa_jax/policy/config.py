@@ -39,7 +39,7 @@ class AdapterConfig:
     places: tuple[str, ...] = ("residual",)
     rank: int = 8
     core: str = choice("diagonal", "full")
-    width: int = 64  # of the MLP of "lora"
+    width: int = 64  # of what "lora" emits from
     shared_places: tuple[str, ...] = ("query", "value")
     shared_rank: int = 0  # of an ordinary LoRA beside; 0: none
     shared_alpha: float = 0.0  # its scale is alpha / rank; 0: twice the rank

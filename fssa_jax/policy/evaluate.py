@@ -14,8 +14,9 @@ from fssa_jax.data.dataset import Split
 from fssa_jax.episodes import truncate_context
 from fssa_jax.errors import UserError
 from fssa_jax.evaluate import Evaluation, Predictor, evaluate, first_users, scrambled_context
-from fssa_jax.policy.config import PolicyEvaluateConfig
-from fssa_jax.policy.generation import Samples, Writer, sampled_kl, styles_of, summary, true_reward
+from fssa_jax.metrics import bayes_log_posterior
+from fssa_jax.policy.config import GenerateConfig, PolicyEvaluateConfig
+from fssa_jax.policy.generation import Samples, Writer, best_reward, sampled_kl, styles_of, summary, true_reward
 from fssa_jax.policy.in_context import in_context_predictor
 from fssa_jax.policy.score import PolicyScorer
 from fssa_jax.policy.steering import Steering
@@ -195,6 +196,7 @@ def _write(
             out["win_rate_over_base"] = float(((mine > base) + 0.5 * (mine == base)).mean())
             if "oracle" in rewards:
                 out["reward_of_specialists"] = float(mine.mean() / rewards["oracle"].mean())
+            out["bayes_reward_of_specialists"] = _bayes_share(work, episodes, group, int(k), settings.generate)
     if conditional and len(people) > 1:
         report["blend"] = blend(work, main, episodes, features, k_most, writer, prompts, rows, weights)
     shown = {name: samples.texts for name, samples in written.items()}
@@ -204,6 +206,23 @@ def _write(
         "people": [split.users[i] for i in people[rows]],
         "texts": shown,
     }
+
+
+def _bayes_share(
+    work: PolicyWorkdir, episodes: Episode, group: np.ndarray, k: int, settings: GenerateConfig
+) -> float | None:
+    """True reward of the best that can be written after k choices, over that of who knows the person (`styles`)."""
+    temperature = work.config.objective.beta * settings.temperature
+    truth = work.dataset.truth
+    if truth is None or not temperature:
+        return None
+    rewards, context = jnp.asarray(truth.rewards), truncate_context(episodes, k).context
+    evidence = rewards[context.chosen] - rewards[context.rejected]
+    posterior = np.exp(bayes_log_posterior(evidence, context.mask, jnp.asarray(truth.log_prior)))
+    weights = styles.people()[0]
+    known = np.eye(len(weights))[group]
+    best = (best_reward(p, weights[group], temperature).mean() for p in (posterior, known))
+    return float(np.divide(*best))
 
 
 def blend(

@@ -1,6 +1,7 @@
 """Responses that a policy writes for people, and what is true of them."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -101,6 +102,21 @@ def movement(style: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def true_reward(style: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """(rows,) reward of responses under the people's own weights, in nats (`styles`)."""
     return styles.SCALE * ((style - 0.5) * weights).sum(-1)
+
+
+def best_reward(posterior: np.ndarray, weights: np.ndarray, temperature: float) -> np.ndarray:
+    """(rows,) expected true reward of who writes styles s with probability ∝ exp(E[r(s) | C] / temperature).
+
+    That is the optimum of DPO for the posterior's mean reward (arXiv 2305.18290, eq. 4), from a base that writes every
+    style equally often; the temperature is β times that of sampling. `posterior` (rows, people) p(u | C) of all
+    possible people of `styles`; `weights` (rows, attributes) the people's own.
+    """
+    every = np.array(list(itertools.product((0, 1), repeat=weights.shape[1])))
+    rewards = styles.SCALE * (every - 0.5) @ styles.people()[0].T  # (styles, people)
+    log_p = posterior @ rewards.T / temperature
+    p = np.exp(log_p - log_p.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    return (p * (styles.SCALE * weights @ (every - 0.5).T)).sum(1)
 
 
 def summary(style: np.ndarray, well: np.ndarray, weights: np.ndarray) -> dict[str, Any]:

@@ -116,7 +116,9 @@ def format_generation(report: dict[str, Any]) -> str:
         if "reward" in out:
             cells.append(f"reward {out['reward']:5.2f}, well-formed {100 * out['well_formed']:5.1f} %")
         if "reward_of_specialists" in out:
-            cells.append(f"{100 * out['reward_of_specialists']:3.0f} % of the specialists'")
+            best = out.get("bayes_reward_of_specialists")
+            limit = f" (Bayes limit {100 * best:.0f} %)" if best is not None else ""
+            cells.append(f"{100 * out['reward_of_specialists']:3.0f} % of the specialists'{limit}")
         if "kl" in out:
             cells.append(f"KL {out['kl']:.2f}")
         lines.append(f"  {name:16s} " + ", ".join(cells))
