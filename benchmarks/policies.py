@@ -11,7 +11,7 @@ with --oracle, the specialists. ablation: one seed, one setting changed at a tim
 of their statements, configs/rows.py:np_dpo on it, accuracies and gains over the population's policy in points with 95 %
 intervals over people, beside those of the reward model on the same people. speed: one step of NP-DPO on random
 weights (Qwen2 of width 256, 4 layers, vocabulary 32,000; 36 sequences of 256 tokens), and the time from ten choices to
-adapters.
+adapters; with --policy=WORKDIR that of a trained policy too, from texts on.
 """
 
 import json
@@ -37,10 +37,12 @@ from fssa_jax.models.rewards import RewardModel
 from fssa_jax.policy import train as policy_train
 from fssa_jax.policy.config import PolicyConfig
 from fssa_jax.policy.report import evaluate_workdir
+from fssa_jax.policy.steer import Steerer, as_choices
 from fssa_jax.policy.steering import Steering
 from fssa_jax.policy.step import PolicyData, draw_batch, make_policy_step
 from fssa_jax.policy.train import new_state
 from fssa_jax.report import evaluate_workdir as evaluate_reward
+from fssa_jax.steer import read_choices
 from fssa_jax.step import make_optimizer, many_steps
 from fssa_jax.types import ChoiceTable, Comparisons
 
@@ -49,6 +51,7 @@ _KINDS = flags.DEFINE_list("kinds", ["film", "lora_core", "lora"], "adapter kind
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "one base, reward model and policy each")
 _ORACLE = flags.DEFINE_bool("oracle", False, "train and score the specialists too")
 _DATA = flags.DEFINE_string("data", None, "rows of the Polis data, for --what=polis")
+_POLICY = flags.DEFINE_string("policy", None, "evaluated work directory, for --what=speed: from choices to adapters")
 _SPLIT = flags.DEFINE_enum("split", "val", ["val", "test"], "whom --what=polis scores")
 _ROOM = flags.DEFINE_string("room", "", "directory for the work directories; default: a temporary one")
 
@@ -112,16 +115,19 @@ def policy(kind: str, seed: int, room: Path, name: str, settings: dict[str, Any]
     report = evaluate_workdir(room / name)
     means = {
         key: {k: round(100 * cell["mean"], 1) for k, cell in report[key].items()}
-        for key in ("steering", "bayes_steering", "control_steering", "oracle_steering", "in_context_steering",
-                    "accuracy", "population")
+        for key in ("steering", "bayes_steering", "control_steering", "scrambled_steering", "oracle_steering",
+                    "in_context_steering", "accuracy", "population")
         if report.get(key)
     }  # fmt: skip
     written = report["generation"]["policy"]
-    intervals = {k: [round(100 * c[part], 1) for part in ("low", "high")] for k, c in report["steering"].items()}
+
+    def ends(name: str) -> dict[str, list[float]]:
+        return {k: [round(100 * cell[part], 1) for part in ("low", "high")] for k, cell in report[name].items()}
+
     return {
         "seconds_of_training": round(seconds),
         **means,
-        "interval_of_steering": intervals,
+        **{f"interval_of_{name}": ends(name) for name in ("steering", "control_steering", "scrambled_steering")},
         "movement": {k: round(100 * out["movement"], 1) for k, out in written.items()},
         "well_formed": {k: round(100 * out["well_formed"], 1) for k, out in written.items()},
         "kl": {k: round(out["kl"], 2) for k, out in written.items()},
@@ -169,13 +175,15 @@ def polis(room: Path) -> dict[str, Any]:
         for variant, path in paths.items():
             config: Any = rows.get_config(variant)
             config.seed, config.data.path = seed, _DATA.value
-            config.evaluate.k, config.evaluate.draws, config.evaluate.shuffles = (0, 5, 10, 20), 2, 2
+            config.evaluate.k, config.evaluate.draws, config.evaluate.shuffles = (0, 5, 10, 20), 1, 1
             config.train.oracle_steps = 0
             if variant != "np_btl":
                 config.policy.max_length = 96
             if variant == "np_dpo":
                 config.policy.base, config.encoder.init_from = str(paths["sft"] / "model"), str(paths["np_btl"])
-                config.evaluate.users, config.evaluate.in_context_users = 400, 0
+                # All that the reward model is scored on.
+                config.evaluate.users = config.evaluate.targets = 10_000
+                config.evaluate.in_context_users = 0
                 config.evaluate.generate.people = 0
             begun = time.perf_counter()
             (reward_train if variant == "np_btl" else policy_train).train(config, path)
@@ -210,7 +218,7 @@ def speed() -> dict[str, Any]:
     table = ChoiceTable(*(jnp.asarray(rng.integers(0, texts, (50, 2, 12)), jnp.int32) for _ in range(2)),
                         jnp.full((50, 2), 12, jnp.int32), jnp.zeros(50, jnp.int32))  # fmt: skip
     out: dict[str, Any] = {}
-    for kind in ("film", "lora_core", "lora"):
+    for kind in _KINDS.value:
         decoder = Decoder(config, remat="full")
         base: Any = jax.jit(decoder.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
         data = PolicyData(
@@ -220,7 +228,10 @@ def speed() -> dict[str, Any]:
         )  # fmt: skip
         places = place_sizes(config, ("residual",) if kind == "film" else ("query", "value"))
         reward = RewardModel(encoder=NPEncoder(width=64, latent_dim=64, heads=8), width=64)
-        steer = Steering(Hypernetwork(kind, places, config.layers), "context", reward)  # type: ignore[arg-type]
+        # FiLM as published: on the output of every block, beside one LoRA of everybody.
+        beside = place_sizes(config, ("query", "value")) if kind == "film" else ()
+        hyper = Hypernetwork(kind, places, config.layers, shared_places=beside, shared_rank=128 if beside else 0)
+        steer = Steering(hyper, "context", reward)
         settings = PolicyConfig()
         settings.train.users, settings.train.targets, settings.train.max_context = 2, 9, 6
         settings.train.accumulate = 2
@@ -250,9 +261,26 @@ def speed() -> dict[str, Any]:
             "seconds_a_step": round(min(times), 2),
             "tokens_a_second": round(36 * length / min(times)),
             "choices_to_adapters_p50_ms": round(float(np.median(waits)), 2),
+            # Of the whole process so far: of one kind alone with --kinds=KIND.
+            "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         }
-    out["peak_memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    if _POLICY.value:
+        out["trained_policy"] = readiness(Path(_POLICY.value))
     return out
+
+
+def readiness(workdir: Path) -> dict[str, float]:
+    """Milliseconds from k choices, whose texts are new to the policy, to adapters that are ready to write."""
+    steerer = Steerer.load(workdir)
+    choices = as_choices(read_choices(str(workdir / "report" / "person_a.jsonl")))
+    waits = []
+    for i in range(60):
+        new = [(f"{prompt} {i}", chosen, rejected) for prompt, chosen, rejected in choices]
+        begun = time.perf_counter()
+        jax.block_until_ready(steerer.adapt(steerer.infer(new)))
+        waits.append(1000 * (time.perf_counter() - begun))
+    return {"choices": len(choices), "p50_ms": round(float(np.median(waits[10:])), 2),
+            "p95_ms": round(float(np.quantile(waits[10:], 0.95)), 2)}  # fmt: skip
 
 
 def main() -> None:

@@ -69,7 +69,7 @@ def _policy(variant: str) -> PolicyConfig:
     adapter.places = ("query", "value", "out", "gate", "up", "down")
     config.optim.learning_rate, config.optim.warmup_steps = 5e-3, 20
     config.train.users, config.train.targets, config.train.max_context = 64, 2, 20
-    config.train.steps = config.train.population_steps = 600
+    config.train.steps = config.train.population_steps = 400
     config.train.oracle_steps = 0
     config.encoder.frozen, config.objective.distil, config.objective.sft_weight = True, 1.0, 0.1
     return config

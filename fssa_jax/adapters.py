@@ -47,9 +47,16 @@ AdapterTree = dict[str, Any]
 PLACES = ("query", "key", "value", "out", "gate", "up", "down", "residual")
 
 
+def _of_rows(x: Float[Array, "batch t d"], rows: int) -> Float[Array, "rows m d"]:
+    """The tokens of the sequences that follow each other for each row of an adapter."""
+    if x.shape[0] % rows:
+        raise ValueError(f"adapters of {rows} rows cannot be shared out evenly to {x.shape[0]} sequences")
+    return x.reshape(rows, -1, x.shape[-1])
+
+
 def apply_film(film: Film, x: Float[Array, "batch t d"]) -> Float[Array, "batch t d"]:
     """γ ⊙ x + β, the same for all tokens of a row; row i of n rows is for the i-th n-th of the batch."""
-    rows = x.reshape(film.scale.shape[0], -1, x.shape[-1])
+    rows = _of_rows(x, film.scale.shape[0])
     # In the type of γ: in half precision what differs from 1 by less than .004 would be lost.
     return (rows.astype(film.scale.dtype) * film.scale[:, None] + film.shift[:, None]).astype(x.dtype).reshape(x.shape)
 
@@ -69,7 +76,7 @@ def apply_low_rank(
     down, up = adapter.down.astype(x.dtype), adapter.up.astype(x.dtype)
     rows = next((a.shape[0] for a, n in ((adapter.core, 0), (down, 3), (up, 3)) if a is not None and a.ndim >= n),
                 x.shape[0])  # fmt: skip
-    h = x.reshape(rows, -1, x.shape[-1])
+    h = _of_rows(x, rows)
     h = jnp.einsum("btd,bdr->btr" if down.ndim == 3 else "btd,dr->btr", h, down)
     if adapter.core is not None:
         core = adapter.core.astype(x.dtype)
@@ -100,6 +107,9 @@ def combine_adapters(adapters: AdapterTree, weights: Float[Array, "out rows"]) -
       adapters: every leaf with a first axis over layers, rows second.
       weights: of each given row in each new one.
 
+    Raises:
+      ValueError: not one weight for each row.
+
     >>> import jax.numpy as jnp
     >>> from fssa_jax import Film, combine_adapters
     >>> people = {"residual": Film(jnp.array([[[3.0], [1.0]]]), jnp.array([[[1.0], [-1.0]]]))}  # one layer, two people
@@ -108,6 +118,8 @@ def combine_adapters(adapters: AdapterTree, weights: Float[Array, "out rows"]) -
     """
 
     def mix(leaf: Array) -> Array:
+        if leaf.shape[1] != weights.shape[1]:
+            raise ValueError(f"weights of {weights.shape[1]} rows for adapters of {leaf.shape[1]}")
         return jnp.einsum("or,lr...->lo...", weights.astype(leaf.dtype), leaf)
 
     def one(adapter: Any) -> Any:

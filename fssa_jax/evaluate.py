@@ -133,7 +133,10 @@ def evaluate(
         log_p = [main.predict(e, ks)[0] for e in progress(shuffled, "control")]
         score.add("control", np.stack(log_p))
     if main.conditional and scramble and len(users) > 1:
-        mixed = [dataclasses.replace(e, context=scrambled_context(e.context, seed)) for e in episodes]
+        mixed = []
+        for i in range(settings.shuffles):
+            episode = episodes[i % len(episodes)]
+            mixed.append(dataclasses.replace(episode, context=scrambled_context(episode.context, seed + i)))
         score.add("scrambled", np.stack([main.predict(e, ks)[0] for e in progress(mixed, "scrambled")]))
     # A group without training users has no specialist: its users are left out of the oracle's score.
     trained_groups = np.unique(np.asarray(dataset.splits["train"].table.group))

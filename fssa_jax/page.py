@@ -49,10 +49,13 @@ def render(config: Any, report: dict[str, Any], pictures: list[tuple[str, str]],
         for name, series in its.items():
             label = "accuracy %" if name == "accuracy" else f"accuracy %, {name}"
             rows += row("", html.escape(f"{group}: {label}"), 1, 100, series)
-    steering = [("steering", "this model"), ("bayes_steering", "Bayes limit"), ("oracle_steering", "oracle"), ("control_steering", "another person's context")]  # noqa: E501  # fmt: skip
+    steering = [("steering", "this model"), ("bayes_steering", "Bayes limit"), ("oracle_steering", "oracle"), ("control_steering", "another person's context"), ("scrambled_steering", "choices of many people mixed")]  # noqa: E501  # fmt: skip
     rows += "".join(row(n, f"steering score S, {label}", 1, 100) for n, label in steering if report.get(n))
     other = [("nll", "NLL, nats"), ("bayes_nll", "NLL of the Bayes limit"), ("ece", "calibration error ECE")]
     rows += "".join(row(n, label, 3, 1) for n, label in other if report.get(n))
+    for name, label in (("norm", "|z|"), ("norm_scrambled", "|z|, choices of many people mixed")):
+        if norms := report.get("latent", {}).get(name):
+            rows += f"<tr><td class=l>{label}</td>{''.join(f'<td>{norms[k]:.2f}</td>' for k in ks)}</tr>"
     figures = "".join(
         f"<figure><img alt='{html.escape(caption)}' src='data:image/png;base64,"
         f"{base64.b64encode((directory / name).read_bytes()).decode()}'>"

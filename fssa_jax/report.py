@@ -82,9 +82,9 @@ def format_table(report: dict[str, Any]) -> str:
     ks = [str(k) for k in report["k"]]
     lines = [f"{'':26s}" + "".join(f"{'k = ' + k:>16s}" for k in ks)]
     rows = [(name, label) for name, label in SERIES.items() if report.get(name)]
-    rows += [(name, name.replace("_", " ")) for name in ("steering", "bayes_steering", "control_steering")
-             if report.get(name)]  # fmt: skip
-    rows += [(name, name.replace("_", " ")) for name in ("accuracy_unseen", "population_unseen") if report.get(name)]
+    plain = ("steering", "bayes_steering", "control_steering", "scrambled_steering", "accuracy_unseen",
+             "population_unseen")  # fmt: skip
+    rows += [(name, name.replace("_", " ")) for name in plain if report.get(name)]
     rows += [("gain", "gain over population")] if report.get("gain") else []
     for name, label in rows:
         cells = (f"{100 * report[name][k]['mean']:.1f} ±{_half_width(report[name][k]):.1f}" for k in ks)

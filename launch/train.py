@@ -1,9 +1,10 @@
-"""Trains a reward model into a work directory; the same command again goes on where it stopped.
+"""Trains a reward model, or a policy, into a work directory; the same command again goes on where it stopped.
 
   python -m launch.train --config=configs/styles.py:np_btl --workdir=runs/styles
   python -m launch.train --config=configs/rows.py:np_btl --config.data.path=rows.jsonl --workdir=runs/mine
 
-Any setting can be changed: --config.optim.learning_rate=3e-4. fssa_jax/config.py lists them all.
+Any setting can be changed: --config.optim.learning_rate=3e-4. fssa_jax/config.py and
+fssa_jax/policy/config.py list them all.
 """
 
 from pathlib import Path

@@ -147,6 +147,19 @@ def test_combined_adapters_move_by_the_weighted_sum(kind):
         np.testing.assert_allclose(apply_adapter(mixed, x, y) - y, expected, atol=1e-4)
 
 
+def test_rows_that_do_not_fit_are_named():
+    """Else a sequence would get two people's adapters, or one weight would count for everybody."""
+    three = Film(jnp.ones((3, 2)), jnp.zeros((3, 2)))
+    with pytest.raises(ValueError, match="3 rows cannot be shared out evenly to 4 sequences"):
+        apply_film(three, jnp.ones((4, 3, 2)))
+    core = LowRank(jnp.ones((2, 1)), jnp.ones((1, 2)), jnp.ones((3, 1)))
+    with pytest.raises(ValueError, match="3 rows cannot be shared out"):
+        apply_low_rank(core, jnp.ones((4, 3, 2)), jnp.ones((4, 3, 2)))
+    people = {"residual": Film(jnp.ones((1, 3, 2)), jnp.zeros((1, 3, 2)))}
+    with pytest.raises(ValueError, match="weights of 1 rows for adapters of 3"):
+        combine_adapters(people, jnp.array([[1.0], [1.0]]))
+
+
 def test_what_everybody_shares_is_not_scaled():
     rng = np.random.default_rng(0)
     shared = LowRank(*(jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((L, 32, R), (L, R, 32))))

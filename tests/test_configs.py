@@ -32,6 +32,7 @@ POLICIES = [
     *(("styles", v) for v in ("sft", "dpo", "np_dpo_film", "np_dpo_lora_core", "np_dpo_lora")),
     *(("rows", v) for v in ("sft", "np_dpo")),
     *(("ultrafeedback_policy", f"hh,{m}") for m in ("np_dpo", "np_dpo_ours", "dpo_mixed", "dpo_honesty")),
+    *(("ultrafeedback_policy", f"hht,{m}") for m in ("np_dpo", "dpo_truthfulness")),
 ]
 
 

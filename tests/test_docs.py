@@ -26,6 +26,7 @@ import pytest
         "buckets",
         "models.bert",
         "models.decoder",
+        "models.hypernetwork",
     ],
 )
 def test_docstring_examples(name):

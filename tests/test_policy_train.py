@@ -70,16 +70,27 @@ def test_the_encoder_starts_warm_and_stays_where_it_is_frozen(made):
     assert_same(trained.variables["params"]["reward"], reward.variables["params"])
 
 
-def test_what_is_not_frozen_moves(made):
+@pytest.mark.parametrize("kind", ["film", "lora_core", "lora"])
+def test_the_loss_of_a_step_reaches_the_encoder_through_the_adapters(made, kind):
+    """Fails where z stops reaching the policy: nothing else of the loss depends on what the encoder says."""
     config = copy.deepcopy(made.config)
-    config.encoder.frozen, config.encoder.auxiliary_weight, config.optim.warmup_steps = False, 0.5, 0
+    config.encoder.frozen, config.optim.warmup_steps, config.optim.weight_decay = False, 0, 0.0
+    config.policy.adapter.kind, config.policy.adapter.places = kind, ("query", "gate")
     work = dataclasses.replace(made, config=config)
     steering, optimizer, state = training.make_state(work, "main", warm=True)
+    state.params["hyper"] = jax.tree.map(lambda x: x + 0.1, state.params["hyper"])  # not the identity
     before = jax.device_get(state.params["reward"])
-    step = jax.jit(make_policy_step(steering, work.base.decoder, optimizer, config))
-    after, metrics = step(state, work.data("train"))
+    after, _ = jax.jit(make_policy_step(steering, work.base.decoder, optimizer, config))(state, work.data("train"))
     assert largest_difference(after.params["reward"], before) > 0
-    assert np.isfinite(metrics["reward_nll"])
+
+
+def test_the_loss_of_the_reward_model_stands_beside_where_it_is_asked_for(made):
+    config = copy.deepcopy(made.config)
+    config.encoder.frozen, config.encoder.auxiliary_weight = False, 0.5
+    steering, optimizer, state = training.make_state(dataclasses.replace(made, config=config), "main", warm=True)
+    step = make_policy_step(steering, made.base.decoder, optimizer, config)
+    _, metrics = jax.eval_shape(step, state, made.data("train"))
+    assert "reward_nll" in metrics
 
 
 def test_at_the_first_step_the_policy_is_the_reference(made):
@@ -187,6 +198,8 @@ MISTAKES = {
     "parts": ({"train.accumulate": 3}, "config.train.accumulate: 4 users"),
     "smoothing": ({"objective.label_smoothing": 0.1, "objective.kind": "ipo"}, "config.objective.label_smoothing"),
     "distil": ({"objective.distil": 2.0}, "config.objective.distil"),
+    "labels that move": ({"objective.distil": 0.5, "encoder.frozen": False}, "give config.encoder.frozen=True"),
+    "samples": ({"evaluate.samples": 4}, "config.evaluate.samples"),
     "word": ({"objective.kind": "kto"}, "config.objective.kind: must be one of sigmoid"),
 }
 
@@ -219,7 +232,15 @@ def test_what_does_not_belong_together_is_named(steered, finished, made, tmp_pat
     shutil.copytree(steered, spoilt)
     before = (spoilt / "config.json").read_text()
     (spoilt / "config.json").write_text(before.replace(json.dumps(config.policy.base), json.dumps(str(other))))
+    assert "adapters are of another language model" in complaint(PolicyWorkdir.open, spoilt)
+    run = json.loads((spoilt / "run.json").read_text())
+    (spoilt / "run.json").write_text(json.dumps({name: value for name, value in run.items() if name != "base"}))
     assert "log-probabilities of another language model" in complaint(PolicyWorkdir.open, spoilt)
+    with np.load(steered / "reference.npz") as arrays:
+        stamp = json.loads(str(arrays["stamp"])) | {"texts": "of other texts"}
+        np.savez(spoilt / "reference.npz", stamp=json.dumps(stamp), log_probs=arrays["log_probs"])
+    (spoilt / "config.json").write_text(before)
+    assert "other texts or another tokenizer" in complaint(PolicyWorkdir.open, spoilt)
     for start, words in ((directory / "absent", "no config.json"), (steered, "the work directory of a policy")):
         wrong = change(copy.deepcopy(config), {"encoder.init_from": str(start)})
         assert words in complaint(PolicyWorkdir.make, wrong, tmp_path / "new")

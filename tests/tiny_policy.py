@@ -28,6 +28,6 @@ def config(rows: Path | str, base: Path | str, reward: Path | str = "", **train:
     for name, value in settings.items():
         setattr(c.train, name, value)
     e = c.evaluate
-    e.k, e.draws, e.samples, e.bootstrap, e.shuffles, e.users, e.targets = (0, 1, 3), 1, 2, 20, 1, 6, 3
+    e.k, e.draws, e.bootstrap, e.shuffles, e.users, e.targets = (0, 1, 3), 1, 20, 1, 6, 3
     e.in_context_users, e.generate.people, e.generate.prompts, e.generate.max_new = 2, 4, 1, 8
     return c

@@ -82,7 +82,7 @@ def fingerprint(directory: Path) -> str:
     return digest.hexdigest()
 
 
-def new_base(new: NewBase, texts: Sequence[Text], directory: Path) -> None:
+def new_base(new: NewBase, texts: Sequence[Text], directory: Path, seed: int = 0) -> None:
     """Makes a checkpoint directory of a new model: a byte-level BPE tokenizer of the texts, and random weights."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -102,7 +102,7 @@ def new_base(new: NewBase, texts: Sequence[Text], directory: Path) -> None:
         vocabulary=new.vocabulary, width=new.width, layers=new.layers, heads=new.heads, groups=new.groups,
         head_dim=head_dim, mlp_width=new.mlp_width, max_length=new.max_length, tied=True,
     )  # fmt: skip
-    variables: Any = jax.jit(Decoder(config).init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
+    variables: Any = jax.jit(Decoder(config).init)(jax.random.key(seed), jnp.zeros((1, 2), jnp.int32))
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch)
         tokenizer.save_pretrained(source)

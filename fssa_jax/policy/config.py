@@ -107,6 +107,7 @@ class PolicyEvaluateConfig(EvaluateConfig):
     """METHOD, section 4, for policies."""
 
     draws: int = 1
+    samples: int = 1  # of the latent: its mean
     users: int = 200  # of the split that are scored at most
     targets: int = 20  # choices of each that are scored at most
     in_context_users: int = 16  # for whom the choices are also written into the prompt; 0: none
@@ -161,6 +162,9 @@ def check(config: PolicyConfig) -> None:
         raise UserError(
             "config.objective.distil: must be in [0, 1], and 0 without a trained reward model (encoder.init_from)"
         )
+    if config.objective.distil and not config.encoder.frozen:
+        raise UserError("config.objective.distil: labels are those of a reward model that stays as it is; give "
+                        "config.encoder.frozen=True, or distil=0 to train the encoder on the choices")  # fmt: skip
     if config.encoder.frozen and config.encoder.auxiliary_weight:
         raise UserError("config.encoder.auxiliary_weight: a frozen encoder learns nothing from it; give 0")
     if config.objective.kl_weight and (config.encoder.frozen or not config.model.encoder.gaussian):
@@ -168,6 +172,8 @@ def check(config: PolicyConfig) -> None:
     generate = config.evaluate.generate
     if generate.people and generate.prompts < 1:
         raise UserError("config.evaluate.generate.prompts: must be positive; people=0 turns generation off")
+    if config.evaluate.samples != 1:
+        raise UserError("config.evaluate.samples: policies are scored at the mean of the latent; leave it at 1")
     if generate.temperature < 0 or not 0 < generate.top_p <= 1:
         raise UserError("config.evaluate.generate: needs temperature ≥ 0 and top_p in (0, 1]")
     for name in ("places", "shared_places"):

@@ -257,7 +257,7 @@ def blend(
 def _opposed(work: PolicyWorkdir, split: Split, people: np.ndarray, weights: np.ndarray | None) -> list[dict[str, Any]]:
     """Two people, who want the opposite where that is known, as rows of their choices; and a prompt that is new."""
     pair = 0
-    if weights is not None:  # neighbours want the opposite: the first pair that minds the most
+    if weights is not None and len(people) > 1:  # neighbours want the opposite: the first pair that minds the most
         pair = 2 * int(np.argmax(np.abs(weights[0 : len(people) // 2 * 2 : 2]).sum(1)))
     table, texts = split.table, work.dataset.texts
     out = []

@@ -8,6 +8,7 @@ from typing import Any
 
 from fssa_jax import plots
 from fssa_jax.errors import UserError
+from fssa_jax.evaluate import collapse_warnings
 from fssa_jax.files import whole_directory
 from fssa_jax.page import render
 from fssa_jax.policy.evaluate import PolicyEvaluation, evaluate_policy, unfinished
@@ -32,6 +33,9 @@ def evaluate_workdir(workdir: Path, split: str = "test", ks: tuple[int, ...] = (
     run = json.loads((workdir / "run.json").read_text()) if (workdir / "run.json").is_file() else {}
     report |= {"data": f"{split} split", "config": work.config.name, "seed": work.config.seed, "run": run,
                "warnings": unfinished(work)}  # fmt: skip
+    health = report.get("latent", {})
+    if health and report["users"]["scored"] > 1:
+        report["warnings"] += collapse_warnings(health, health["context_effect"] if len(report["k"]) > 1 else None)
     with whole_directory(report_directory(workdir, "", split)) as target:
         (target / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
         (target / "responses.json").write_text(

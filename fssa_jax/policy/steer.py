@@ -89,6 +89,10 @@ class Steerer:
 
         Raises:
           UserError: more choices than the policy was made for.
+
+        >>> q = steerer.infer([("question 0", "word1 word2", "word3")])
+        >>> q.mean.shape == q.scale.shape == latent.mean.shape
+        True
         """
         if len(choices) > self.window:
             raise UserError(
@@ -123,8 +127,15 @@ class Steerer:
         """(n,) rewards β [log π(y | x, z) − log π_ref(y | x)] of (prompt, response) at the latent's mean, in nats.
 
         Raises:
-          UserError: a response that is empty, or too long for the model.
+          UserError: a response that is empty, or too long for the model, or a latent of several people.
+
+        >>> steerer.score(latent, [("question 0", "word1 word2"), ("question 0", "word3")]).shape
+        (2,)
         """
+        if len(latent.mean) != 1:
+            raise UserError(f"a latent of {len(latent.mean)} people: score responses for one person at a time")
+        if not len(responses):
+            return np.zeros(0, np.float32)
         base, config = self.work.base, self.work.config
         tokens = encode_table(base.tokenizer, responses, max_length=base.decoder.config.max_length)
         if tokens.too_long:
@@ -139,7 +150,12 @@ class Steerer:
         return config.objective.beta * scorer.log_ratios(self._variables, np.asarray(latent.mean), ids)[0]
 
     def adapt(self, latent: DiagGaussian) -> AdapterTree:
-        """Adapters of the language model at the means of latents (rows, m), a row each; see `combine_adapters`."""
+        """Adapters of the language model at the means of latents (rows, m), a row each; see `combine_adapters`.
+
+        >>> from fssa_jax import combine_adapters
+        >>> import jax.numpy as jnp
+        >>> twice_as_strong = combine_adapters(steerer.adapt(latent), jnp.array([[2.0]]))
+        """
         return self._adapt(self._variables, latent.mean)
 
     def generate(
@@ -150,7 +166,12 @@ class Steerer:
         seed: int = 0,
         settings: GenerateConfig | None = None,
     ) -> list[str]:
-        """A response to each prompt; adapters have a row for each, or one for all. None is the base itself."""
+        """A response to each prompt; adapters have a row for each, or one for all. None is the base itself.
+
+        >>> same = steerer.generate(steerer.adapt(latent), ["question 0", "question 1"], seed=3)
+        >>> same == steerer.generate(steerer.adapt(latent), ["question 0", "question 1"], seed=3)
+        True
+        """
         writer = self._writer(settings or self.work.config.evaluate.generate)
         return writer(prompts, adapters, seed).texts
 
@@ -170,7 +191,13 @@ def as_choices(rows: Iterable[Row]) -> list[Choice]:
 
 
 def blended(latents: Sequence[DiagGaussian], weights: Sequence[float]) -> DiagGaussian:
-    """Σ w_i z_i of people, as one point."""
+    """Σ w_i z_i of people, as one point.
+
+    Raises:
+      UserError: not one weight for each person.
+    """
+    if len(latents) != len(weights):
+        raise UserError(f"{len(weights)} weights for {len(latents)} people; give one for each")
     mean = sum(w * q.mean for w, q in zip(weights, latents, strict=True))
     return DiagGaussian(mean, jnp.zeros_like(mean))
 

@@ -15,8 +15,9 @@ import optax
 from fssa_jax import parallel, pretrained
 from fssa_jax.buckets import bucket
 from fssa_jax.errors import UserError
-from fssa_jax.evaluate import eligible_users, first_users
+from fssa_jax.evaluate import collapse_warnings, eligible_users, first_users, latent_health
 from fssa_jax.loop import Run, StopSignal, run_to_end
+from fssa_jax.metrics import preference_accuracy
 from fssa_jax.policy.config import PolicyConfig
 from fssa_jax.policy.score import PolicyScorer
 from fssa_jax.policy.steering import Steering
@@ -68,7 +69,7 @@ def fit_policy(work: PolicyWorkdir, role: Role, stop: StopSignal) -> PyTree:
     def culprits(number: int) -> str:
         episode, _ = draw_batch(batch_key(config.seed, jnp.int32(number - 1)), data, *sizes)
         names = sorted({work.dataset.splits["train"].users[int(u)] for u in np.asarray(episode.user)})
-        return f" (people {', '.join(names[:8])}{' …' if len(names) > 8 else ''})"
+        return f" (people {', '.join(names)})"
 
     advance = _bucketed(step, ids, data, mode)
     validate = _Validation(work, steering)
@@ -197,8 +198,8 @@ class _Validation:
         self.scorer = PolicyScorer(steering, work.base.decoder, work.data("val"), work.config.objective)
 
     def __call__(self, variables: PyTree) -> tuple[dict[str, float], list[str]]:
-        log_p, latent, _ = self.scorer.predict(jax.device_put(variables), self.episodes, self.ks)
-        hits = (log_p > np.log(0.5)) + 0.5 * (log_p == np.log(0.5))
+        log_p, latent, kl = self.scorer.predict(jax.device_put(variables), self.episodes, self.ks)
+        hits = np.asarray(preference_accuracy(jnp.asarray(log_p)))
         margin = log_p - np.log(-np.expm1(np.minimum(log_p, -1e-7)))
 
         def by_k(x: np.ndarray) -> np.ndarray:
@@ -207,9 +208,12 @@ class _Validation:
         scores = {"val/nll": float(by_k(-log_p).mean())}
         for name, values in (("rewards/accuracy", hits), ("rewards/margin", margin)):
             scores |= {f"val/{name}_k{k}": float(v) for k, v in zip(self.ks, by_k(values), strict=True)}
-        if len(self.ks) > 1:
-            scores["latent/variance"] = float(latent.var(0).sum())
-        return scores, []
+        if len(self.ks) == 1:
+            return scores, []
+        health = latent_health(latent, kl if self.scorer.steering.sampled else None)
+        scores |= {f"latent/{name}": float(value) for name, value in health.items()}
+        moved = float(np.abs(np.exp(log_p[-1]) - np.exp(log_p[0]))[self.mask].mean())
+        return scores, collapse_warnings(health, moved)
 
 
 def fit_base(work: PolicyWorkdir, stop: StopSignal) -> None:

@@ -37,6 +37,8 @@ _log = logging.getLogger(__name__)
 
 Role = Literal["main", "population", "oracle"]
 
+_MANY_PROMPTS = 40
+
 
 @dataclasses.dataclass
 class PolicyWorkdir:
@@ -66,6 +68,7 @@ class PolicyWorkdir:
         """
         check(config)
         config = _adopted(config)
+        _check_parts(config)
         file = path / "config.json"
         if file.exists() and any(path.glob("**/checkpoints/*/*")):
             before = configs.read(file, PolicyConfig)
@@ -75,18 +78,10 @@ class PolicyWorkdir:
         refuse_foreign(path)
         # A start that failed before its first checkpoint binds nobody.
         (path / "reference.npz").unlink(missing_ok=True)
-        name, size = ("texts", config.train.texts) if config.is_sft else ("users", config.train.users)
-        if parallel.resolve(config.train.parallel, size, name) == "pmap":
-            parts = jax.device_count() * config.train.accumulate
-            if size % parts:
-                raise UserError(
-                    f"config.train.{name}: {size} cannot be shared by {jax.device_count()} devices that take "
-                    f"{config.train.accumulate} parts each; give a multiple of {parts}"
-                )
         dataset = _dataset(config, path)
         log_left_out(dataset)
         if config.is_sft and not config.policy.base:
-            new_base(config.policy.new, dataset.texts, path / "start")
+            new_base(config.policy.new, dataset.texts, path / "start", config.seed)
         base = load_base(_with_start(config, path))
         tokens = tokenise(base, config.policy, dataset.texts)
         only_with_tokens(dataset, tokens)
@@ -111,6 +106,7 @@ class PolicyWorkdir:
         if tokens is None:
             raise UserError(f"{path}: no data/tokens.npz; train into a new --workdir")
         base = load_base(_with_start(config, path)) if base is None else base
+        _check_base(path, base)
         reference = np.zeros(0) if config.is_sft else stored_reference(base, tokens, path / "reference.npz")
         return cls(path, config, dataset, tokens, base, reference)
 
@@ -149,7 +145,8 @@ class PolicyWorkdir:
 
     def _texts(self, split: str) -> np.ndarray:
         """Texts to learn or to validate the base on: of rows those of training people, of `styles` all, which is what
-        its base is to know of the world. Of every twenty prompts one is for validation, or, with few, of the texts."""
+        its base is to know of the world. Of every twenty prompts one is for validation; of few prompts, such as topics
+        that everybody speaks about, of every twenty texts one."""
         fits = self.tokens.lengths > 0
         if self.config.data.source == "rows":
             known = np.zeros(len(fits), bool)
@@ -157,7 +154,11 @@ class PolicyWorkdir:
             fits &= known
         rows = np.flatnonzero(fits)
         number = {prompt: i for i, prompt in enumerate(dict.fromkeys(self.dataset.texts[r][0] for r in rows))}
-        place = np.array([number[self.dataset.texts[r][0]] for r in rows]) if len(number) > 7 else np.arange(len(rows))
+        place = (
+            np.array([number[self.dataset.texts[r][0]] for r in rows])
+            if len(number) >= _MANY_PROMPTS
+            else np.arange(len(rows))
+        )
         held_out = place % 20 == 7 % max(len(rows), 1)
         return rows[held_out] if split == "val" else rows[~held_out]
 
@@ -173,6 +174,26 @@ class PolicyWorkdir:
         if role == "oracle":
             return conditional and train.oracle_steps > 0 and len(self.dataset.groups) > 1 and not self.config.is_sft
         return True
+
+
+def _check_parts(config: PolicyConfig) -> None:
+    """Every device takes its share of a batch in equal parts."""
+    name, size = ("texts", config.train.texts) if config.is_sft else ("users", config.train.users)
+    if parallel.resolve(config.train.parallel, size, name) == "pmap":
+        parts = jax.device_count() * config.train.accumulate
+        if size % parts:
+            raise UserError(
+                f"config.train.{name}: {size} cannot be shared by {jax.device_count()} devices that take "
+                f"{config.train.accumulate} parts each; give a multiple of {parts}"
+            )
+
+
+def _check_base(path: Path, base: Base) -> None:
+    """What was trained to steer one language model means nothing to another."""
+    before = configs.read_json(path / "run.json").get("base") if (path / "run.json").is_file() else None
+    if before not in (None, base.fingerprint):
+        raise UserError(f"{path}: its adapters are of another language model than {base.directory}; give back the base "
+                        "that it was trained with")  # fmt: skip
 
 
 def is_policy(workdir: Path) -> bool:
