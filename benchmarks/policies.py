@@ -56,7 +56,10 @@ _SPLIT = flags.DEFINE_enum("split", "val", ["val", "test"], "whom --what=polis s
 _ROOM = flags.DEFINE_string("room", "", "directory for the work directories; default: a temporary one")
 
 # One thing changed at a time, from np_dpo_film trained for half as long.
-_HALF = {"train.steps": 300, "train.population_steps": 0, "train.validate_every": 100}
+_HALF = {
+    "train.steps": 300, "train.population_steps": 0, "train.validate_every": 100, "evaluate.users": 100,
+    "evaluate.shuffles": 1, "evaluate.generate.people": 64,
+}  # fmt: skip
 _COLD = {"encoder.init_from": "", "encoder.frozen": False, "objective.distil": 0.0}
 ABLATIONS: dict[str, dict[str, Any]] = {
     "np_dpo_film": {},
@@ -65,10 +68,11 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "beta 1": {"objective.beta": 1.0},
     "beta .1": {"objective.beta": 0.1},
     "no SFT term": {"objective.sft_weight": 0.0},
-    "no LoRA of everybody beside": {"policy.adapter.shared_rank": 0},
+    "a LoRA of everybody beside": {"policy.adapter.shared_rank": 8},
+    "film on the residual stream alone": {"policy.adapter.places": ("residual",)},
     "published recipe": {
         **_COLD, "objective.beta": 0.05, "objective.sft_weight": 0.0, "policy.adapter.places": ("residual",),
-        "policy.adapter.shared_places": ("query", "value"), "optim.learning_rate": 1e-3,
+        "policy.adapter.shared_rank": 8, "optim.learning_rate": 1e-3,
         "model.encoder.aggregation": "attention", "model.encoder.residual": False, "model.encoder.pool": "sum",
         "model.encoder.prior_choice": False, "model.encoder.width": 32,
     },

@@ -53,8 +53,8 @@ def _policy(variant: str) -> PolicyConfig:
     config = PolicyConfig(name=f"styles {variant}", data=_data())
     config.policy.max_length = 104
     adapter = config.policy.adapter
-    adapter.kind, adapter.places = "film", ("residual", "query", "gate")
-    config.optim.learning_rate, config.optim.warmup_steps = 2e-2, 20
+    adapter.kind, adapter.places = "film", ("query", "value", "out", "gate", "up", "down")
+    config.optim.learning_rate, config.optim.warmup_steps = 1e-2, 20
     config.train.users, config.train.targets, config.train.max_context = 32, 2, 10
     config.train.steps, config.train.population_steps, config.train.oracle_steps = 600, 100, 800
     config.evaluate.shuffles = 2
@@ -65,13 +65,10 @@ def _policy(variant: str) -> PolicyConfig:
         return config
     config.encoder.frozen, config.objective.distil = True, 1.0
     adapter.kind = variant.removeprefix("np_dpo_")
-    projections = ("query", "value", "out", "gate", "up", "down")
-    if adapter.kind == "film":
-        adapter.shared_places, adapter.shared_rank = projections, 8
-    elif adapter.kind == "lora_core":
-        adapter.places, adapter.core, adapter.rank = projections, "full", 8
+    if adapter.kind == "lora_core":
+        adapter.core, adapter.rank, config.optim.learning_rate = "full", 8, 2e-2
     elif adapter.kind == "lora":
-        adapter.places, adapter.rank, config.optim.learning_rate = projections, 4, 5e-3
+        adapter.rank, config.optim.learning_rate = 4, 5e-3
     return config
 
 

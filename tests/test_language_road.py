@@ -120,3 +120,22 @@ def test_two_processes_share_the_embedding(tmp_path):
     own = np.asarray(prepared.featuriser.transform(prepared.texts[-3:]))
     np.testing.assert_allclose(np.asarray(prepared.features[-3:]), own, atol=1e-5)
     assert_one_clear_line(run("prepare_data", *command[3:6], "--coordinator=nowhere"), "--processes=N")
+
+
+def test_the_papers_policy_runs_to_its_report(prepared, tmp_path):
+    workdir = tmp_path / "policy"
+    done = run(
+        "train", "--config=configs/ultrafeedback_policy.py:hh,np_dpo", f"--config.data.path={prepared / 'hh'}",
+        f"--config.policy.base={prepared / 'decoder'}", f"--workdir={workdir}", "--config.policy.max_length=120",
+        "--config.policy.adapter.shared_rank=2", "--config.model.width=16", "--config.model.encoder.width=16",
+        "--config.model.encoder.latent_dim=16", "--config.train.steps=4", "--config.train.steps_per_call=2",
+        "--config.train.validate_every=4", "--config.train.checkpoint_every=4", "--config.train.population_steps=0",
+        "--config.train.targets=3", "--config.train.oracle_steps=0", "--config.evaluate.users=4",
+        "--config.evaluate.targets=3", "--config.evaluate.k=(0,1)", "--config.evaluate.bootstrap=20",
+        "--config.evaluate.shuffles=1", "--config.evaluate.in_context_users=0", "--config.evaluate.generate.people=0",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    done = run("evaluate", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((workdir / "report" / "report.json").read_text())
+    assert set(report["by_group"]) == {"helpfulness", "honesty"}
