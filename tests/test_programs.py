@@ -98,8 +98,7 @@ def test_the_defaults_fit_a_small_file(tmp_path):
     few = [a for a in TINY if "max_context" not in a and "targets" not in a and "factor" not in a]
     command = ["--config=configs/rows.py:np_btl", f"--config.data.path={rows}", f"--workdir={tmp_path / 'run'}"]
     assert_one_clear_line(run("train", *command), "config.evaluate.k: 10", '"--config.evaluate.k=(0,1,3,5,7,)"')
-    alone = ["--config.train.population_steps=0", "--config.train.oracle_steps=0"]
-    done = run("train", *command, *few, *alone, "--config.model.learn_texts=no")
+    done = run("train", *command, *few, "--config.train.oracle_steps=0", "--config.model.learn_texts=no")
     assert done.returncode == 0, done.stderr
     assert "config.train.max_context=7" in done.stderr
 
