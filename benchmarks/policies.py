@@ -223,7 +223,7 @@ def speed() -> dict[str, Any]:
                         jnp.full((50, 2), 12, jnp.int32), jnp.zeros(50, jnp.int32))  # fmt: skip
     out: dict[str, Any] = {}
     for kind in _KINDS.value:
-        decoder = Decoder(config, remat="full")
+        decoder = Decoder(config)
         base: Any = jax.jit(decoder.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
         data = PolicyData(
             jnp.asarray(rng.integers(0, 32_000, (texts, length)), jnp.int32), jnp.full(texts, 100, jnp.int32),
