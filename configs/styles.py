@@ -81,8 +81,7 @@ def _reward(variant: str) -> Config:
     # People differ by weights on what the features say: Bayesian regression is the right encoder.
     config.model.encoder.aggregation, config.model.encoder.rounds = "bayes", 2
     config.optim.learning_rate = 3e-3
-    config.train.steps, config.train.population_steps, config.train.oracle_steps = 1500, 200, 500
+    config.train.steps, config.train.population_steps, config.train.oracle_steps = 1500, 250, 500
     config.train.checkpoint_every = config.train.validate_every = 500
-    config.train.population_steps = 250
     config.evaluate.draws, config.evaluate.shuffles = 2, 2
     return config
