@@ -1,10 +1,14 @@
 """Log-probabilities of tokens over a big vocabulary, without ever holding all the logits."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from fssa_jax.types import PyTree
 
 
 def token_log_probs(
@@ -19,8 +23,10 @@ def token_log_probs(
     """log softmax(hidden · kernel)[target] for the tokens where `mask` holds; 0 elsewhere.
 
     The tokens that count are brought together and taken `chunk` at a time; chunks without any are skipped. Logits,
-    their logsumexp and the difference are float32, whatever the types of hidden and kernel. The backward pass
-    computes the logits of a chunk again: memory is O(chunk · vocabulary), forward and backward.
+    their logsumexp and the difference are float32, whatever the types of hidden and kernel. Memory is
+    O(chunk · vocabulary), forward and backward. Where the output layer is not trained the gradient with respect to
+    hidden, one row a token, is made together with the value, from the same logits; where it is trained the backward
+    pass computes them again. Forward-mode differentiation is not offered.
 
     Args:
       hidden: normed states of the tokens before the targets.
@@ -36,30 +42,82 @@ def token_log_probs(
     >>> print(log_p.round(3))
     [-2.079  0.    -2.079]
     """
-    n = targets.shape[0]
+    return _log_probs(hidden, kernel, targets, mask, chunk, softcap)
+
+
+def _in_chunks(
+    score: Callable[[Array], PyTree], mask: Bool[Array, " n"], chunk: int, checkpointed: bool = False
+) -> PyTree:
+    """score(index of `chunk` tokens), arrays with a row a token, for all tokens where `mask` holds; 0 elsewhere."""
+    n = mask.shape[0]
     order = jnp.argsort(~mask, stable=True)
     chunks = -(-n // chunk)
-    padding = chunks * chunk - n
-    index = jnp.concatenate([order, jnp.zeros(padding, order.dtype)]).reshape(chunks, chunk)
+    index = jnp.concatenate([order, jnp.zeros(chunks * chunk - n, order.dtype)]).reshape(chunks, chunk)
     count = mask.sum()
+    shapes = jax.eval_shape(score, index[0])
 
-    def score(at: Array) -> Array:
-        logits = jnp.dot(hidden[at], kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
-        if softcap is not None:
-            logits = softcap * jnp.tanh(logits / softcap)
-        chosen = jnp.take_along_axis(logits, targets[at][:, None], axis=-1)[:, 0]
-        return chosen - jax.nn.logsumexp(logits, axis=-1)
-
-    # The whole step is computed again, the choice to skip it too: else each chunk would keep a copy of the kernel.
-    @partial(jax.checkpoint, prevent_cse=False)
     def step(_, inputs):
         at, start = inputs
-        return None, jax.lax.cond(start < count, score, lambda at: jnp.zeros(chunk, jnp.float32), at)
+        nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return None, jax.lax.cond(start < count, score, lambda _: nothing, at)
 
+    if checkpointed:
+        # The whole step is computed again, the choice to skip it too: else each chunk would keep a copy of the kernel.
+        step = jax.checkpoint(step, prevent_cse=False)
     _, scores = jax.lax.scan(step, None, (index, jnp.arange(chunks) * chunk))
-    flat = scores.reshape(-1)[:n]
-    flat = jnp.where(jnp.arange(n) < count, flat, 0)
-    return jnp.zeros(n, jnp.float32).at[order].set(flat)
+
+    def back(x: Array) -> Array:
+        flat = x.reshape(chunks * chunk, *x.shape[2:])[:n]
+        counts = (jnp.arange(n) < count).reshape(n, *(1,) * (flat.ndim - 1))
+        return jnp.zeros_like(flat).at[order].set(jnp.where(counts, flat, 0))
+
+    return jax.tree.map(back, scores)
+
+
+def _score(
+    hidden: Float[Array, "m d"], kernel: Float[Array, "d vocabulary"], targets: Int[Array, " m"], softcap: float | None
+) -> Float[Array, " m"]:
+    logits = jnp.dot(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    if softcap is not None:
+        logits = softcap * jnp.tanh(logits / softcap)
+    chosen = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _recomputed(hidden: Array, kernel: Array, targets: Array, mask: Array, chunk: int, softcap: float | None) -> Array:
+    return _in_chunks(lambda at: _score(hidden[at], kernel, targets[at], softcap), mask, chunk, checkpointed=True)
+
+
+_log_probs = jax.custom_vjp(_recomputed, nondiff_argnums=(4, 5))
+
+
+def _forward(hidden: Any, kernel: Any, targets: Any, mask: Any, chunk: int, softcap: float | None):
+    """The value, and what the backward pass needs: the slope of each token, or all that it is computed from again."""
+    trained = kernel.perturbed
+    hidden, kernel, targets, mask = (x.value for x in (hidden, kernel, targets, mask))
+    if trained:
+        return _recomputed(hidden, kernel, targets, mask, chunk, softcap), (None, (hidden, kernel, targets, mask))
+
+    def score(at: Array) -> tuple[Array, Array]:
+        value, pull = jax.vjp(lambda h: _score(h, kernel, targets[at], softcap), hidden[at])
+        return value, pull(jnp.ones_like(value))[0]  # a token's score depends on its own state alone
+
+    value, slope = _in_chunks(score, mask, chunk)
+    return value, (slope, None)
+
+
+def _backward(chunk: int, softcap: float | None, kept: Any, gradient: Array):
+    slope, inputs = kept
+    if inputs is None:
+        wide = slope.astype(jnp.float32) * gradient[:, None]
+        return wide.astype(slope.dtype), None, None, None
+    hidden, kernel, targets, mask = inputs
+
+    _, pull = jax.vjp(lambda h, k: _recomputed(h, k, targets, mask, chunk, softcap), hidden, kernel)
+    return (*pull(gradient), None, None)
+
+
+_log_probs.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def response_log_probs(

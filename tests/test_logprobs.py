@@ -35,6 +35,31 @@ def test_any_chunk_is_the_plain_log_softmax(seed, chunk, softcap):
     np.testing.assert_allclose(out, plain(*args, softcap), atol=1e-5)
 
 
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_gradients_of_states_alone_are_those_of_the_plain_log_softmax(softcap):
+    """With an output layer that is not trained they are made with the value; each token has a weight of its own."""
+    hidden, kernel, targets, mask = case()
+    weights = jnp.linspace(-1, 2, len(targets))
+
+    def gradient(function):
+        return jax.jit(jax.grad(lambda h, k: (weights * function(h, k)).sum()))(hidden, kernel)
+
+    ours = gradient(lambda h, k: token_log_probs(h, k, targets, mask, chunk=8, softcap=softcap))
+    np.testing.assert_allclose(ours, gradient(lambda h, k: plain(h, k, targets, mask, softcap)), atol=1e-5)
+
+
+def test_an_output_layer_that_is_not_trained_saves_a_product_with_the_vocabulary():
+    args = case(n=64, d=32, vocabulary=2000)
+
+    def work(argnums):
+        loss = jax.value_and_grad(lambda h, k, t, m: token_log_probs(h, k, t, m, chunk=64).sum(), argnums=argnums)
+        text = jax.jit(loss).lower(*args).compile().as_text()
+        return text.count(" dot(") + text.count("__onednn$matmul") + text.count('custom_call_target="__')
+
+    assert work(0) == 2
+    assert work((0, 1)) == 4
+
+
 def test_gradients_are_those_of_the_plain_log_softmax():
     hidden, kernel, targets, mask = case()
     ours = jax.grad(lambda h, k: token_log_probs(h, k, targets, mask, chunk=8).sum(), argnums=(0, 1))(hidden, kernel)
