@@ -29,13 +29,14 @@ class DataConfig:
     labels: tuple[str, ...] = ()  # () for those that were prepared, else helpfulness and honesty
     conflicting: float = 1.0
     groups: tuple[str, ...] = ()  # rows of these groups alone; () for all
-    # auto: vectors beside the rows if there are any, else a sentence encoder where one is at hand, else tfidf.
+    # auto: vectors beside the rows if there are any, else a sentence encoder where one is at hand, else tfidf;
+    # of styles tfidf.
     features: str = choice("auto", "given", "encoder", "tfidf")
     vectors: str = ""  # .npy, one row a text; default: beside the rows
     texts: str = ""  # .jsonl(.gz) of [prompt, response], in the order of the vectors
     components: int = 64  # of the truncated SVD behind tfidf
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"  # directory or hub name of a pretrained model
-    encoder_pool: str = choice("mean", "last")  # last token: decoders only
+    encoder_pool: str = choice("mean", "response", "last")  # tokens of the response, last token: decoders only
     encoder_layer: int = 0  # of a decoder: blocks that are run; 0 for all of them
     encoder_tokens: int = 0  # longer texts are cut; 0 for the model's limit
     encoder_dtype: str = choice("float32", "bfloat16")  # of weights and computation; vectors are float32

@@ -31,7 +31,7 @@ from fssa_jax.types import PyTree
 _log = logging.getLogger(__name__)
 
 Text = tuple[str, str]  # (prompt, response)
-Pool = Literal["mean", "last"]
+Pool = Literal["mean", "response", "last"]
 
 _SHARD = 1024  # texts a file
 _TYPICAL = 32  # tokens of a short text, to guess how many texts are enough for batches of like length
@@ -45,7 +45,7 @@ class EmbedSettings:
 
     Attributes:
       encoder: directory or hub name.
-      pool: "mean" over tokens, or the "last" token (decoders only).
+      pool: "mean" over tokens; of decoders also over the tokens of the "response" alone, or the "last" token.
       layer: of a decoder, number of blocks that are run; 0 for all of them and the final norm.
       max_tokens: longer texts are cut at the end; 0 for the model's limit.
       normalise: to unit length.
@@ -116,38 +116,45 @@ class TextEncoder:
                     digest.update(block)
         return digest.hexdigest()
 
-    def tokens(self, texts: Sequence[Text]) -> tuple[list[list[int]], list[int]]:
-        """Token ids, and which texts were longer than the limit and are cut: a sentence encoder's at its end, as its
-        own library does; a conversation at its beginning, so that the response is kept."""
+    def tokens(self, texts: Sequence[Text]) -> tuple[list[list[int]], list[int], list[int]]:
+        """Token ids, which texts were longer than the limit and are cut, and where the response begins in each.
+
+        A sentence encoder's texts are cut at their end, as its own library does, and are all response; conversations
+        at their beginning, so that the response is kept.
+        """
         limit = self.limit
         if self._bert:
             whole = [f"{prompt}\n\n{response}" if prompt else response for prompt, response in texts]
             ids = self.tokenizer(whole, truncation=True, max_length=limit + 1)["input_ids"]
             # The last token is the one that closes every text.
-            return [[*i[: limit - 1], i[-1]] if len(i) > limit else i for i in ids], _longer(ids, limit)
+            kept = [[*i[: limit - 1], i[-1]] if len(i) > limit else i for i in ids]
+            return kept, _longer(ids, limit), [0] * len(ids)
         special = special_ids(self.tokenizer)
-        ids = [encode(self.tokenizer, p, r, end_of_turn=False, special=special).tokens for p, r in texts]
-        return [i[-limit:] for i in ids], _longer(ids, limit)
+        rows = [encode(self.tokenizer, p, r, end_of_turn=False, special=special) for p, r in texts]
+        ids = [row.tokens for row in rows]
+        starts = [max(row.start - max(len(row.tokens) - limit, 0), 0) for row in rows]
+        return [i[-limit:] for i in ids], _longer(ids, limit), starts
 
     def embed(self, texts: Sequence[Text]) -> np.ndarray:
         """(texts, width) float32."""
-        return self._embed_tokens(self.tokens(texts)[0])
+        return self.embed_and_cut(texts)[0]
 
     def embed_and_cut(self, texts: Sequence[Text]) -> tuple[np.ndarray, list[int]]:
         """`embed`, and which texts were cut."""
-        ids, cut = self.tokens(texts)
-        return self._embed_tokens(ids), cut
+        ids, cut, starts = self.tokens(texts)
+        return self._embed_tokens(ids, starts), cut
 
-    def _embed_tokens(self, ids: list[list[int]]) -> np.ndarray:
+    def _embed_tokens(self, ids: list[list[int]], starts: list[int]) -> np.ndarray:
         out = np.zeros((len(ids), self.width), np.float32)
         pending: list[tuple[np.ndarray, jax.Array]] = []
         for size, rows in length_batches([len(i) for i in ids], self._tokens, self.devices, self.limit):
             number = filled_rows(len(rows), batch_rows(size, self._tokens, self.devices), self.devices)
-            tokens, lengths = np.zeros((number, size), np.int32), np.ones(number, np.int32)
+            tokens, begins = np.zeros((number, size), np.int32), np.zeros(number, np.int32)
+            lengths = np.ones(number, np.int32)
             for place, row in enumerate(rows):
                 tokens[place, : len(ids[row])] = ids[row]
-                lengths[place] = max(len(ids[row]), 1)
-            vectors = self._run(jax.device_put(tokens, self._shared), jax.device_put(lengths, self._shared))
+                begins[place], lengths[place] = starts[row], max(len(ids[row]), 1)
+            vectors = self._run(*(jax.device_put(x, self._shared) for x in (tokens, begins, lengths)))
             pending.append((rows, vectors))
             if len(pending) > 2:  # the device works while the host reads what is done
                 done, vectors = pending.pop(0)
@@ -156,15 +163,13 @@ class TextEncoder:
             out[done] = np.asarray(vectors)[: len(done)]
         return out
 
-    def _embed(self, variables: PyTree, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+    def _embed(self, variables: PyTree, tokens: jax.Array, starts: jax.Array, lengths: jax.Array) -> jax.Array:
         s = self.settings
         if self._bert:
             return mean_pool(self.model.apply(variables, tokens, lengths), lengths, s.normalise)
         hidden, _ = self.model.apply(variables, tokens, until=s.layer or None, method="hidden")
-        if s.pool == "mean":
-            return mean_pool(hidden, lengths, s.normalise)
-        last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
-        return mean_pool(last, jnp.ones_like(lengths), s.normalise)
+        begin = {"mean": None, "response": starts, "last": lengths - 1}[s.pool]
+        return mean_pool(hidden, lengths, s.normalise, begin)
 
 
 def _longer(ids: list[list[int]], limit: int) -> list[int]:

@@ -1,7 +1,6 @@
 """Log-probabilities of tokens over a big vocabulary, without ever holding all the logits."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax

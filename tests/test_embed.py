@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -55,6 +56,22 @@ def test_decoders_embed_too(directory, settings):
     vectors = encoder.embed(texts(5))
     assert vectors.shape == (5, 32)
     np.testing.assert_allclose(encoder.embed(texts(5)[3:4])[0], vectors[3], atol=1e-5)
+
+
+def test_the_mean_of_a_response_leaves_out_its_prompt(directory):
+    """Also where the beginning of the conversation is cut."""
+    for limit in (0, 6):
+        settings = EmbedSettings(
+            str(directory / "decoder"), pool="response", layer=1, max_tokens=limit, normalise=False
+        )
+        encoder = TextEncoder(settings)
+        text = ("how? " * 3, "hey just mix it")
+        ids, cut, starts = encoder.tokens([text])
+        assert bool(cut) == bool(limit)
+        assert encoder.tokenizer.decode(ids[0][starts[0] :]).strip() == text[1]
+        params = encoder._run.args[0]
+        hidden, _ = encoder.model.apply(params, jnp.asarray(ids), until=1, method="hidden")
+        np.testing.assert_allclose(encoder.embed([text])[0], hidden[0, starts[0] :].mean(0), atol=1e-5)
 
 
 def test_a_killed_run_goes_on_without_repeating(encoder, tmp_path, monkeypatch):

@@ -1,12 +1,16 @@
 """The styles benchmark: known people who choose by BTL, and no text of the test prompts in training."""
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from fssa_jax.config import DataConfig
-from fssa_jax.data import styles
+from fssa_jax.data import build, styles
 from fssa_jax.data.build import styles_dataset
 from fssa_jax.data.dataset import SPLITS
+from tests.mistakes import complaint
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +26,28 @@ def data():
 def texts_of(split, pool: int) -> np.ndarray:
     rows = split.table.count[0, pool]
     return np.concatenate([split.table.chosen[:, pool, :rows], split.table.rejected[:, pool, :rows]], axis=1)
+
+
+def test_features_may_be_those_of_a_language_model(monkeypatch, texts):
+    """Centred and scaled by the texts of training prompts alone."""
+    calls = []
+
+    class Recorded(build.EncoderFeaturiser):
+        def fit_transform(self, texts, train, scratch):
+            calls.append((self._settings, train, scratch))
+            return np.zeros((len(texts), 3), np.float32)
+
+    monkeypatch.setattr(build, "EncoderFeaturiser", Recorded)
+    config = DataConfig(source="styles", train_users=10, eval_users=4, features="encoder", encoder="base",
+                        encoder_pool="response", encoder_layer=1)  # fmt: skip
+    made = styles_dataset(config, context=3, targets=2, scratch=Path("scratch"))
+    assert made.features.shape == (len(made.texts), 3)
+    settings, train, scratch = calls[0]
+    assert (settings.encoder, settings.pool, settings.layer, scratch) == ("base", "response", 1, Path("scratch"))
+    _, _, prompt_of = texts
+    assert set(prompt_of[train]) == set(styles.prompt_splits()["train"])
+    wrong = dataclasses.replace(config, features="given")
+    assert "styles makes its own texts" in complaint(styles_dataset, wrong, 3, 2)
 
 
 def test_texts_are_distinct_and_every_style_answers_every_prompt(texts):

@@ -38,7 +38,7 @@ def load_dataset(config: Config, scratch: Path | None = None) -> Dataset:
     """
     data = config.data
     if data.source == "styles":
-        return styles_dataset(data, context=max(config.evaluate.k), targets=config.train.targets)
+        return styles_dataset(data, max(config.evaluate.k), config.train.targets, scratch)
     if data.source in synthetic.SOURCES:
         return synthetic_dataset(data, context=max(config.evaluate.k), targets=config.train.targets)
     if not data.path:
@@ -259,35 +259,49 @@ def _user_pools(
 
 
 def _features(data: DataConfig, texts: list[Text], train: Split, scratch: Path | None) -> tuple[Featuriser, np.ndarray]:
+    """Of rows: vectors that are given, or made of the texts."""
     vectors, order = data.vectors, data.texts
     if data.features in ("auto", "given") and not vectors:
         vectors, order = vectors_beside(data.path)
     if data.features == "given" and not vectors:
         raise UserError(f"{data.path}: no single .npy file beside it; name one with --config.data.vectors=FILE")
-    if vectors and data.features in ("auto", "given"):
-        featuriser: Featuriser = read_vectors(vectors, order, texts)
-        features = featuriser.transform(texts)
-    else:
-        known = texts_of(train.table)
-        if data.features == "encoder" or (data.features == "auto" and at_hand(data.encoder)):
-            names = ("pool", "layer", "tokens", "normalise", "dtype", "attention")
-            values: dict[str, Any] = {name: getattr(data, f"encoder_{name}") for name in names}
-            settings = EmbedSettings(data.encoder, max_tokens=values.pop("tokens"), **values)
-            featuriser = EncoderFeaturiser(settings)
-            features = featuriser.fit_transform(texts, known, scratch)
-        else:
-            featuriser = TfidfFeaturiser.fit([texts[i] for i in known], data.components)
-            features = featuriser.transform(texts)
+    if not vectors or data.features not in ("auto", "given"):
+        encode = data.features == "encoder" or (data.features == "auto" and at_hand(data.encoder))
+        return _features_of_texts(data, encode, texts, texts_of(train.table), scratch)
+    featuriser = read_vectors(vectors, order, texts)
+    return featuriser, _finite(featuriser.transform(texts), data.path)
+
+
+def _features_of_texts(
+    data: DataConfig, encode: bool, texts: list[Text], known: np.ndarray, scratch: Path | None
+) -> tuple[Featuriser, np.ndarray]:
+    """By a pretrained model or by tfidf; `known` are the rows of the training texts."""
+    if not encode:
+        featuriser: Featuriser = TfidfFeaturiser.fit([texts[i] for i in known], data.components)
+        return featuriser, _finite(featuriser.transform(texts), data.path)
+    names = ("pool", "layer", "tokens", "normalise", "dtype", "attention")
+    values: dict[str, Any] = {name: getattr(data, f"encoder_{name}") for name in names}
+    featuriser = EncoderFeaturiser(EmbedSettings(data.encoder, max_tokens=values.pop("tokens"), **values))
+    return featuriser, _finite(featuriser.fit_transform(texts, known, scratch), data.encoder)
+
+
+def _finite(features: np.ndarray, source: str) -> np.ndarray:
     if not np.isfinite(features).all():
-        raise UserError(f"{data.path}: features are not finite")
-    return featuriser, features
+        raise UserError(f"{source}: features are not finite")
+    return features
 
 
-def styles_dataset(data: DataConfig, context: int, targets: int) -> Dataset:
+def styles_dataset(data: DataConfig, context: int, targets: int, scratch: Path | None = None) -> Dataset:
     """The `styles` benchmark: train_users to learn from, eval_users each to validate and to test.
 
-    In the held-out splits users 2i and 2i + 1 want the opposite and see the same targets.
+    In the held-out splits users 2i and 2i + 1 want the opposite and see the same targets. Features are tfidf unless
+    the settings ask for an encoder.
+
+    Raises:
+      UserError: given vectors are asked for, or the encoder cannot be had.
     """
+    if data.features == "given" or data.vectors:
+        raise UserError("config.data.features: styles makes its own texts; give tfidf or encoder")
     rng = np.random.default_rng(data.split_seed)
     texts, style_of, prompt_of = styles.texts()
     weights, log_prior = styles.people()
@@ -309,12 +323,12 @@ def styles_dataset(data: DataConfig, context: int, targets: int) -> Dataset:
         choices = [[(pools[p][0][u], pools[p][1][u]) for p in (0, 1)] for u in range(count)]
         users = [f"{name}-{u}: {styles.person_name(weights[i])}" for u, i in enumerate(person)]
         splits[name] = Split(users, make_table(choices, person))
-    train_texts = [text for text, prompt in zip(texts, prompt_of, strict=True) if prompt in set(prompts["train"])]
-    featuriser = TfidfFeaturiser.fit(train_texts, data.components)
+    known = np.flatnonzero(np.isin(prompt_of, prompts["train"]))
+    featuriser, features = _features_of_texts(data, data.features == "encoder", texts, known, scratch)
     rewards = styles.SCALE * (style_of.astype(np.float32) - 0.5) @ weights.T
     names = [styles.person_name(w) for w in weights]
     report = {"source": "styles", "users": {n: len(s.users) for n, s in splits.items()}, "texts": len(texts)}
-    return Dataset(texts, featuriser.transform(texts), splits, names, featuriser, Truth(rewards, log_prior), report)
+    return Dataset(texts, features, splits, names, featuriser, Truth(rewards, log_prior), report)
 
 
 def synthetic_dataset(data: DataConfig, context: int, targets: int) -> Dataset:

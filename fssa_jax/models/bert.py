@@ -45,18 +45,26 @@ def layer_norm(x: Float[Array, "*batch d"], parameters: PyTree, epsilon: float) 
 
 
 def mean_pool(
-    hidden: Float[Array, "batch t d"], lengths: Int[Array, " batch"], normalise: bool = True
+    hidden: Float[Array, "batch t d"],
+    lengths: Int[Array, " batch"],
+    normalise: bool = True,
+    starts: Int[Array, " batch"] | None = None,
 ) -> Float[Array, "batch d"]:
-    """The mean over the real tokens of a row, in float32; of unit length with `normalise`.
+    """The mean over the tokens starts ≤ i < lengths of a row, in float32; of unit length with `normalise`.
+
+    `starts` is 0 where it is None.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax.models.bert import mean_pool
     >>> mean_pool(jnp.array([[[3.0, 0.0], [9.0, 9.0]]]), jnp.array([1])).tolist()
     [[1.0, 0.0]]
     """
-    real = (jnp.arange(hidden.shape[1])[None] < lengths[:, None]).astype(jnp.float32)
-    total = jnp.einsum("btd,bt->bd", hidden.astype(jnp.float32), real)
-    mean = total / jnp.maximum(lengths, 1).astype(jnp.float32)[:, None]
+    place = jnp.arange(hidden.shape[1])[None]
+    real = place < lengths[:, None]
+    if starts is not None:
+        real &= place >= starts[:, None]
+    total = jnp.einsum("btd,bt->bd", hidden.astype(jnp.float32), real.astype(jnp.float32))
+    mean = total / jnp.maximum(real.sum(1), 1).astype(jnp.float32)[:, None]
     if not normalise:
         return mean
     return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
