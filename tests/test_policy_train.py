@@ -53,7 +53,12 @@ def test_everything_that_is_needed_later_is_there(steered, made):
     lines = [json.loads(line) for line in (steered / "metrics.jsonl").read_text().splitlines()]
     names = {name for line in lines for name in line}
     assert {"rewards/chosen", "rewards/rejected", "rewards/margin", "rewards/accuracy", "logps/chosen", "sft"} <= names
-    assert {"val/nll", "val/rewards/accuracy_k0", "val/rewards/accuracy_k3"} <= names
+    fields = ("accuracy", "margin", "chosen", "rejected")
+    expected = {f"val/rewards/{field}_k{k}" for field in fields for k in (0, 1, 3)} | {"val/nll", "val/logps/chosen_k3"}
+    assert expected <= names
+    last = next(line for line in reversed(lines) if "val/nll" in line)
+    margin = last["val/rewards/chosen_k3"] - last["val/rewards/rejected_k3"]
+    np.testing.assert_allclose(margin, last["val/rewards/margin_k3"], atol=1e-5)
     assert all(made.has(role) and trained_policy(made, role) for role in ("main", "population", "oracle"))
 
 
@@ -91,6 +96,25 @@ def test_the_loss_of_the_reward_model_stands_beside_where_it_is_asked_for(made):
     step = make_policy_step(steering, made.base.decoder, optimizer, config)
     _, metrics = jax.eval_shape(step, state, made.data("train"))
     assert "reward_nll" in metrics
+
+
+def gaussian(made, **objective):
+    """A policy with a latent that has a width, from chance, and its metrics after one step."""
+    config = copy.deepcopy(made.config)
+    config.encoder.init_from, config.encoder.frozen, config.model.encoder.gaussian = "", False, True
+    config.objective = dataclasses.replace(config.objective, **objective)
+    check(config)
+    steering, optimizer, state = training.make_state(dataclasses.replace(made, config=config), "main")
+    step = jax.jit(make_policy_step(steering, made.base.decoder, optimizer, config))
+    return step(state, made.data("train"))[1]
+
+
+def test_the_divergence_of_a_latent_is_that_of_the_objective_and_weighs_what_it_is_told(made):
+    found = {name: gaussian(made, latent=name, kl_weight=0.5, sft_weight=0.0) for name in ("vpl", "elbo", "published")}
+    assert len({round(float(metrics["kl"]), 5) for metrics in found.values()}) == 3
+    for metrics in found.values():
+        # At the first step the policy is the reference: its part of the loss is log 2.
+        np.testing.assert_allclose(metrics["loss"], np.log(2) + 0.5 * metrics["kl"], atol=1e-4)
 
 
 def test_at_the_first_step_the_policy_is_the_reference(made):
@@ -200,6 +224,7 @@ MISTAKES = {
     "distil": ({"objective.distil": 2.0}, "config.objective.distil"),
     "labels that move": ({"objective.distil": 0.5, "encoder.frozen": False}, "give config.encoder.frozen=True"),
     "samples": ({"evaluate.samples": 4}, "config.evaluate.samples"),
+    "roles of a point": ({"objective.latent": "elbo"}, "config.objective.latent: counts with a Gaussian latent"),
     "word": ({"objective.kind": "kto"}, "config.objective.kind: must be one of sigmoid"),
 }
 

@@ -71,7 +71,10 @@ class PolicyObjective:
     # the same optimum where the reward model is calibrated, with far less noise (cf. arXiv 2405.19316).
     distil: float = 0.0
     sft_weight: float = 1.0  # of −log π(y⁺ | x) a token, beside
-    kl_weight: float = 0.0  # of KL(q(z | C) ‖ N(0, I)), with a Gaussian latent that is trained
+    # What z is drawn from, and what the KL divergence of that is taken to: see losses.latent_roles. Both count with a
+    # Gaussian latent that is trained.
+    latent: str = choice("vpl", "elbo", "published")
+    kl_weight: float = 0.0
 
 
 @dataclasses.dataclass
@@ -167,8 +170,12 @@ def check(config: PolicyConfig) -> None:
                         "config.encoder.frozen=True, or distil=0 to train the encoder on the choices")  # fmt: skip
     if config.encoder.frozen and config.encoder.auxiliary_weight:
         raise UserError("config.encoder.auxiliary_weight: a frozen encoder learns nothing from it; give 0")
-    if config.objective.kl_weight and (config.encoder.frozen or not config.model.encoder.gaussian):
-        raise UserError("config.objective.kl_weight: counts with a Gaussian latent that is trained only; give 0")
+    if config.encoder.frozen or not config.model.encoder.gaussian:
+        for name, default in (("kl_weight", 0.0), ("latent", "vpl")):
+            if getattr(config.objective, name) != default:
+                raise UserError(
+                    f"config.objective.{name}: counts with a Gaussian latent that is trained only; give {default}"
+                )
     generate = config.evaluate.generate
     if generate.people and generate.prompts < 1:
         raise UserError("config.evaluate.generate.prompts: must be positive; people=0 turns generation off")

@@ -1,7 +1,7 @@
 """What a policy implies about choices: log σ(β [Δ log π − Δ log π_ref]), for contexts of every size."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,25 @@ from fssa_jax.types import Episode, PyTree
 
 _TOKENS = {"cpu": 16_384}  # of a call; elsewhere:
 _MANY_TOKENS = 262_144
+
+
+@dataclass
+class PolicyScores:
+    """What a policy says of choices, (ks, users, targets, 2) with the chosen one first, and of people, (ks, users, m).
+
+    `rewards` β [log π(y | x, z) − log π_ref(y | x)], a token where the objective is length-normalised; `log_probs`
+    log π(y | x, z) in nats; `latent` the mean of z; `kl` of q(z | C) to N(0, I), each dimension.
+    """
+
+    rewards: np.ndarray
+    log_probs: np.ndarray
+    latent: np.ndarray
+    kl: np.ndarray
+
+    @property
+    def log_likelihood(self) -> np.ndarray:
+        """(ks, users, targets) log σ(reward of the chosen − reward of the rejected)."""
+        return np.asarray(jax.nn.log_sigmoid(self.rewards[..., 0] - self.rewards[..., 1]))
 
 
 class PolicyScorer:
@@ -68,13 +87,11 @@ class PolicyScorer:
             out[part] = self.log_ratios(variables, z[None], np.resize(part, number)[None])[0, : len(part)]
         return out
 
-    def predict(
-        self, variables: PyTree, episodes: Episode, ks: Sequence[int]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """See `evaluate.Predictor`."""
+    def score(self, variables: PyTree, episodes: Episode, ks: Sequence[int]) -> "PolicyScores":
+        """What the policy says of the targets, for contexts of every size in `ks`."""
         pairs = np.stack([np.asarray(episodes.targets.chosen), np.asarray(episodes.targets.rejected)], -1)
         users, targets = pairs.shape[:2]
-        log_p, q = [], None
+        ratios, means, divergences = [], [], []
         for k in ks:
             q = self._infer(variables, episodes, jnp.int32(k))
             z = np.asarray(q.mean)
@@ -83,11 +100,23 @@ class PolicyScorer:
                 ratio = self.of_texts(variables, z[0], pairs)[pairs]
             else:
                 ratio = self.log_ratios(variables, z, pairs.reshape(users, -1)).reshape(users, targets, 2)
-            log_p.append(np.asarray(jax.nn.log_sigmoid(self.objective.beta * (ratio[..., 0] - ratio[..., 1]))))
-        assert q is not None
-        mean = np.broadcast_to(np.asarray(q.mean), (users, q.mean.shape[-1]))
-        variance = np.maximum(np.broadcast_to(np.asarray(q.scale), mean.shape) ** 2, 1e-12)
-        return np.stack(log_p), mean, 0.5 * (variance + mean**2 - 1 - np.log(variance))
+            ratios.append(ratio)
+            mean = np.broadcast_to(z, (users, z.shape[-1]))
+            variance = np.maximum(np.broadcast_to(np.asarray(q.scale), mean.shape) ** 2, 1e-12)
+            means.append(mean)
+            divergences.append(0.5 * (variance + mean**2 - 1 - np.log(variance)))
+        rewards = self.objective.beta * np.stack(ratios)
+        lengths = np.maximum(self.lengths - np.asarray(self.data.starts), 1)[pairs]
+        scale = lengths if self.objective.length_normalised else 1.0
+        log_probs = np.stack(ratios) * scale + np.asarray(self.data.reference)[pairs]
+        return PolicyScores(rewards, log_probs, np.stack(means), np.stack(divergences))
+
+    def predict(
+        self, variables: PyTree, episodes: Episode, ks: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """See `evaluate.Predictor`."""
+        scores = self.score(variables, episodes, ks)
+        return scores.log_likelihood, scores.latent[-1], scores.kl[-1]
 
     def predictor(self, variables: PyTree) -> Predictor:
         """For `evaluate`."""

@@ -11,15 +11,15 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from fssa_jax.adapters import AdapterTree
-from fssa_jax.distributions import gaussian_kl, gaussian_sample, standard_normal_like
+from fssa_jax.distributions import gaussian_kl, gaussian_sample
 from fssa_jax.episodes import draw_episode
 from fssa_jax.logprobs import response_log_probs
-from fssa_jax.losses import dpo_loss, masked_mean
+from fssa_jax.losses import dpo_loss, latent_roles, masked_mean
 from fssa_jax.models.decoder import Decoder
 from fssa_jax.policy.config import PolicyConfig
 from fssa_jax.policy.steering import Steering
-from fssa_jax.step import Metrics, TrainState
-from fssa_jax.types import Episode, Leaf, PyTree
+from fssa_jax.step import Metrics, TrainState, join
+from fssa_jax.types import Comparisons, Episode, Leaf, PyTree
 
 
 @jax.tree_util.register_dataclass
@@ -87,14 +87,30 @@ def make_policy_step(
     train, objective = config.train, config.objective
     sizes = (train.max_context if steering.latent == "context" else 0, train.targets)
 
+    def latent(
+        variables: PyTree, episode: Episode, keys: Key[Array, " users"], data: PolicyData
+    ) -> tuple[Array, Array | None]:
+        """z of each person, and the KL divergence of what it is drawn from; a point has none."""
+        q: Any = steering.apply(variables, episode, data.features, method="latent_of")
+        if not steering.sampled:
+            return q.mean, None
+        roles: Any = objective.latent  # checked with the configuration
+
+        def infer(context: Comparisons) -> Any:
+            return steering.apply(variables, context, data.features, method="infer")
+
+        sampled_from, other = latent_roles(
+            roles, q, infer(episode.targets) if roles == "published" else None,
+            infer(join(episode.context, episode.targets)) if roles == "elbo" else None,
+        )  # fmt: skip
+        noise = jax.vmap(lambda k: jax.random.normal(k, q.mean.shape[1:]))(keys)
+        return gaussian_sample(sampled_from, noise), gaussian_kl(sampled_from, other)
+
     def loss_of(params: PyTree, stats: PyTree, episode: Episode, keys: Key[Array, " users"], data: PolicyData):
         users, targets = episode.targets.mask.shape
         mask = episode.targets.mask
         variables = {"params": params, **stats}
-        q: Any = steering.apply(variables, episode, data.features, method="latent_of")
-        z = q.mean
-        if steering.sampled:
-            z = gaussian_sample(q, jax.vmap(lambda k: jax.random.normal(k, z.shape[1:]))(keys))
+        z, kl = latent(variables, episode, keys, data)
         adapters: Any = steering.apply(variables, z, method="adapt")
         ids = jnp.stack([episode.targets.chosen, episode.targets.rejected], axis=-1).reshape(-1)
         log_p = text_log_probs(decoder, data.base, data, ids, adapters)
@@ -133,8 +149,8 @@ def make_policy_step(
             "logps/rejected": mean(sides(log_p)[1]),
         }
         loss = metrics["loss"] + objective.sft_weight * metrics["sft"]
-        if steering.sampled:
-            metrics["kl"] = gaussian_kl(q, standard_normal_like(q)).mean()
+        if kl is not None:
+            metrics["kl"] = kl.mean()
             loss = loss + objective.kl_weight * metrics["kl"]
         if config.encoder.auxiliary_weight and steering.latent == "context":
             likelihood: Any = steering.apply(

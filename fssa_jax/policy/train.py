@@ -198,19 +198,27 @@ class _Validation:
         self.scorer = PolicyScorer(steering, work.base.decoder, work.data("val"), work.config.objective)
 
     def __call__(self, variables: PyTree) -> tuple[dict[str, float], list[str]]:
-        log_p, latent, kl = self.scorer.predict(jax.device_put(variables), self.episodes, self.ks)
-        hits = np.asarray(preference_accuracy(jnp.asarray(log_p)))
-        margin = log_p - np.log(-np.expm1(np.minimum(log_p, -1e-7)))
+        out = self.scorer.score(jax.device_put(variables), self.episodes, self.ks)
+        log_p = out.log_likelihood
 
         def by_k(x: np.ndarray) -> np.ndarray:
             return ((x * self.mask).sum(-1) / np.maximum(self.mask.sum(-1), 1)).mean(-1)
 
         scores = {"val/nll": float(by_k(-log_p).mean())}
-        for name, values in (("rewards/accuracy", hits), ("rewards/margin", margin)):
-            scores |= {f"val/{name}_k{k}": float(v) for k, v in zip(self.ks, by_k(values), strict=True)}
+        named = {
+            "rewards/accuracy": by_k(np.asarray(preference_accuracy(jnp.asarray(log_p)))),
+            "rewards/margin": by_k(out.rewards[..., 0] - out.rewards[..., 1]),
+        }
+        for side, name in enumerate(("chosen", "rejected")):
+            named |= {f"{part}/{name}": by_k(values[..., side])
+                      for part, values in (("rewards", out.rewards), ("logps", out.log_probs))}  # fmt: skip
+        if self.scorer.steering.sampled:
+            named["kl"] = out.kl.sum(-1).mean(-1)
+        for name, values in named.items():
+            scores |= {f"val/{name}_k{k}": float(v) for k, v in zip(self.ks, values, strict=True)}
         if len(self.ks) == 1:
             return scores, []
-        health = latent_health(latent, kl if self.scorer.steering.sampled else None)
+        health = latent_health(out.latent[-1], out.kl[-1] if self.scorer.steering.sampled else None)
         scores |= {f"latent/{name}": float(value) for name, value in health.items()}
         moved = float(np.abs(np.exp(log_p[-1]) - np.exp(log_p[0]))[self.mask].mean())
         return scores, collapse_warnings(health, moved)
