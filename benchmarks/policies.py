@@ -193,7 +193,7 @@ def polis(room: Path) -> dict[str, Any]:
             (reward_train if variant == "np_btl" else policy_train).train(config, path)
             out.setdefault("seconds_of_training", {})[f"{variant} {seed}"] = round(time.perf_counter() - begun)
         reports = {
-            "policy": evaluate_workdir(paths["np_dpo"], _SPLIT.value),
+            "policy": evaluate_workdir(paths["np_dpo"], split=_SPLIT.value),
             "reward model": evaluate_reward(paths["np_btl"], split=_SPLIT.value),
         }
         for name, report in reports.items():

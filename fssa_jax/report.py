@@ -52,8 +52,7 @@ def evaluate_workdir(workdir: Path, data: str = "", split: str = "test", ks: tup
     scored = result.report["users"]["scored"]
     result.report["step"] = main.step
     result.report["warnings"] = work.unfinished()
-    if scored < _FEW_USERS:
-        result.report["warnings"].append(f"only {scored} people are scored: the figures say little; give more people")
+    result.report["warnings"] += few_people(scored)
     unknown = result.report["targets"]["unseen"] / max(result.report["targets"]["rows"], 1)
     if main.model.learnt_texts and main.model.target == "none" and unknown > 0.5:
         result.report["warnings"].append(
@@ -69,6 +68,12 @@ def evaluate_workdir(workdir: Path, data: str = "", split: str = "test", ks: tup
         page = render(work.config, result.report, pictures, target, ranking)
         (target / "report.html").write_text(page, encoding="utf-8")
     return result.report
+
+
+def few_people(scored: int) -> list[str]:
+    """A warning where the figures are of too few people."""
+    few = f"only {scored} people are scored: the figures say little; give more people"
+    return [few] if scored < _FEW_USERS else []
 
 
 def report_directory(workdir: Path, data: str = "", split: str = "test") -> Path:

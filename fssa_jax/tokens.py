@@ -195,6 +195,17 @@ def encode_table(
     return TokenTable(tokens, starts, ends, lengths, too_long)
 
 
+def joined(first: TokenTable, second: TokenTable) -> TokenTable:
+    """The rows of two tables, one after the other."""
+    width = max(first.tokens.shape[1], second.tokens.shape[1])
+    tokens = [np.pad(t.tokens, ((0, 0), (0, width - t.tokens.shape[1]))) for t in (first, second)]
+    starts, ends, lengths = (
+        np.concatenate([getattr(t, name) for t in (first, second)]) for name in ("starts", "ends", "lengths")
+    )
+    too_long = [*first.too_long, *(len(first.lengths) + i for i in second.too_long)]
+    return TokenTable(np.concatenate(tokens), starts, ends, lengths, too_long)
+
+
 def _shorten(row: Encoded, over: int, truncate: Truncate) -> Encoded | None:
     if truncate == "drop":
         return None

@@ -6,7 +6,6 @@ import logging
 import shutil
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ from fssa_jax import parallel
 from fssa_jax.checkpoint import Checkpoints
 from fssa_jax.config import Config
 from fssa_jax.data import dataset as datasets
-from fssa_jax.data.build import load_dataset, rows_by_user, rows_split, texts_in
-from fssa_jax.data.dataset import Dataset, Split, extended, log_left_out, number_texts
-from fssa_jax.data.rows import read_rows
+from fssa_jax.data.build import load_dataset
+from fssa_jax.data.dataset import Dataset, Split, log_left_out
+from fssa_jax.data.others import add_people
 from fssa_jax.errors import UserError
 from fssa_jax.evaluate import Trained
 from fssa_jax.experiment import Role, make_draw, make_model, resolve, training_data, training_steps
@@ -80,36 +79,8 @@ class Workdir:
         return Trained(make_model(self.config, self.dataset, role), variables, step)
 
     def add_rows(self, data: str) -> Split:
-        """The people of a file of rows as one split to score. Their new texts get features and join the data set.
-
-        Who was trained or validated on is left out by name.
-
-        Raises:
-          UserError: bad rows, or nobody is left.
-        """
-        dataset = self.dataset
-        rows, reading = read_rows(data, self.config.data.on_error)
-        met = set(dataset.splits["train"].users) | set(dataset.splits["val"].users)
-        again = sorted({row.user for row in rows if row.user in met})
-        rows = [dataclasses.replace(row, split_user="test") for row in rows if row.user not in met]
-        if not rows:
-            raise UserError(f"{data}: everybody here was trained on; give rows of other people")
-        if again:
-            names = ", ".join(again[:10]) + (" …" if len(again) > 10 else "")
-            _log.warning("%d people of %s were trained on and are left out: %s", len(again), data, names)
-        number = number_texts(texts_in(rows), dataset.texts)
-        rng = np.random.default_rng(self.config.data.split_seed)
-        left_out: list[str] = []
-        dropped: Counter[str] = Counter()
-        settings = dataclasses.replace(self.config.data, path=data)
-        split = rows_split(settings, "test", rows_by_user(rows), number, dataset.groups, rng, left_out, dropped)
-        dataset.report = {"duplicates": reading.duplicates, "skipped": reading.skipped,
-                          "left_out_users": left_out, "left_out_rows": dict(dropped)}  # fmt: skip
-        log_left_out(dataset)
-        dataset.texts, dataset.features = extended(dataset, number)
-        # What other people would choose is not known, even on a benchmark of our own.
-        dataset.truth = None
-        return split
+        """The people of a file of rows as one split to score; see `data.others.add_people`."""
+        return add_people(self.dataset, self.config.data, data)
 
     def unfinished(self) -> list[str]:
         """One warning for every model whose training has not come to its end."""

@@ -31,9 +31,7 @@ def main() -> None:
     ks = tuple(int(k) for k in _K.value or ())
     workdir = Path(_WORKDIR.value)
     if is_policy(workdir):
-        if _DATA.value:
-            raise UserError("--data: other people's rows are for reward models; a policy is scored on its own splits")
-        result = policy_report.evaluate_workdir(workdir, _SPLIT.value, ks)
+        result = policy_report.evaluate_workdir(workdir, _DATA.value, _SPLIT.value, ks)
     else:
         result = report.evaluate_workdir(workdir, _DATA.value, _SPLIT.value, ks)
     print(report.format_table(result))

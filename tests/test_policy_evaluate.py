@@ -14,6 +14,7 @@ from fssa_jax.data import styles
 from fssa_jax.episodes import truncate_context
 from fssa_jax.evaluate import scrambled_context
 from fssa_jax.policy import steer
+from fssa_jax.policy.base import reference_log_probs, tokenise
 from fssa_jax.policy.evaluate import trained_policy
 from fssa_jax.policy.generation import Samples, Writer, best_reward, movement, sampled_kl, styles_of, true_reward
 from fssa_jax.policy.in_context import in_context_predictor, in_context_prompt
@@ -177,6 +178,35 @@ def test_the_report_is_whole(steered, work):
     assert "http" not in page.replace("http://www.w3.org", "")
     assert "policy, k = 3" in format_generation(report)
     assert report["warnings"] == []
+
+
+def test_other_people_are_scored_with_texts_of_their_own(steered, tmp_path, caplog):
+    """References and tokens of new texts are those that the base gives them; too long ones are left out."""
+    work = PolicyWorkdir.open(steered)
+    others = [{**row, "user_id": f"other {row['user_id']}"} for row in tiny.rows(users=4, seed=5)]
+    others[3]["response_a"] += " word1" * 200
+    others += tiny.rows(users=1)  # who was trained on
+    path = tiny.write_rows(tmp_path / "others.jsonl", others)
+    known = len(work.dataset.texts)
+    split = work.add_rows(str(path))
+    assert "were trained on and are left out: u0" in caplog.text
+    assert "1 choices about texts that are too long are left out" in caplog.text
+    assert len(work.dataset.texts) == len(work.reference) == len(work.tokens.lengths) == len(work.dataset.features)
+    mine = np.unique(np.asarray(split.table.chosen)[np.asarray(split.table.mask)])
+    assert mine.min() >= known
+    assert (work.tokens.lengths[mine] > 0).all()
+    one = int(mine[0])
+    alone = tokenise(work.base, work.config.policy, [work.dataset.texts[one]])
+    np.testing.assert_allclose(reference_log_probs(work.base, alone)[0], work.reference[one], atol=1e-4)
+    copied = tmp_path / "run"
+    shutil.copytree(steered, copied)
+    report = evaluate_workdir(copied, str(path), ks=(0, 2))
+    assert (copied / "report-others" / "report.html").is_file()
+    assert report["data"] == str(path)
+    assert report["users"]["scored"] == 4
+    assert report["k"] == [0, 2]
+    assert not report.get("oracle")
+    assert any("only 4 people" in warning for warning in report["warnings"])
 
 
 def test_the_four_calls(steered, moved, tmp_path):

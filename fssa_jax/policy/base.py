@@ -129,20 +129,30 @@ def only_with_tokens(dataset: Dataset, tokens: TokenTable) -> None:
     fits = tokens.lengths > 0
     if fits.all():
         return
-    lost = 0
+    total = 0
     for split in dataset.splits.values():
-        table = jax.tree.map(np.array, split.table)
-        good = np.asarray(table.mask) & fits[table.chosen] & fits[table.rejected]
-        lost += int(table.count.sum() - good.sum())
-        order = np.argsort(~good, axis=2, kind="stable")
-        chosen, rejected = (np.take_along_axis(side, order, axis=2) for side in (table.chosen, table.rejected))
-        split.table = ChoiceTable(chosen, rejected, good.sum(2).astype(np.int32), table.group)
-        if not (split.table.count > 0).all(1).any():
-            raise UserError(
-                "config.policy.max_length: no choice is short enough; raise it, or give config.policy.truncate=left"
-            )
-    dataset.report.setdefault("left_out_rows", {})["of texts that are too long"] = lost
-    _log.warning("%d choices about texts that are too long are left out", lost)
+        split.table, lost = table_with_tokens(split.table, tokens)
+        total += lost
+    dataset.report.setdefault("left_out_rows", {})["of texts that are too long"] = total
+    _log.warning("%d choices about texts that are too long are left out", total)
+
+
+def table_with_tokens(table: ChoiceTable, tokens: TokenTable) -> tuple[ChoiceTable, int]:
+    """The choices about texts that have tokens, and how many others there were.
+
+    Raises:
+      UserError: nobody has a context and a target left.
+    """
+    fits, table = tokens.lengths > 0, jax.tree.map(np.array, table)
+    good = np.asarray(table.mask) & fits[table.chosen] & fits[table.rejected]
+    order = np.argsort(~good, axis=2, kind="stable")
+    chosen, rejected = (np.take_along_axis(side, order, axis=2) for side in (table.chosen, table.rejected))
+    count = good.sum(2).astype(np.int32)
+    if not (count > 0).all(1).any():
+        raise UserError(
+            "config.policy.max_length: no choice is short enough; raise it, or give config.policy.truncate=left"
+        )
+    return ChoiceTable(chosen, rejected, count, table.group), int(table.count.sum() - good.sum())
 
 
 def device_tokens(tokens: TokenTable) -> PolicyData:

@@ -66,16 +66,32 @@ class PolicyEvaluation:
     written: dict[str, Any]  # samples side by side, and the continuum
 
 
-def evaluate_policy(work: PolicyWorkdir, split: Split, settings: PolicyEvaluateConfig) -> PolicyEvaluation:
+def trained_policies(work: PolicyWorkdir) -> dict[Role, TrainedPolicy]:
+    """The best policy of every role that there is.
+
+    Raises:
+      UserError: the main policy has no checkpoint yet.
+    """
+    roles: tuple[Role, ...] = ("main", "population", "oracle")
+    found: dict[Role, TrainedPolicy] = {}
+    for role in roles:
+        policy = trained_policy(work, role)
+        if policy is not None:
+            found[role] = policy
+    return found
+
+
+def evaluate_policy(
+    work: PolicyWorkdir, split: Split, settings: PolicyEvaluateConfig, policies: dict[Role, TrainedPolicy]
+) -> PolicyEvaluation:
     """Scores a policy and everything beside it on the same users, targets and contexts, then has it write.
 
     Raises:
-      UserError: no checkpoint, or the largest k is larger than any user's context.
+      UserError: the largest k is larger than any user's context.
     """
     data = _data_of(work, split)
-    main = trained_policy(work)
-    assert main is not None
-    others = {role: trained_policy(work, role) for role in ("population", "oracle")}
+    main = policies["main"]
+    others: dict[str, TrainedPolicy] = {role: policy for role, policy in policies.items() if role != "main"}
 
     def predictor(policy: TrainedPolicy | None) -> Predictor | None:
         if policy is None:
@@ -84,9 +100,9 @@ def evaluate_policy(work: PolicyWorkdir, split: Split, settings: PolicyEvaluateC
 
     own = predictor(main)
     assert own is not None
-    population = predictor(others["population"]) or (own if main.steering.latent == "none" else None)
+    population = predictor(others.get("population")) or (own if main.steering.latent == "none" else None)
     result = evaluate(
-        own, split, work.dataset, settings, population=population, oracle=predictor(others["oracle"]),
+        own, split, work.dataset, settings, population=population, oracle=predictor(others.get("oracle")),
         seed=work.config.seed, max_users=settings.users, max_targets=settings.targets, scramble=True,
     )  # fmt: skip
     report = result.report
@@ -139,7 +155,7 @@ def drift(
 
 
 def _write(
-    work: PolicyWorkdir, split: Split, main: TrainedPolicy, others: dict[str, TrainedPolicy | None], users: np.ndarray,
+    work: PolicyWorkdir, split: Split, main: TrainedPolicy, others: dict[str, TrainedPolicy], users: np.ndarray,
     settings: PolicyEvaluateConfig,
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
     """What is sampled for people at every k, beside the base, the population's policy and the specialists."""
@@ -184,8 +200,7 @@ def _write(
 
     report["base"] = write("base", None)
     for role, policy in others.items():
-        if policy is not None:
-            report[role] = write(role, adapters_of(policy, k_most))
+        report[role] = write(role, adapters_of(policy, k_most))
     conditional = main.steering.latent == "context"
     report["policy"] = {
         str(k): write(f"k = {k}", adapters_of(main, k)) for k in (sorted(set(settings.k)) if conditional else (k_most,))

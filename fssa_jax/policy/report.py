@@ -11,32 +11,46 @@ from fssa_jax.errors import UserError
 from fssa_jax.evaluate import collapse_warnings
 from fssa_jax.files import whole_directory
 from fssa_jax.page import render
-from fssa_jax.policy.evaluate import PolicyEvaluation, evaluate_policy, unfinished
+from fssa_jax.policy.evaluate import PolicyEvaluation, evaluate_policy, trained_policies, unfinished
 from fssa_jax.policy.workdir import PolicyWorkdir
-from fssa_jax.report import report_directory
+from fssa_jax.report import few_people, report_directory
 
 _SIDE_BY_SIDE = 4
 
 
-def evaluate_workdir(workdir: Path, split: str = "test", ks: tuple[int, ...] = ()) -> dict[str, Any]:
-    """Evaluates the work directory of a policy and writes its report/ whole. Returns report.json.
+def evaluate_workdir(workdir: Path, data: str = "", split: str = "test", ks: tuple[int, ...] = ()) -> dict[str, Any]:
+    """Evaluates the work directory of a policy and writes its report whole. Returns report.json.
+
+    Args:
+      data: rows of other people, every one of whom is scored who was not trained on; empty for the split of the
+        workdir's data.
+      ks: context sizes; the configuration's if empty.
 
     Raises:
-      UserError: no or damaged work directory, a base without a policy, k larger than any context.
+      UserError: no or damaged work directory, a base without a policy, bad rows, k larger than any context.
     """
     work = PolicyWorkdir.open(workdir)
     if work.config.is_sft:
         raise UserError(f"{workdir}: holds a language model, not a policy; its checkpoint is {workdir / 'model'}")
     settings = dataclasses.replace(work.config.evaluate, k=ks or work.config.evaluate.k)
-    result = evaluate_policy(work, work.dataset.splits[split], settings)
+    # All policies first: rows that are added below bring texts that they were not made for.
+    policies = trained_policies(work)
+    if data:  # a specialist is of a group; other people's groups may be others
+        policies.pop("oracle", None)
+    people = work.add_rows(data) if data else work.dataset.splits[split]
+    if data:
+        settings.users = len(people.users)
+    result = evaluate_policy(work, people, settings, policies)
     report = result.report
     run = json.loads((workdir / "run.json").read_text()) if (workdir / "run.json").is_file() else {}
-    report |= {"data": f"{split} split", "config": work.config.name, "seed": work.config.seed, "run": run,
+    report |= {"data": data or f"{split} split", "config": work.config.name, "seed": work.config.seed, "run": run,
                "warnings": unfinished(work)}  # fmt: skip
+    if data:
+        report["warnings"] += few_people(report["users"]["scored"])
     health = report.get("latent", {})
     if health and report["users"]["scored"] > 1:
         report["warnings"] += collapse_warnings(health, health["context_effect"] if len(report["k"]) > 1 else None)
-    with whole_directory(report_directory(workdir, "", split)) as target:
+    with whole_directory(report_directory(workdir, data, split)) as target:
         (target / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
         (target / "responses.json").write_text(
             json.dumps(result.written, ensure_ascii=False, indent=1), encoding="utf-8"

@@ -19,18 +19,29 @@ from fssa_jax import parallel
 from fssa_jax.config import Config, DataConfig, TrainConfig
 from fssa_jax.data import dataset as datasets
 from fssa_jax.data.build import load_dataset
-from fssa_jax.data.dataset import Dataset, load_tokens, log_left_out, texts_of
+from fssa_jax.data.dataset import Dataset, Split, load_tokens, log_left_out, texts_of
+from fssa_jax.data.others import add_people
 from fssa_jax.errors import UserError
 from fssa_jax.evaluate import Trained
 from fssa_jax.experiment import make_model, resolve
 from fssa_jax.files import write_text
 from fssa_jax.models.hypernetwork import Hypernetwork, place_sizes
 from fssa_jax.models.rewards import RewardModel
-from fssa_jax.policy.base import Base, device_tokens, load_base, new_base, only_with_tokens, stored_reference, tokenise
+from fssa_jax.policy.base import (
+    Base,
+    device_tokens,
+    load_base,
+    new_base,
+    only_with_tokens,
+    reference_log_probs,
+    stored_reference,
+    table_with_tokens,
+    tokenise,
+)
 from fssa_jax.policy.config import PolicyConfig, check
 from fssa_jax.policy.steering import Steering
 from fssa_jax.policy.step import PolicyData
-from fssa_jax.tokens import TokenTable
+from fssa_jax.tokens import TokenTable, joined
 from fssa_jax.workdir import Workdir, check_context_sizes, check_same, refuse_foreign
 
 _log = logging.getLogger(__name__)
@@ -109,6 +120,22 @@ class PolicyWorkdir:
         _check_base(path, base)
         reference = np.zeros(0) if config.is_sft else stored_reference(base, tokens, path / "reference.npz")
         return cls(path, config, dataset, tokens, base, reference)
+
+    def add_rows(self, data: str) -> Split:
+        """The people of a file of rows as one split to score; their new texts get tokens and references too.
+
+        Raises:
+          UserError: see `data.others.add_people`; or no choice is short enough.
+        """
+        known = len(self.dataset.texts)
+        split = add_people(self.dataset, self.config.data, data)
+        new = tokenise(self.base, self.config.policy, self.dataset.texts[known:])
+        self.tokens = joined(self.tokens, new)
+        self.reference = np.concatenate([self.reference, reference_log_probs(self.base, new)])
+        split.table, lost = table_with_tokens(split.table, self.tokens)
+        if lost:
+            _log.warning("%d choices about texts that are too long are left out", lost)
+        return split
 
     @property
     def reward(self) -> RewardModel:

@@ -1,0 +1,47 @@
+"""People who were not there at training, beside the data set of a trained model."""
+
+import dataclasses
+import logging
+from collections import Counter
+
+import numpy as np
+
+from fssa_jax.config import DataConfig
+from fssa_jax.data.build import rows_by_user, rows_split, texts_in
+from fssa_jax.data.dataset import Dataset, Split, extended, log_left_out, number_texts
+from fssa_jax.data.rows import read_rows
+from fssa_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+
+def add_people(dataset: Dataset, settings: DataConfig, path: str) -> Split:
+    """The people of a file of rows as one split to score. Their new texts get features and join the data set.
+
+    Who was trained or validated on is left out by name.
+
+    Raises:
+      UserError: bad rows, or nobody is left.
+    """
+    rows, reading = read_rows(path, settings.on_error)
+    met = set(dataset.splits["train"].users) | set(dataset.splits["val"].users)
+    again = sorted({row.user for row in rows if row.user in met})
+    rows = [dataclasses.replace(row, split_user="test") for row in rows if row.user not in met]
+    if not rows:
+        raise UserError(f"{path}: everybody here was trained on; give rows of other people")
+    if again:
+        names = ", ".join(again[:10]) + (" …" if len(again) > 10 else "")
+        _log.warning("%d people of %s were trained on and are left out: %s", len(again), path, names)
+    number = number_texts(texts_in(rows), dataset.texts)
+    rng = np.random.default_rng(settings.split_seed)
+    left_out: list[str] = []
+    dropped: Counter[str] = Counter()
+    here = dataclasses.replace(settings, path=path)
+    split = rows_split(here, "test", rows_by_user(rows), number, dataset.groups, rng, left_out, dropped)
+    dataset.report = {"duplicates": reading.duplicates, "skipped": reading.skipped,
+                      "left_out_users": left_out, "left_out_rows": dict(dropped)}  # fmt: skip
+    log_left_out(dataset)
+    dataset.texts, dataset.features = extended(dataset, number)
+    # What other people would choose is not known, even on a benchmark of our own.
+    dataset.truth = None
+    return split
