@@ -70,6 +70,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no SFT term": {"objective.sft_weight": 0.0},
     "a LoRA of everybody beside": {"policy.adapter.shared_rank": 8},
     "film on the residual stream alone": {"policy.adapter.places": ("residual",)},
+    "np_dpo_lora_core": {"kind": "lora_core"},
+    "np_dpo_lora": {"kind": "lora"},
     "published recipe": {
         **_COLD, "objective.beta": 0.05, "objective.sft_weight": 0.0, "policy.adapter.places": ("residual",),
         "policy.adapter.shared_rank": 8, "optim.learning_rate": 1e-3,
@@ -164,7 +166,8 @@ def ablation(room: Path) -> dict[str, Any]:
     """One setting changed at a time."""
     out = {}
     for i, (name, settings) in enumerate(ABLATIONS.items()):
-        run = policy("film", int(_SEEDS.value[0]), room, f"ablation-{i}", _HALF | settings)
+        changes = {"kind": "film", **_HALF, **settings}
+        run = policy(changes.pop("kind"), int(_SEEDS.value[0]), room, f"ablation-{i}", changes)
         keys = ("steering", "bayes_steering", "movement", "well_formed", "seconds_of_training")
         out[name] = {key: run[key] if not isinstance(run[key], dict) else run[key]["10"] for key in keys}
         print(json.dumps({name: out[name]}), flush=True)
