@@ -30,9 +30,9 @@ from configs import rows
 from configs.styles import get_config
 from fssa_jax import program
 from fssa_jax import train as reward_train
-from fssa_jax.models.decoder import Decoder, DecoderConfig
+from fssa_jax.models.decoder import Decoder, DecoderConfig, place_sizes
 from fssa_jax.models.encoder import NPEncoder
-from fssa_jax.models.hypernetwork import Hypernetwork, place_sizes
+from fssa_jax.models.hypernetwork import Hypernetwork
 from fssa_jax.models.rewards import RewardModel
 from fssa_jax.policy import train as policy_train
 from fssa_jax.policy.config import PolicyConfig
@@ -55,21 +55,23 @@ _POLICY = flags.DEFINE_string("policy", None, "evaluated work directory, for --w
 _SPLIT = flags.DEFINE_enum("split", "val", ["val", "test"], "whom --what=polis scores")
 _ROOM = flags.DEFINE_string("room", "", "directory for the work directories; default: a temporary one")
 
-# One thing changed at a time, from np_dpo_film trained for half as long.
+# One thing changed at a time, from np_dpo_film linear in z, trained for half as long.
 _HALF = {
     "train.steps": 300, "train.population_steps": 0, "train.validate_every": 100, "evaluate.users": 100,
-    "evaluate.shuffles": 1, "evaluate.generate.people": 64,
+    "evaluate.shuffles": 1, "evaluate.generate.people": 64, "policy.adapter.hidden": 0,
 }  # fmt: skip
 _COLD = {"encoder.init_from": "", "encoder.frozen": False, "objective.distil": 0.0}
 ABLATIONS: dict[str, dict[str, Any]] = {
     "np_dpo_film": {},
     "choices for labels": {"objective.distil": 0.0},
+    "choices for labels, encoder trained on": {"objective.distil": 0.0, "encoder.frozen": False},
     "choices for labels, encoder from chance": _COLD,
     "beta 1": {"objective.beta": 1.0},
     "beta .1": {"objective.beta": 0.1},
     "no SFT term": {"objective.sft_weight": 0.0},
     "a LoRA of everybody beside": {"policy.adapter.shared_rank": 8},
     "film on the residual stream alone": {"policy.adapter.places": ("residual",)},
+    "film with 64 hidden units": {"policy.adapter.hidden": 64},
     "np_dpo_lora_core": {"kind": "lora_core"},
     "np_dpo_lora": {"kind": "lora"},
     "published recipe": {

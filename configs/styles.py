@@ -65,7 +65,9 @@ def _policy(variant: str) -> PolicyConfig:
         return config
     config.encoder.frozen, config.objective.distil = True, 1.0
     adapter.kind = variant.removeprefix("np_dpo_")
-    if adapter.kind == "lora_core":
+    if adapter.kind == "film":
+        adapter.hidden = 64
+    elif adapter.kind == "lora_core":
         adapter.core, adapter.rank, config.optim.learning_rate = "full", 8, 2e-2
     elif adapter.kind == "lora":
         adapter.rank, config.optim.learning_rate = 4, 5e-3

@@ -14,7 +14,7 @@ np_dpo has the published settings: β .05, learning rate 1e-5, k ~ U{0..6}, 9 ta
 on the output of every block, and beside it one LoRA of all (r 128, alpha 256, query and value; its dropout of .1 is
 not applied). Ours on purpose: splits by prompt, attention with a residual and a mean, reference computed once.
 
-np_dpo_ours is what worked on `styles`: the encoder of a reward model that was trained first
+np_dpo_ours is what worked on `styles`: FiLM on six projections, the encoder of a reward model that was trained first
 (--config.encoder.init_from=runs/hh, made by configs/ultrafeedback_reward.py:hh,np_btl), its probabilities for labels,
 β .5, an SFT term, learning rate 1e-4, 8 users of 4 targets.
 
@@ -44,19 +44,21 @@ def get_config(variant: str = "hh,np_dpo") -> PolicyConfig:
     adapter.latent = "context" if model.startswith("np_dpo") else "none"
     if not model.startswith("np_dpo") and model != "dpo_mixed":
         config.data.groups = (model.removeprefix("dpo_"),)
-    encoder = config.model.encoder
-    config.model.width = encoder.width = encoder.latent_dim = 256
-    encoder.pair = "linear"
+    if model != "np_dpo_ours":  # that takes the model of its reward model
+        encoder = config.model.encoder
+        config.model.width = encoder.width = encoder.latent_dim = 256
+        encoder.pair = "linear"
     adapter.shared_rank, adapter.shared_alpha = 128, 256.0
     config.objective.beta, config.objective.sft_weight = 0.05, 0.0
     config.optim.learning_rate = 1e-5
     train = config.train
     train.users, train.targets, train.max_context = 2, 9, 6
-    train.steps, train.population_steps, train.oracle_steps = 5000, 1000, 1000
+    train.steps = train.population_steps = train.oracle_steps = 5000
     train.validate_every = train.checkpoint_every = 500
     config.evaluate.users, config.evaluate.generate.max_new = 100, 256
     if model == "np_dpo_ours":
         adapter.shared_rank = 0
+        adapter.places, adapter.hidden = ("query", "value", "out", "gate", "up", "down"), 64
         config.encoder.frozen, config.objective.distil = True, 1.0
         config.objective.beta, config.objective.sft_weight = 0.5, 1.0
         config.optim.learning_rate = 1e-4

@@ -39,5 +39,5 @@ def get_config(variant: str = "hht,np_btl") -> Config:
     encoder.pair = "linear"
     config.optim.learning_rate = 1e-4
     config.train.users, config.train.targets, config.train.max_context = 64, 20, 10
-    config.train.steps, config.train.population_steps, config.train.oracle_steps = 3000, 1000, 1000
+    config.train.steps = config.train.population_steps = config.train.oracle_steps = 3000
     return config

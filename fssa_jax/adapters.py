@@ -10,6 +10,7 @@ Adapters add up: `combine_adapters` scales, interpolates and blends those of sev
 """
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -95,6 +96,41 @@ def apply_adapter(
             y = apply_adapter(one, x, y)
         return y
     return apply_film(adapter, y) if isinstance(adapter, Film) else apply_low_rank(adapter, x, y)
+
+
+def check_adapters(adapters: AdapterTree, sizes: Iterable[tuple[str, int, int]], layers: int) -> None:
+    """Raises ValueError, in one line, for adapters of a model of another shape.
+
+    Args:
+      sizes: (place, inputs, outputs) of the places that the model has.
+      layers: of the model.
+    """
+    known = {place: widths for place, *widths in sizes}
+    for place, adapter in adapters.items():
+        if place not in known:
+            raise ValueError(f"no place {place!r} for an adapter; there are {', '.join(known)}")
+        for one in adapter if isinstance(adapter, tuple) else (adapter,):
+            first, last = (one.scale, one.scale) if isinstance(one, Film) else (one.down, one.up)
+            inputs = known[place][0] if isinstance(one, Film) else first.shape[-2]
+            found = (first.shape[0], inputs, last.shape[-1])
+            if found != (layers, *known[place]):
+                raise ValueError(
+                    f"adapters of {place!r} are of another model: {found[0]} layers of {found[1]} → {found[2]}, where "
+                    f"this one has {layers} of {known[place][0]} → {known[place][1]}"
+                )
+
+
+def adapter_rows(adapters: AdapterTree) -> int | None:
+    """How many rows adapters have; None if all of them are shared by everybody."""
+    for adapter in adapters.values():
+        for one in adapter if isinstance(adapter, tuple) else (adapter,):
+            if isinstance(one, Film):
+                return one.scale.shape[1]
+            leaf = next((x for x, own in ((one.core, True), (one.down, one.down.ndim == 4), (one.up, one.up.ndim == 4))
+                         if own and x is not None), None)  # fmt: skip
+            if leaf is not None:
+                return leaf.shape[1]
+    return None
 
 
 def combine_adapters(adapters: AdapterTree, weights: Float[Array, "out rows"]) -> AdapterTree:

@@ -37,6 +37,11 @@ def main() -> None:
         raise UserError("--workdir and one of --choices and --people are needed; see --help")
     if bool(_RESPONSES.value) == bool(_PROMPT.value):
         raise UserError("give either --responses, to rank them, or --prompt, to write to it; see --help")
+    unused = ("trace",) if _PROMPT.value else ("people", "blend", "temperature", "max_new", "seed")
+    for name in unused:
+        if flags.FLAGS[name].present:
+            kind, other = ("--prompt", "--responses") if _PROMPT.value else ("--responses", "--prompt")
+            raise UserError(f"--{name}: means nothing with {kind}; it is for {other}")
     if _PROMPT.value:
         settings = GenerateConfig(max_new=_MAX_NEW.value, temperature=_TEMPERATURE.value)
         blend = program.numbers("blend", _BLEND.value)
@@ -44,9 +49,7 @@ def main() -> None:
                             blend=blend, settings=settings, seed=_SEED.value)  # fmt: skip
         print(format_written(_PROMPT.value, written, _JSON.value))
         return
-    if not _CHOICES.value:
-        raise UserError("--people is for --prompt; rank --responses for one person's --choices")
-    rows, rankings = steer.steer(Path(_WORKDIR.value), _CHOICES.value, _RESPONSES.value or "")
+    rows, rankings = steer.steer(Path(_WORKDIR.value), _CHOICES.value or "", _RESPONSES.value or "")
     print(steer.format_rankings(rows, rankings, _TRACE.value, _JSON.value))
 
 

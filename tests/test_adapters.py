@@ -9,8 +9,8 @@ import pytest
 
 from fssa_jax.adapters import Film, LowRank, apply_adapter, apply_film, apply_low_rank, combine_adapters
 from fssa_jax.generate import generate
-from fssa_jax.models.decoder import Decoder, DecoderConfig
-from fssa_jax.models.hypernetwork import Hypernetwork, place_sizes
+from fssa_jax.models.decoder import Decoder, DecoderConfig, place_sizes
+from fssa_jax.models.hypernetwork import Hypernetwork
 from tests import small_lm
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -10,7 +10,8 @@ import pytest
 from fssa_jax.adapters import apply_film
 from fssa_jax.generate import generate
 from fssa_jax.logprobs import response_log_probs
-from fssa_jax.models.hypernetwork import Hypernetwork, place_sizes
+from fssa_jax.models.decoder import place_sizes
+from fssa_jax.models.hypernetwork import Hypernetwork
 from tests import small_lm
 
 CONFIG = small_lm.CONFIG
@@ -19,6 +20,7 @@ Z = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8)), jnp.float32)
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(3, 97, (3, 9)))
 SETTINGS = {
     "film": {"kind": "film", "places": place_sizes(CONFIG, ("residual", "query"))},
+    "film with hidden units": {"kind": "film", "hidden": 4, "places": place_sizes(CONFIG, ("query",))},
     "lora_core full": {"kind": "lora_core", "core": "full", "places": place_sizes(CONFIG, PROJECTIONS)},
     "lora": {"kind": "lora", "places": place_sizes(CONFIG, PROJECTIONS)},
     "lora_core beside a shared LoRA": {

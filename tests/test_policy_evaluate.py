@@ -231,6 +231,13 @@ def test_the_four_calls(steered, moved, tmp_path):
     np.testing.assert_allclose(between.mean, (one.mean + two.mean) / 2)
     texts = steerer.generate(steerer.adapt(between), ["question 0", "question 1"], seed=3)
     assert len(texts) == 2
+    people = steerer.adapt(DiagGaussian(*(jnp.concatenate([getattr(q, n) for q in (one, two)])
+                                          for n in ("mean", "scale"))))  # fmt: skip
+    assert "adapters of 2 people for 4 prompts" in complaint(steerer.generate, people, ["question 0"] * 4)
+    wider = jax.tree.map(lambda x: jnp.concatenate([x, x], -1), people)
+    assert "are of another model: 2 layers of 16 → 32, where this one has 2 of 16 → 16" in complaint(
+        steerer.generate, wider, ["question 0"] * 2
+    )
     assert "10 choices" in complaint(steerer.infer, [("p", "a", "b")] * 10)
     assert steerer.score(one, []).shape == (0,)
     several = DiagGaussian(jnp.concatenate([one.mean, two.mean]), jnp.concatenate([one.scale, two.scale]))

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from configs.styles import get_config
@@ -20,7 +21,7 @@ from fssa_jax.policy import train as training
 from fssa_jax.policy.base import load_base
 from fssa_jax.policy.config import PolicyModelConfig, check
 from fssa_jax.policy.evaluate import trained_policy
-from fssa_jax.policy.step import batch_key, make_policy_step, make_sft_step, text_log_probs
+from fssa_jax.policy.step import batch_key, draw_batch, make_policy_step, make_sft_step, text_log_probs
 from fssa_jax.policy.workdir import PolicyWorkdir, _dataset, warm_encoder
 from fssa_jax.step import make_optimizer
 from fssa_jax.workdir import Workdir
@@ -89,13 +90,68 @@ def test_the_loss_of_a_step_reaches_the_encoder_through_the_adapters(made, kind)
     assert largest_difference(after.params["reward"], before) > 0
 
 
-def test_the_loss_of_the_reward_model_stands_beside_where_it_is_asked_for(made):
-    config = copy.deepcopy(made.config)
-    config.encoder.frozen, config.encoder.auxiliary_weight = False, 0.5
-    steering, optimizer, state = training.make_state(dataclasses.replace(made, config=config), "main", warm=True)
-    step = make_policy_step(steering, made.base.decoder, optimizer, config)
-    _, metrics = jax.eval_shape(step, state, made.data("train"))
-    assert "reward_nll" in metrics
+def one_step(made, settings, moved=True):
+    """Metrics of one batch, the gradient of its loss, and what the loss is made of, for some settings."""
+    config = change(copy.deepcopy(made.config), settings)
+    work = dataclasses.replace(made, config=config)
+    steering, _, state = training.make_state(work, "main", warm=True)
+    if moved:
+        state.params["hyper"] = jax.tree.map(lambda x: x + 0.1, state.params["hyper"])  # not the identity
+    # One step of plain descent: the change of the parameters is the gradient.
+    optimizer = optax.sgd(1.0)
+    state = dataclasses.replace(state, opt_state=optimizer.init(state.params))
+    data = made.data("train")
+    after, metrics = jax.jit(make_policy_step(steering, made.base.decoder, optimizer, config))(state, data)
+    gradient = jax.tree.map(jnp.subtract, state.params, after.params)
+    sizes = (config.train.users, config.train.max_context, config.train.targets)
+    episode, keys = draw_batch(batch_key(config.seed, jnp.int32(0)), data, *sizes)
+    variables = {"params": state.params, **({"batch_stats": state.batch_stats} if state.batch_stats else {})}
+    q = steering.apply(variables, episode, data.features, method="latent_of")
+    z = q.mean + q.scale * jax.vmap(lambda key: jax.random.normal(key, q.mean.shape[1:]))(keys)
+    return metrics, gradient, (steering, variables, episode, data, z)
+
+
+def margins(steering, variables, episode, data, z, decoder, beta, a_token=False):
+    """(users, targets) β-scaled margins of a batch, written out."""
+    adapters = steering.apply(variables, z, method="adapt")
+    ids = jnp.stack([episode.targets.chosen, episode.targets.rejected], -1)
+    flat = ids.reshape(-1)
+    ratio = text_log_probs(decoder, data.base, data, flat, adapters) - data.reference[flat]
+    if a_token:
+        ratio = ratio / (data.ends[flat] - data.starts[flat]).astype(jnp.float32)
+    ratio = np.asarray(ratio).reshape(ids.shape)
+    return beta * (ratio[..., 0] - ratio[..., 1])
+
+
+PLAIN = {"encoder.frozen": True, "objective.distil": 0.0, "objective.sft_weight": 0.0, "objective.kl_weight": 0.0}
+
+
+def test_the_loss_of_the_reward_model_counts_as_much_as_it_is_told(made):
+    free = {**PLAIN, "encoder.frozen": False}
+    plain, alone, _ = one_step(made, free)
+    beside, both, _ = one_step(made, {**free, "encoder.auxiliary_weight": 0.5})
+    np.testing.assert_allclose(beside["loss"], plain["loss"] + 0.5 * beside["reward_nll"], rtol=1e-5)
+    assert largest_difference(both["reward"], alone["reward"]) > 1e-4
+    assert largest_difference(both["hyper"], alone["hyper"]) < 1e-6
+
+
+def test_labels_of_the_reward_model_are_its_probabilities_of_each_choice(made):
+    metrics, _, parts = one_step(made, {**PLAIN, "objective.distil": 0.75})
+    margin = margins(*parts, made.base.decoder, made.config.objective.beta)
+    steering, variables, episode, data, z = parts
+    likelihood = steering.apply(variables, episode.targets, z, data.features, method="reward_log_likelihood")
+    p, mask = np.exp(np.asarray(likelihood)), np.asarray(episode.targets.mask)
+    assert p.std() > 1e-3
+    right, wrong = np.log1p(np.exp(-margin)), np.log1p(np.exp(margin))
+    losses = 0.25 * right + 0.75 * (p * right + (1 - p) * wrong)
+    np.testing.assert_allclose(metrics["loss"], ((losses * mask).sum(1) / mask.sum(1)).mean(), rtol=1e-4)
+
+
+def test_a_length_normalised_loss_compares_tokens(made):
+    metrics, _, parts = one_step(made, {**PLAIN, "objective.length_normalised": True})
+    margin = margins(*parts, made.base.decoder, made.config.objective.beta, a_token=True)
+    mask = np.asarray(parts[2].targets.mask)
+    np.testing.assert_allclose(metrics["rewards/margin"], ((margin * mask).sum(1) / mask.sum(1)).mean(), rtol=1e-3)
 
 
 def gaussian(made, **objective):
@@ -216,7 +272,7 @@ def test_a_base_keeps_its_format_through_fine_tuning(finished, tiny_base, tmp_pa
 
 MISTAKES = {
     "no base": ({"policy.base": ""}, "config.policy.base: give a checkpoint"),
-    "frozen from chance": ({"encoder.init_from": ""}, "config.encoder.frozen"),
+    "frozen from chance": ({"encoder.init_from": ""}, "config.encoder.init_from: name the work directory"),
     "place": ({"policy.adapter.places": ("q_proj",)}, "config.policy.adapter.places: must be some of query"),
     "low rank on the residual": ({"policy.adapter.kind": "lora"}, "only film adapts the residual stream"),
     "parts": ({"train.accumulate": 3}, "config.train.accumulate: 4 users"),
@@ -226,6 +282,15 @@ MISTAKES = {
     "samples": ({"evaluate.samples": 4}, "config.evaluate.samples"),
     "roles of a point": ({"objective.latent": "elbo"}, "config.objective.latent: counts with a Gaussian latent"),
     "word": ({"objective.kind": "kto"}, "config.objective.kind: must be one of sigmoid"),
+    "no reader": ({"model.kind": "btl"}, "config.model.kind: choices are read by np_btl"),
+    "place twice": ({"policy.adapter.places": ("query", "query")}, "each once"),
+    "rank": ({"policy.adapter.shared_rank": -1}, "config.policy.adapter.shared_rank: must not be negative"),
+    "weight": ({"objective.sft_weight": -1.0}, "config.objective.sft_weight: must not be negative"),
+    "width": ({"policy.adapter.width": 0}, "config.policy.adapter.width: must be positive"),
+    "groups": ({"policy.new.groups": 3}, "config.policy.new.groups: 4 heads"),
+    "head": ({"policy.new.width": 68}, "config.policy.new.width: must be a multiple of twice the 4 heads"),
+    "vocabulary": ({"policy.new.vocabulary": 100}, "config.policy.new.vocabulary: a tokenizer of bytes needs 261"),
+    "for everybody": ({"policy.adapter.latent": "none"}, "config.encoder.init_from: a policy for everybody"),
 }
 
 
@@ -237,6 +302,10 @@ def change(config, settings):
             target = getattr(target, part)
         setattr(target, last, value)
     return config
+
+
+def test_a_base_is_made_whatever_its_adapters_would_be():
+    check(change(tiny_policy.config("rows.jsonl", ""), {"objective.kind": "sft", "policy.adapter.kind": "lora"}))
 
 
 @pytest.mark.parametrize(("settings", "words"), MISTAKES.values(), ids=MISTAKES)
@@ -294,6 +363,10 @@ def test_the_data_are_those_of_the_encoder_and_other_settings_are_refused(steere
     message = complaint(PolicyWorkdir.make, wrong, tmp_path / "run")
     assert message.startswith("config.data.groups: ")
     assert "was trained with ()" in message
+    wrong = change(copy.deepcopy(made.config), {"model.encoder.latent_dim": 5})
+    message = complaint(PolicyWorkdir.make, wrong, tmp_path / "run")
+    assert message.startswith("config.model.encoder.latent_dim: ")
+    assert "was trained with 8, not 5" in message
 
 
 def test_who_is_held_out_must_not_have_trained_the_encoder(finished, made, tmp_path):
@@ -304,10 +377,23 @@ def test_who_is_held_out_must_not_have_trained_the_encoder(finished, made, tmp_p
     assert "people who are held out here" in complaint(PolicyWorkdir.make, config, tmp_path / "run")
 
 
+def test_whom_the_encoder_has_met_in_other_rows_is_nobody_new(finished, made, tmp_path, caplog):
+    directory, _ = finished
+    mine = [{**row, "user_id": f"mine {row['user_id']}"} for row in tiny.rows(seed=3)]
+    config = change(copy.deepcopy(made.config), {"data.path": str(tiny.write_rows(tmp_path / "mine.jsonl", mine)),
+                                                 "data.features": "auto"})  # fmt: skip
+    PolicyWorkdir.make(config, tmp_path / "run")
+    work = PolicyWorkdir.open(tmp_path / "run")
+    theirs = Workdir.open(directory / "run").dataset.splits
+    split = work.add_rows(str(directory / "rows.jsonl"))
+    assert set(split.users) == set(theirs["test"].users)
+    assert "were trained on and are left out" in caplog.text
+
+
 def test_a_benchmark_has_the_same_people_with_and_without_an_encoder():
     """Cold and warm policies are scored on the same choices: the size of a batch does not make the data."""
     config = get_config("dpo")
-    config.data.train_users, config.data.eval_users = 10, 10
+    config.data.train_users, config.data.eval_users, config.evaluate.targets = 10, 10, 12
     data = _dataset(config, Path("nowhere"))
     reward = get_config("np_btl")
     reward.data = config.data

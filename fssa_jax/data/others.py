@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections import Counter
+from collections.abc import Collection
 
 import numpy as np
 
@@ -15,16 +16,16 @@ from fssa_jax.errors import UserError
 _log = logging.getLogger(__name__)
 
 
-def add_people(dataset: Dataset, settings: DataConfig, path: str) -> Split:
+def add_people(dataset: Dataset, settings: DataConfig, path: str, met_elsewhere: Collection[str] = ()) -> Split:
     """The people of a file of rows as one split to score. Their new texts get features and join the data set.
 
-    Who was trained or validated on is left out by name.
+    Who was trained or validated on is left out by name: people of the data set, and those `met_elsewhere`.
 
     Raises:
       UserError: bad rows, or nobody is left.
     """
     rows, reading = read_rows(path, settings.on_error)
-    met = set(dataset.splits["train"].users) | set(dataset.splits["val"].users)
+    met = {*dataset.splits["train"].users, *dataset.splits["val"].users, *met_elsewhere}
     again = sorted({row.user for row in rows if row.user in met})
     rows = [dataclasses.replace(row, split_user="test") for row in rows if row.user not in met]
     if not rows:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from fssa_jax.adapters import PLACES, AdapterTree, apply_adapter
+from fssa_jax.adapters import PLACES, AdapterTree, apply_adapter, check_adapters
 from fssa_jax.attention import Implementation, attention
 from fssa_jax.types import PyTree
 
@@ -65,6 +65,18 @@ class DecoderConfig:
         """Of the rotary embedding, head_dim/2 of them; θ = 10,000 where none are given."""
         half = self.head_dim // 2
         return self.rope_frequencies or tuple(10_000 ** (-i / half) for i in range(half))
+
+
+def place_sizes(config: DecoderConfig, places: tuple[str, ...]) -> tuple[tuple[str, int, int], ...]:
+    """(place, inputs, outputs) of projections and of the residual stream of a decoder."""
+    c = config
+    q, kv = c.heads * c.head_dim, c.groups * c.head_dim
+    sizes = {
+        "query": (c.width, q), "key": (c.width, kv), "value": (c.width, kv), "out": (q, c.width),
+        "gate": (c.width, c.mlp_width), "up": (c.width, c.mlp_width), "down": (c.mlp_width, c.width),
+        "residual": (c.width, c.width),
+    }  # fmt: skip
+    return tuple((place, *sizes[place]) for place in places)
 
 
 class Cache(NamedTuple):
@@ -226,10 +238,13 @@ class Decoder(nn.Module):
 
         Returns:
           The states and the cache (None without one).
+
+        Raises:
+          ValueError: adapters of a model of another shape.
         """
         c = self.config
-        if adapters is not None and (strange := sorted(set(adapters) - set(PLACES))):
-            raise ValueError(f"no place {strange[0]!r} for an adapter; there are {', '.join(PLACES)}")
+        if adapters is not None:
+            check_adapters(adapters, place_sizes(c, PLACES), c.layers)
         x = self.embedding[tokens].astype(self.dtype)
         if c.embedding_scale != 1.0:
             x = x * jnp.asarray(c.embedding_scale, self.dtype)

@@ -7,22 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fssa_jax.adapters import AdapterTree, Film, LowRank
-from fssa_jax.models.decoder import DecoderConfig
 from fssa_jax.models.layers import MLP
 
 AdapterKind = Literal["film", "lora_core", "lora"]
-
-
-def place_sizes(config: DecoderConfig, places: tuple[str, ...]) -> tuple[tuple[str, int, int], ...]:
-    """(place, inputs, outputs) of projections and of the residual stream of a decoder."""
-    c = config
-    q, kv = c.heads * c.head_dim, c.groups * c.head_dim
-    sizes = {
-        "query": (c.width, q), "key": (c.width, kv), "value": (c.width, kv), "out": (q, c.width),
-        "gate": (c.width, c.mlp_width), "up": (c.width, c.mlp_width), "down": (c.mlp_width, c.width),
-        "residual": (c.width, c.width),
-    }  # fmt: skip
-    return tuple((place, *sizes[place]) for place in places)
 
 
 class Hypernetwork(nn.Module):
@@ -30,7 +17,8 @@ class Hypernetwork(nn.Module):
 
     | kind      | adapted                                   | emitted from z                                          |
     |-----------|-------------------------------------------|---------------------------------------------------------|
-    | film      | γ ⊙ y + β                                 | γ and β, linearly; γ = 1, β = 0 at first                |
+    | film      | γ ⊙ y + β                                 | γ and β, linearly in z and in ⅕ gelu(U z) with `hidden` |
+    |           |                                           | units; γ = 1, β = 0 at first                            |
     | lora_core | y + B M A x, with A and B of everybody    | M, a diagonal or r × r, linearly; M = 0 at first        |
     | lora      | y + B A x                                 | A and B, linearly from (U z) ⊙ (1 + g(e)) + b(e) with e |
     |           |                                           | an embedding of layer and place; B = 0 at first         |
@@ -41,13 +29,15 @@ class Hypernetwork(nn.Module):
       layers: of the decoder.
       rank: r of the low-rank kinds.
       core: of "lora_core".
+      hidden: of "film", units beside z; 0 for γ and β linear in z, as published.
       width: of the embeddings and of the hidden layer of "lora".
       shared_places, shared_rank, shared_scale: an ordinary LoRA beside, the same for everybody (arXiv 2106.09685):
         y + scale · B A x with B = 0 at first; rank 0 for none.
 
     >>> import jax, jax.numpy as jnp
     >>> from fssa_jax import DecoderConfig
-    >>> from fssa_jax.models.hypernetwork import Hypernetwork, place_sizes
+    >>> from fssa_jax.models.decoder import place_sizes
+    >>> from fssa_jax.models.hypernetwork import Hypernetwork
     >>> decoder = DecoderConfig(vocabulary=50, width=16, layers=2, heads=4, groups=2, head_dim=4, mlp_width=32)
     >>> hyper = Hypernetwork("film", place_sizes(decoder, ("residual",)), decoder.layers)
     >>> variables = hyper.init(jax.random.key(0), jnp.zeros((1, 8)))
@@ -60,6 +50,7 @@ class Hypernetwork(nn.Module):
     layers: int
     rank: int = 8
     core: Literal["diagonal", "full"] = "diagonal"
+    hidden: int = 0
     width: int = 64
     shared_places: tuple[tuple[str, int, int], ...] = ()
     shared_rank: int = 0
@@ -72,7 +63,13 @@ class Hypernetwork(nn.Module):
             tree = self._factors(z)
         else:
             emit: Any = self._film if self.kind == "film" else self._core
-            tree: AdapterTree = {place: emit(z, place, inputs, outputs) for place, inputs, outputs in self.places}
+            source = z
+            if self.kind == "film" and self.hidden:
+                # Wide at first: the units differ from z where they bend.
+                wide = nn.initializers.variance_scaling(16.0, "fan_in", "normal")
+                units = nn.gelu(nn.Dense(self.hidden, kernel_init=wide, name="hidden_units")(z))
+                source = jnp.concatenate([z, 0.2 * units], axis=-1)
+            tree: AdapterTree = {place: emit(source, place, inputs, outputs) for place, inputs, outputs in self.places}
         if self.shared_rank:
             for place, inputs, outputs in self.shared_places:
                 down = self.param(f"shared_{place}_down", _fan_in, (self.layers, inputs, self.shared_rank))

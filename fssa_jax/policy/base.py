@@ -5,8 +5,8 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,12 @@ import numpy as np
 
 from fssa_jax import pretrained
 from fssa_jax.architectures import to_hugging_face
-from fssa_jax.buckets import batch_rows, length_batches
+from fssa_jax.buckets import batch_rows, filled_rows, length_batches
 from fssa_jax.data.dataset import Dataset
 from fssa_jax.data.features import Text
 from fssa_jax.errors import UserError
 from fssa_jax.files import write_bytes
-from fssa_jax.models.decoder import Decoder, DecoderConfig
+from fssa_jax.models.decoder import Decoder, DecoderConfig, unstacked
 from fssa_jax.policy.config import NewBase, PolicyModelConfig
 from fssa_jax.policy.step import PolicyData, text_log_probs
 from fssa_jax.tokens import TokenTable, check_vocabulary, encode_table, load_tokenizer
@@ -49,6 +49,16 @@ class Base:
     variables: PyTree
     tokenizer: Any
     fingerprint: str
+
+    @cached_property
+    def loose(self) -> PyTree:
+        """The variables with a list of layers, as generation takes them: a copy of the weights, made once."""
+        return jax.jit(unstacked)(self.variables)
+
+    @cached_property
+    def text_log_probs(self) -> Callable[[PyTree, PolicyData, jax.Array], jax.Array]:
+        """`step.text_log_probs` of the base alone, compiled once for each shape."""
+        return jax.jit(partial(text_log_probs, self.decoder))
 
 
 def load_base(settings: PolicyModelConfig) -> Base:
@@ -165,17 +175,13 @@ def reference_log_probs(base: Base, tokens: TokenTable) -> np.ndarray:
     budget = _BATCH_TOKENS.get(jax.devices()[0].platform, _MANY_TOKENS)
     out = np.zeros(len(tokens.lengths), np.float32)
     rows = np.flatnonzero(tokens.lengths)
-    whole = device_tokens(tokens)
-
-    @partial(jax.jit, static_argnames="size")
-    def score(variables: PyTree, data: PolicyData, ids: jax.Array, size: int) -> jax.Array:
-        return text_log_probs(base.decoder, variables, dataclasses.replace(data, tokens=data.tokens[:, :size]), ids)
+    whole = tokens
 
     width = tokens.tokens.shape[1]
     for size, batch in length_batches(tokens.lengths[rows].tolist(), budget, limit=width):
-        ids = rows[batch]
-        filled = np.resize(ids, batch_rows(size, budget))
-        out[ids] = np.asarray(score(base.variables, whole, jnp.asarray(filled), size))[: len(ids)]
+        ids = np.resize(rows[batch], filled_rows(len(batch), batch_rows(size, budget)))
+        part = PolicyData(whole.tokens[ids, :size], whole.starts[ids], whole.ends[ids])
+        out[rows[batch]] = np.asarray(base.text_log_probs(base.variables, part, jnp.arange(len(ids))))[: len(batch)]
     return out
 
 

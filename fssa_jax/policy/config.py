@@ -1,6 +1,7 @@
 """Typed settings of a policy: a language model that follows a person's choices, or the base that it starts from."""
 
 import dataclasses
+import math
 from dataclasses import field
 from typing import Any
 
@@ -39,6 +40,7 @@ class AdapterConfig:
     places: tuple[str, ...] = ("residual",)
     rank: int = 8
     core: str = choice("diagonal", "full")
+    hidden: int = 0  # units beside z of "film"; 0: linear in z
     width: int = 64  # of what "lora" emits from
     shared_places: tuple[str, ...] = ("query", "value")
     shared_rank: int = 0  # of an ordinary LoRA beside; 0: none
@@ -138,6 +140,7 @@ class PolicyConfig:
         return self.objective.kind == "sft"
 
 
+_LEAST_VOCABULARY = 261  # every byte, and the special tokens
 _PLACES = ("query", "key", "value", "out", "gate", "up", "down", "residual")
 
 
@@ -151,8 +154,12 @@ def check(config: PolicyConfig) -> None:
         "objective.beta": config.objective.beta,
         "evaluate.users": config.evaluate.users, "evaluate.targets": config.evaluate.targets,
         "evaluate.generate.max_new": config.evaluate.generate.max_new,
+        "policy.adapter.width": adapter.width, "policy.new.mlp_width": policy.new.mlp_width,
+        "policy.new.max_length": policy.new.max_length,
     }  # fmt: skip
     check_fields(PolicyConfig, config, positive)
+    _check_not_negative(config)
+    _check_new_base(policy.new)
     part = config.train.texts if config.is_sft else config.train.users
     if part % train.accumulate:
         raise UserError(f"config.train.accumulate: {part} {'texts' if config.is_sft else 'users'} of a batch cannot be "
@@ -161,21 +168,9 @@ def check(config: PolicyConfig) -> None:
         raise UserError(
             "config.policy.base: give a checkpoint's directory or hub name, such as the model that an sft run made"
         )
-    if not 0 <= config.objective.distil <= 1 or (config.objective.distil and not config.encoder.init_from):
-        raise UserError(
-            "config.objective.distil: must be in [0, 1], and 0 without a trained reward model (encoder.init_from)"
-        )
-    if config.objective.distil and not config.encoder.frozen:
-        raise UserError("config.objective.distil: labels are those of a reward model that stays as it is; give "
-                        "config.encoder.frozen=True, or distil=0 to train the encoder on the choices")  # fmt: skip
-    if config.encoder.frozen and config.encoder.auxiliary_weight:
-        raise UserError("config.encoder.auxiliary_weight: a frozen encoder learns nothing from it; give 0")
-    if config.encoder.frozen or not config.model.encoder.gaussian:
-        for name, default in (("kl_weight", 0.0), ("latent", "vpl")):
-            if getattr(config.objective, name) != default:
-                raise UserError(
-                    f"config.objective.{name}: counts with a Gaussian latent that is trained only; give {default}"
-                )
+    if not config.is_sft:
+        _check_adapter(adapter)
+        _check_encoder(config)
     generate = config.evaluate.generate
     if generate.people and generate.prompts < 1:
         raise UserError("config.evaluate.generate.prompts: must be positive; people=0 turns generation off")
@@ -183,20 +178,86 @@ def check(config: PolicyConfig) -> None:
         raise UserError("config.evaluate.samples: policies are scored at the mean of the latent; leave it at 1")
     if generate.temperature < 0 or not 0 < generate.top_p <= 1:
         raise UserError("config.evaluate.generate: needs temperature ≥ 0 and top_p in (0, 1]")
+    if not 0 <= config.objective.label_smoothing < 0.5 or (
+        config.objective.label_smoothing and config.objective.kind not in ("sigmoid", "robust")
+    ):
+        raise UserError("config.objective.label_smoothing: must be in [0, 0.5), and of kind sigmoid or robust")
+
+
+def _check_not_negative(config: PolicyConfig) -> None:
+    values = {
+        "policy.adapter.shared_rank": config.policy.adapter.shared_rank,
+        "policy.adapter.hidden": config.policy.adapter.hidden,
+        "objective.sft_weight": config.objective.sft_weight, "objective.kl_weight": config.objective.kl_weight,
+        "encoder.auxiliary_weight": config.encoder.auxiliary_weight,
+        "train.population_steps": config.train.population_steps, "train.oracle_steps": config.train.oracle_steps,
+        "evaluate.in_context_users": config.evaluate.in_context_users,
+        "evaluate.generate.people": config.evaluate.generate.people,
+    }  # fmt: skip
+    for name, value in values.items():
+        if not 0 <= value < math.inf:
+            raise UserError(f"config.{name}: must not be negative, got {value}")
+
+
+def _check_new_base(new: NewBase) -> None:
+    if new.vocabulary < _LEAST_VOCABULARY:
+        raise UserError(
+            f"config.policy.new.vocabulary: a tokenizer of bytes needs {_LEAST_VOCABULARY} tokens, got {new.vocabulary}"
+        )
+    if new.heads % new.groups:
+        raise UserError(f"config.policy.new.groups: {new.heads} heads cannot be shared by {new.groups} groups")
+    if new.width % (2 * new.heads):
+        raise UserError(f"config.policy.new.width: must be a multiple of twice the {new.heads} heads, got {new.width}")
+
+
+def _check_adapter(adapter: AdapterConfig) -> None:
     for name in ("places", "shared_places"):
-        strange = sorted(set(getattr(adapter, name)) - set(_PLACES))
-        if strange or not getattr(adapter, name):
+        given = getattr(adapter, name)
+        if not given or set(given) - set(_PLACES) or len(set(given)) < len(given):
             raise UserError(
-                f"config.policy.adapter.{name}: must be some of {', '.join(_PLACES)}; got {getattr(adapter, name)}"
+                f"config.policy.adapter.{name}: must be some of {', '.join(_PLACES)}, each once; got {given}"
             )
     low_rank = adapter.places if adapter.kind != "film" else ()
     if "residual" in (*low_rank, *(adapter.shared_places if adapter.shared_rank else ())):
         raise UserError(
             "config.policy.adapter: only film adapts the residual stream; give projections such as ('query', 'value')"
         )
-    if config.encoder.frozen and not config.encoder.init_from:
-        raise UserError("config.encoder.frozen: an encoder from chance must be trained; give config.encoder.init_from")
-    if not 0 <= config.objective.label_smoothing < 0.5 or (
-        config.objective.label_smoothing and config.objective.kind not in ("sigmoid", "robust")
-    ):
-        raise UserError("config.objective.label_smoothing: must be in [0, 0.5), and of kind sigmoid or robust")
+
+
+def _check_encoder(config: PolicyConfig) -> None:
+    """What reads the choices, and the terms of the loss that are about it."""
+    encoder, objective = config.encoder, config.objective
+    if config.policy.adapter.latent == "none":
+        for name, value in {
+            "encoder.init_from": encoder.init_from, "encoder.frozen": encoder.frozen,
+            "encoder.auxiliary_weight": encoder.auxiliary_weight, "objective.distil": objective.distil,
+            "objective.kl_weight": objective.kl_weight,
+        }.items():  # fmt: skip
+            if value:
+                raise UserError(
+                    f"config.{name}: a policy for everybody reads no choices; leave it out, or give "
+                    "config.policy.adapter.latent=context"
+                )
+        return
+    if config.model.kind != "np_btl":
+        raise UserError(f"config.model.kind: choices are read by np_btl, not by {config.model.kind}")
+    if encoder.frozen and not encoder.init_from:
+        raise UserError(
+            "config.encoder.init_from: name the work directory of a trained np_btl model; or train an encoder from "
+            "chance with config.encoder.frozen=False and config.objective.distil=0"
+        )
+    if not 0 <= objective.distil <= 1 or (objective.distil and not encoder.init_from):
+        raise UserError(
+            "config.objective.distil: must be in [0, 1], and 0 without a trained reward model (encoder.init_from)"
+        )
+    if objective.distil and not encoder.frozen:
+        raise UserError("config.objective.distil: labels are those of a reward model that stays as it is; give "
+                        "config.encoder.frozen=True, or distil=0 to train the encoder on the choices")  # fmt: skip
+    if encoder.frozen and encoder.auxiliary_weight:
+        raise UserError("config.encoder.auxiliary_weight: a frozen encoder learns nothing from it; give 0")
+    if encoder.frozen or not config.model.encoder.gaussian:
+        for name, default in (("kl_weight", 0.0), ("latent", "vpl")):
+            if getattr(objective, name) != default:
+                raise UserError(
+                    f"config.objective.{name}: counts with a Gaussian latent that is trained only; give {default}"
+                )

@@ -13,7 +13,6 @@ from fssa_jax.adapters import AdapterTree
 from fssa_jax.buckets import bucket
 from fssa_jax.data import styles
 from fssa_jax.generate import generate
-from fssa_jax.models.decoder import unstacked
 from fssa_jax.policy.base import Base
 from fssa_jax.policy.config import GenerateConfig
 from fssa_jax.policy.step import PolicyData, text_log_probs
@@ -43,7 +42,6 @@ class Writer:
 
     def __init__(self, base: Base, settings: GenerateConfig):
         self.base, self.settings = base, settings
-        self._loose = jax.jit(unstacked)(base.variables)
         self._stops = stop_tokens(base.tokenizer)
 
     def __call__(self, prompts: Sequence[str], adapters: AdapterTree | None, seed: int = 0) -> Samples:
@@ -53,7 +51,7 @@ class Writer:
         seeds = np.random.default_rng(seed).integers(0, 2**31, len(ids)).tolist()
         sampling = Sampling(self.settings.temperature, top_p=self.settings.top_p)
         out = generate(
-            self.base.decoder, self._loose, ids, self.settings.max_new, adapters=adapters, sampling=sampling,
+            self.base.decoder, self.base.loose, ids, self.settings.max_new, adapters=adapters, sampling=sampling,
             seeds=seeds, stop_tokens=self._stops, tokens_per_call=32,
         )  # fmt: skip
         texts = self.base.tokenizer.batch_decode(out.tokens, skip_special_tokens=True)

@@ -1,6 +1,7 @@
 """What a policy implies about choices: log σ(β [Δ log π − Δ log π_ref]), for contexts of every size."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -63,6 +64,12 @@ class PolicyScorer:
         if self.objective.length_normalised:
             ratio = ratio / jnp.maximum(data.ends[flat] - data.starts[flat], 1).astype(jnp.float32)
         return ratio.reshape(ids.shape)
+
+    def of(self, data: PolicyData) -> "PolicyScorer":
+        """The same for other texts; what is compiled is shared."""
+        other = copy(self)
+        other.data, other.lengths = data, np.asarray(data.ends)
+        return other
 
     def log_ratios(self, variables: PyTree, z: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """(rows, n) log-ratios of texts `ids` (rows, n) for the latents `z` (rows, m), in calls of one shape."""

@@ -1,7 +1,6 @@
 """The four calls: infer a person from choices, score responses for them, adapt the language model, generate."""
 
 import dataclasses
-import functools
 import json
 import logging
 from collections.abc import Iterable, Sequence
@@ -11,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fssa_jax.adapters import AdapterTree
+from fssa_jax.adapters import PLACES, AdapterTree, adapter_rows, check_adapters
+from fssa_jax.buckets import bucket
 from fssa_jax.data.build import texts_in
 from fssa_jax.data.dataset import number_texts
 from fssa_jax.data.features import Text
 from fssa_jax.data.rows import Row
 from fssa_jax.errors import UserError
+from fssa_jax.models.decoder import place_sizes
 from fssa_jax.policy.base import reference_log_probs
 from fssa_jax.policy.config import GenerateConfig
 from fssa_jax.policy.evaluate import TrainedPolicy, trained_policy
@@ -58,6 +59,7 @@ class Steerer:
         self._variables = jax.device_put(policy.variables)
         self._features = jnp.asarray(work.dataset.features)
         self._number = number_texts((), work.dataset.texts)
+        self._scorer = PolicyScorer(policy.steering, work.base.decoder, work.data("test"), work.config.objective)
 
     @classmethod
     def load(cls, workdir: str | Path) -> "Steerer":
@@ -145,9 +147,10 @@ class Steerer:
             *(jnp.asarray(x) for x in (tokens.tokens, tokens.starts, tokens.ends)), base=base.variables,
             reference=jnp.asarray(reference_log_probs(base, tokens)),
         )  # fmt: skip
-        scorer = PolicyScorer(self.policy.steering, base.decoder, data, config.objective)
-        ids = np.arange(len(responses))[None]
-        return config.objective.beta * scorer.log_ratios(self._variables, np.asarray(latent.mean), ids)[0]
+        # In few shapes: other responses rarely compile anything.
+        ids = np.resize(np.arange(len(responses)), bucket(len(responses)))[None]
+        ratios = self._scorer.of(data).log_ratios(self._variables, np.asarray(latent.mean), ids)[0]
+        return config.objective.beta * ratios[: len(responses)]
 
     def adapt(self, latent: DiagGaussian) -> AdapterTree:
         """Adapters of the language model at the means of latents (rows, m), a row each; see `combine_adapters`.
@@ -168,19 +171,24 @@ class Steerer:
     ) -> list[str]:
         """A response to each prompt; adapters have a row for each, or one for all. None is the base itself.
 
+        Raises:
+          UserError: adapters of another base, or of another number of people than there are prompts.
+
         >>> same = steerer.generate(steerer.adapt(latent), ["question 0", "question 1"], seed=3)
         >>> same == steerer.generate(steerer.adapt(latent), ["question 0", "question 1"], seed=3)
         True
         """
-        writer = self._writer(settings or self.work.config.evaluate.generate)
+        if adapters is not None:
+            config = self.work.base.decoder.config
+            try:
+                check_adapters(adapters, place_sizes(config, PLACES), config.layers)
+            except ValueError as error:
+                raise UserError(f"{self.work.base.directory}: {error}") from error
+            rows = adapter_rows(adapters)
+            if rows not in (None, 1, len(prompts)):
+                raise UserError(f"adapters of {rows} people for {len(prompts)} prompts; give one row for each, or one")
+        writer = Writer(self.work.base, settings or self.work.config.evaluate.generate)
         return writer(prompts, adapters, seed).texts
-
-    @functools.cache  # noqa: B019  (a steerer lives as long as its program)
-    def _cached_writer(self, key: tuple) -> Writer:
-        return Writer(self.work.base, GenerateConfig(*key))
-
-    def _writer(self, settings: GenerateConfig) -> Writer:
-        return self._cached_writer(dataclasses.astuple(settings))
 
 
 def as_choices(rows: Iterable[Row]) -> list[Choice]:

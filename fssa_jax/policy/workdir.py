@@ -16,7 +16,7 @@ import numpy as np
 
 from fssa_jax import config as configs
 from fssa_jax import parallel
-from fssa_jax.config import Config, DataConfig, TrainConfig
+from fssa_jax.config import Config, DataConfig, ModelConfig, TrainConfig
 from fssa_jax.data import dataset as datasets
 from fssa_jax.data.build import load_dataset
 from fssa_jax.data.dataset import Dataset, Split, load_tokens, log_left_out, texts_of
@@ -25,7 +25,8 @@ from fssa_jax.errors import UserError
 from fssa_jax.evaluate import Trained
 from fssa_jax.experiment import make_model, resolve
 from fssa_jax.files import write_text
-from fssa_jax.models.hypernetwork import Hypernetwork, place_sizes
+from fssa_jax.models.decoder import place_sizes
+from fssa_jax.models.hypernetwork import Hypernetwork
 from fssa_jax.models.rewards import RewardModel
 from fssa_jax.policy.base import (
     Base,
@@ -49,6 +50,7 @@ _log = logging.getLogger(__name__)
 Role = Literal["main", "population", "oracle"]
 
 _MANY_PROMPTS = 40
+_MET = "people_of_the_encoder"  # of the data set's report, where the encoder was trained on other rows
 
 
 @dataclasses.dataclass
@@ -77,14 +79,14 @@ class PolicyWorkdir:
         Raises:
           UserError: bad data, settings, base or encoder, or a directory that holds something else.
         """
+        config = _adopted(_with_whole_paths(config))
         check(config)
-        config = _adopted(config)
         _check_parts(config)
         file = path / "config.json"
         if file.exists() and any(path.glob("**/checkpoints/*/*")):
             before = configs.read(file, PolicyConfig)
             dataset = datasets.load(path / "data")
-            check_same(path, before, _resolved(config, dataset))
+            check_same(path, before, _resolved(config, dataset, quiet=True))
             return cls._with_base(path, before, dataset, load_tokens(path / "data"))
         refuse_foreign(path)
         # A start that failed before its first checkpoint binds nobody.
@@ -128,7 +130,7 @@ class PolicyWorkdir:
           UserError: see `data.others.add_people`; or no choice is short enough.
         """
         known = len(self.dataset.texts)
-        split = add_people(self.dataset, self.config.data, data)
+        split = add_people(self.dataset, self.config.data, data, self.dataset.report.get(_MET, ()))
         new = tokenise(self.base, self.config.policy, self.dataset.texts[known:])
         self.tokens = joined(self.tokens, new)
         self.reference = np.concatenate([self.reference, reference_log_probs(self.base, new)])
@@ -147,7 +149,8 @@ class PolicyWorkdir:
         adapter = self.config.policy.adapter
         c = self.base.decoder.config
         hyper = Hypernetwork(
-            adapter.kind, place_sizes(c, adapter.places), c.layers, adapter.rank, adapter.core, adapter.width,  # type: ignore[arg-type]
+            adapter.kind, place_sizes(c, adapter.places), c.layers, adapter.rank, adapter.core, adapter.hidden,  # type: ignore[arg-type]
+            adapter.width,
             shared_places=place_sizes(c, adapter.shared_places) if adapter.shared_rank else (),
             shared_rank=adapter.shared_rank,
             shared_scale=(adapter.shared_alpha / adapter.shared_rank if adapter.shared_alpha else 2.0)
@@ -260,8 +263,8 @@ def _with_start(config: PolicyConfig, path: Path) -> Any:
 def _dataset(config: PolicyConfig, path: Path) -> Dataset:
     """The configuration's people and texts, with the features that the encoder was trained on."""
     plain = _reward_config(config)
-    # Benchmarks are made with as many targets as are scored, not with those of a batch.
-    plain.train.targets = max(config.train.targets, config.evaluate.targets)
+    # Benchmarks are made with as many targets as reward models have there, whatever a batch or the scoring takes.
+    plain.train.targets = max(TrainConfig().targets, config.train.targets, config.evaluate.targets)
     if config.is_sft or config.policy.adapter.latent == "none" or not config.encoder.init_from:
         return load_dataset(plain, path / "embedding")
     reward = _reward_workdir(config.encoder.init_from)
@@ -288,6 +291,7 @@ def _dataset(config: PolicyConfig, path: Path) -> Dataset:
         )
     dataset.featuriser = reward.dataset.featuriser
     dataset.features = dataset.featuriser.transform(dataset.texts)
+    dataset.report[_MET] = sorted(met | set(reward.dataset.splits["val"].users))
     return dataset
 
 
@@ -297,8 +301,19 @@ def _takes_data_of(config: PolicyConfig, reward: Workdir) -> bool:
     return same or (config.data.source == "rows" and not config.data.path)
 
 
+def _with_whole_paths(config: PolicyConfig) -> PolicyConfig:
+    """The configuration with the directories that it names as absolute paths: programs may run from elsewhere later."""
+    policy, encoder = copy.copy(config.policy), copy.copy(config.encoder)
+    policy.base, encoder.init_from = _whole_path(policy.base), _whole_path(encoder.init_from)
+    return dataclasses.replace(config, policy=policy, encoder=encoder)
+
+
+def _whole_path(name: str) -> str:
+    return str(Path(name).resolve()) if name and Path(name).is_dir() else name
+
+
 def _adopted(config: PolicyConfig) -> PolicyConfig:
-    """The configuration with the data settings of the encoder's work directory, where its data are taken.
+    """The configuration with the model of the encoder's work directory, and its data settings where its data are taken.
 
     Raises:
       UserError: a setting is given that was another there.
@@ -306,17 +321,26 @@ def _adopted(config: PolicyConfig) -> PolicyConfig:
     if config.is_sft or config.policy.adapter.latent == "none" or not config.encoder.init_from:
         return config
     reward = _reward_workdir(config.encoder.init_from)
+    _refuse_other("model", ModelConfig(), reward.config.model, config.model, config.encoder.init_from)
+    config = dataclasses.replace(config, model=copy.deepcopy(reward.config.model))
     if not _takes_data_of(config, reward):
         return config
-    default, theirs = DataConfig(), reward.config.data
-    for field in dataclasses.fields(DataConfig):
-        given, before = getattr(config.data, field.name), getattr(theirs, field.name)
-        if field.name not in ("source", "path") and given not in (before, getattr(default, field.name)):
+    _refuse_other("data", DataConfig(), reward.config.data, config.data, config.encoder.init_from)
+    return dataclasses.replace(config, data=copy.deepcopy(reward.config.data))
+
+
+def _refuse_other(key: str, default: Any, before: Any, given: Any, source: str) -> None:
+    """Raises `UserError` for a setting that is given, but was another in `source`; a default is no wish."""
+    for field in dataclasses.fields(default):
+        name = f"{key}.{field.name}"
+        usual, old, new = (getattr(config, field.name) for config in (default, before, given))
+        if dataclasses.is_dataclass(old):
+            _refuse_other(name, usual, old, new, source)
+        elif name not in ("data.source", "data.path") and new not in (old, usual):
             raise UserError(
-                f"config.data.{field.name}: {config.encoder.init_from} was trained with {before!r}, not {given!r}; "
-                "leave it out, or train the encoder with it too"
+                f"config.{name}: {source} was trained with {old!r}, not {new!r}; leave it out, or train the encoder "
+                "with it too"
             )
-    return dataclasses.replace(config, data=copy.deepcopy(theirs))
 
 
 def _reward_config(config: PolicyConfig) -> Config:
@@ -325,14 +349,12 @@ def _reward_config(config: PolicyConfig) -> Config:
     return Config(seed=config.seed, data=config.data, model=config.model, train=sizes, evaluate=config.evaluate)
 
 
-def _resolved(config: PolicyConfig, dataset: Dataset) -> PolicyConfig:
-    """The configuration with what the data and the encoder's work directory decide."""
+def _resolved(config: PolicyConfig, dataset: Dataset, quiet: bool = False) -> PolicyConfig:
+    """The configuration with what the data decide."""
     config = copy.deepcopy(config)
     if config.is_sft:
         return config
-    if config.encoder.init_from and config.policy.adapter.latent == "context":
-        config.model = copy.deepcopy(_reward_workdir(config.encoder.init_from).config.model)
-    decided = resolve(_reward_config(config), dataset, quiet=True)
+    decided = resolve(_reward_config(config), dataset, quiet)
     config.model = decided.model
     config.train.max_context, config.train.targets = decided.train.max_context, decided.train.targets
     return config
