@@ -12,9 +12,19 @@ SERIES = {
     "bayes": "Bayes limit",
     "oracle": "oracle, told the group",
     "population": "population model",
-    "in_context": "choices written into the prompt",
+    "in_context": "choices in the prompt",
+    "in_context_own": "the same, this model",
     "control": "another person's context",
 }
+
+_FEW = ("in_context", "in_context_own")
+
+
+def series_of(report: dict[str, Any]) -> dict[str, str]:
+    """The series of accuracies and what they are of; those of few people say so."""
+    few = f" ({report['users'].get('in_context', 0)} people)"
+    return {name: label + (few if name in _FEW else "") for name, label in SERIES.items()}
+
 
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;color:#1b1b1b;max-width:60rem;margin:3rem auto;padding:0 1.2rem}
@@ -40,7 +50,7 @@ def render(config: Any, report: dict[str, Any], pictures: list[tuple[str, str]],
         )
         return f"<tr{' class=main' if name == 'accuracy' else ''}><td class=l>{label}</td>{cells}</tr>"
 
-    accuracy = [(n, f"{label}, accuracy %") for n, label in SERIES.items()]
+    accuracy = [(n, f"{label}, accuracy %") for n, label in series_of(report).items()]
     accuracy += [("accuracy_unseen", "both texts unseen in training"), ("population_unseen", "same, population model")]
     rows = "".join(row(n, label, 1, 100) for n, label in accuracy if report.get(n))
     if report.get("gain"):
@@ -49,7 +59,7 @@ def render(config: Any, report: dict[str, Any], pictures: list[tuple[str, str]],
         for name, series in its.items():
             label = "accuracy %" if name == "accuracy" else f"accuracy %, {name}"
             rows += row("", html.escape(f"{group}: {label}"), 1, 100, series)
-    steering = [("steering", "this model"), ("bayes_steering", "Bayes limit"), ("oracle_steering", "oracle"), ("control_steering", "another person's context"), ("scrambled_steering", "choices of many people mixed")]  # noqa: E501  # fmt: skip
+    steering = [("steering", "this model"), ("bayes_steering", "Bayes limit"), ("oracle_steering", "oracle"), ("control_steering", "another person's context"), ("scrambled_steering", "choices of many people mixed"), *((f"{n}_steering", series_of(report)[n]) for n in _FEW)]  # noqa: E501  # fmt: skip
     rows += "".join(row(n, f"steering score S, {label}", 1, 100) for n, label in steering if report.get(n))
     other = [("nll", "NLL, nats"), ("bayes_nll", "NLL of the Bayes limit"), ("ece", "calibration error ECE")]
     rows += "".join(row(n, label, 3, 1) for n, label in other if report.get(n))

@@ -8,7 +8,7 @@ from typing import Any
 from fssa_jax.evaluate import Trained, collapse_warnings, evaluate, reward_predictor
 from fssa_jax.example import write_example
 from fssa_jax.files import whole_directory
-from fssa_jax.page import SERIES, render
+from fssa_jax.page import render, series_of
 from fssa_jax.pictures import draw
 from fssa_jax.workdir import Workdir
 
@@ -85,23 +85,23 @@ def report_directory(workdir: Path, data: str = "", split: str = "test") -> Path
 def format_table(report: dict[str, Any]) -> str:
     """The series as text, in per cent, one column a k."""
     ks = [str(k) for k in report["k"]]
-    lines = [f"{'':26s}" + "".join(f"{'k = ' + k:>16s}" for k in ks)]
-    rows = [(name, label) for name, label in SERIES.items() if report.get(name)]
-    plain = ("steering", "bayes_steering", "control_steering", "scrambled_steering", "accuracy_unseen",
-             "population_unseen")  # fmt: skip
+    lines = [f"{'':34s}" + "".join(f"{'k = ' + k:>16s}" for k in ks)]
+    rows = [(name, label) for name, label in series_of(report).items() if report.get(name)]
+    plain = ("steering", "bayes_steering", "control_steering", "scrambled_steering", "in_context_steering",
+             "in_context_own_steering", "accuracy_unseen", "population_unseen")  # fmt: skip
     rows += [(name, name.replace("_", " ")) for name in plain if report.get(name)]
     rows += [("gain", "gain over population")] if report.get("gain") else []
     for name, label in rows:
         cells = (f"{100 * report[name][k]['mean']:.1f} ±{_half_width(report[name][k]):.1f}" for k in ks)
-        lines.append(f"{label + ', %':26s}" + "".join(f"{cell:>16s}" for cell in cells))
+        lines.append(f"{label + ', %':34s}" + "".join(f"{cell:>16s}" for cell in cells))
     for group, series in report.get("by_group", {}).items():
         for name, cells in series.items():
             label = group if name == "accuracy" else f"{group}, {name}"
             values = (f"{100 * cells[k]['mean']:.1f} ±{_half_width(cells[k]):.1f}" for k in ks)
-            lines.append(f"{label + ', %':26s}" + "".join(f"{cell:>16s}" for cell in values))
+            lines.append(f"{label + ', %':34s}" + "".join(f"{cell:>16s}" for cell in values))
     for name, label in (("nll", "NLL, nats"), ("bayes_nll", "Bayes NLL"), ("ece", "ECE")):
         if report.get(name):
-            lines.append(f"{label:26s}" + "".join(f"{report[name][k]['mean']:16.3f}" for k in ks))
+            lines.append(f"{label:34s}" + "".join(f"{report[name][k]['mean']:16.3f}" for k in ks))
     users, targets = report["users"], report["targets"]
     lines.append(f"{users['scored']} people, {targets['rows']} choices; checkpoint of step {report['step']}")
     return "\n".join(lines)

@@ -18,7 +18,7 @@ from fssa_jax.policy.base import reference_log_probs, tokenise
 from fssa_jax.policy.evaluate import trained_policy
 from fssa_jax.policy.generation import Samples, Writer, best_reward, movement, sampled_kl, styles_of, true_reward
 from fssa_jax.policy.in_context import in_context_predictor, in_context_prompt
-from fssa_jax.policy.report import evaluate_workdir, format_generation
+from fssa_jax.policy.report import evaluate_workdir, format_generation, generation_table, steering_warnings
 from fssa_jax.policy.score import PolicyScorer
 from fssa_jax.policy.steer import Steerer, as_choices, blended, write_for
 from fssa_jax.policy.step import text_log_probs
@@ -176,8 +176,31 @@ def test_the_report_is_whole(steered, work):
     assert "Written for people" in page
     assert "From one person to another" in page
     assert "http" not in page.replace("http://www.w3.org", "")
-    assert "policy, k = 3" in format_generation(report)
-    assert report["warnings"] == []
+    printed = format_generation(report)
+    assert "policy, k = 3" in printed
+    assert report["users"]["in_context"] == 2
+    assert "choices in the prompt (2 people)" in page
+    kl = f"{generation['policy']['3']['kl']:.2f}"
+    assert kl in printed
+    assert kl in page
+    assert [w for w in report["warnings"] if "S =" not in w] == []
+
+
+def test_a_control_that_steers_is_said():
+    cell = {"mean": 0.2, "low": 0.1, "high": 0.3}
+    report = {"k": [0, 3], "control_steering": {"3": cell}, "scrambled_steering": {"3": cell | {"low": -0.1}}}
+    [warning] = steering_warnings(report)
+    assert warning.startswith("S = 20.0 at k = 3 with another person's context")
+
+
+def test_what_is_written_is_a_table_with_the_columns_that_there_are():
+    row = {"movement": 0.5, "reward": 1.234, "well_formed": 1.0, "win_rate_over_base": 0.75, "kl": 0.1}
+    base = {"movement": None, "reward": 0.0, "well_formed": 1.0}
+    report = {"generation": {"responses": 4, "people": 2, "base": base, "policy": {"3": row}}}
+    head, first, second = generation_table(report)
+    assert head == ["", "moves by", "true reward", "wins over base", "well-formed", "KL"]
+    assert first == ["base", "", "0.00", "", "100.0 %", ""]
+    assert second == ["policy, k = 3", "50.0 points", "1.23", "75 %", "100.0 %", "0.10"]
 
 
 def test_other_people_are_scored_with_texts_of_their_own(steered, tmp_path, caplog):

@@ -108,12 +108,14 @@ def evaluate_policy(
     report = result.report
     report["step"] = main.step
     if settings.in_context_users:
-        asked = dataclasses.replace(settings, shuffles=1)
-        few = evaluate(
-            in_context_predictor(work, data), split, work.dataset, asked, seed=work.config.seed,
-            max_users=settings.in_context_users, max_targets=min(settings.targets, 8), control=False,
-        )  # fmt: skip
-        report["in_context"], report["in_context_steering"] = few.report["accuracy"], few.report["steering"]
+        # Of few people, for it is dear; the policy itself is scored on the same ones.
+        for name, asked in (("in_context", in_context_predictor(work, data)), ("in_context_own", own)):
+            few = evaluate(
+                asked, split, work.dataset, settings, seed=work.config.seed, max_users=settings.in_context_users,
+                max_targets=min(settings.targets, 8), control=False,
+            ).report  # fmt: skip
+            report[name], report[f"{name}_steering"] = few["accuracy"], few["steering"]
+            report["users"]["in_context"] = few["users"]["scored"]
     written: dict[str, Any] = {}
     if main.steering.latent == "context":
         report["latent"] |= drift(work, split, main, result.users, settings)
@@ -207,8 +209,11 @@ def _write(
     }
     if rewards:
         for k, out in report["policy"].items():
-            mine, base = rewards[f"k = {k}"], rewards["base"]
-            out["win_rate_over_base"] = float(((mine > base) + 0.5 * (mine == base)).mean())
+            mine = rewards[f"k = {k}"]
+            for other in ("base", "population"):
+                if other in rewards:
+                    theirs = rewards[other]
+                    out[f"win_rate_over_{other}"] = float(((mine > theirs) + 0.5 * (mine == theirs)).mean())
             if "oracle" in rewards:
                 out["reward_of_specialists"] = float(mine.mean() / rewards["oracle"].mean())
             out["bayes_reward_of_specialists"] = _bayes_share(work, episodes, group, int(k), settings.generate)

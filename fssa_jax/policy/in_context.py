@@ -31,6 +31,7 @@ def in_context_predictor(work: PolicyWorkdir, data: PolicyData) -> Predictor:
     Where choices and prompt do not fit into the positions of the model, the first choices are left out.
     """
     base, texts, objective = work.base, work.dataset.texts, work.config.objective
+    lengths = work.tokens.ends - work.tokens.starts
     limit = base.decoder.config.max_length
     score = jax.jit(lambda data: text_log_probs(base.decoder, data.base, data, jnp.arange(len(data.ends))))
 
@@ -73,7 +74,7 @@ def in_context_predictor(work: PolicyWorkdir, data: PolicyData) -> Predictor:
         def scored(k: int) -> np.ndarray:
             values = np.zeros(pairs.shape, np.float32)
             values[real] = log_probs([(texts[pairs[u, i]], choices[u][:k]) for u, i in place])
-            return values
+            return values / np.maximum(lengths[pairs], 1) if objective.length_normalised else values
 
         reference = scored(0)
         out = []

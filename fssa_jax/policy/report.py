@@ -16,6 +16,7 @@ from fssa_jax.policy.workdir import PolicyWorkdir
 from fssa_jax.report import few_people, report_directory
 
 _SIDE_BY_SIDE = 4
+_SURELY = 0.05  # S of a control below it is nobody's concern
 
 
 def evaluate_workdir(workdir: Path, data: str = "", split: str = "test", ks: tuple[int, ...] = ()) -> dict[str, Any]:
@@ -45,6 +46,7 @@ def evaluate_workdir(workdir: Path, data: str = "", split: str = "test", ks: tup
     run = json.loads((workdir / "run.json").read_text()) if (workdir / "run.json").is_file() else {}
     report |= {"data": data or f"{split} split", "config": work.config.name, "seed": work.config.seed, "run": run,
                "warnings": unfinished(work)}  # fmt: skip
+    report["warnings"] += steering_warnings(report)
     if data:
         report["warnings"] += few_people(report["users"]["scored"])
     health = report.get("latent", {})
@@ -105,7 +107,13 @@ def _written(result: PolicyEvaluation) -> str:
         + "</tr>"
         for i in range(0, min(_SIDE_BY_SIDE * prompts, len(written["prompts"])), prompts)
     )
-    out = f"<h2>Written for people</h2><table><tr><th class=l>person, prompt</th>{head}</tr>{body}</table>"
+    table = generation_table(result.report)
+    cells = ["".join(f"<td{' class=l' if i == 0 else ''}>{html.escape(cell)}</td>" for i, cell in enumerate(row))
+             for row in table]  # fmt: skip
+    figures = "".join(f"<tr>{row}</tr>" for row in cells)
+    number = f"{generation['responses']} responses for {generation['people']} people."
+    out = f"<h2>What is written</h2><p class=sub>{number}</p><table>{figures}</table>"
+    out += f"<h2>Written for people</h2><table><tr><th class=l>person, prompt</th>{head}</tr>{body}</table>"
     blend = generation.get("blend", {})
     if blend.get("texts"):
         cells = "".join(
@@ -119,28 +127,59 @@ def _written(result: PolicyEvaluation) -> str:
     return out
 
 
-def format_generation(report: dict[str, Any]) -> str:
-    """What is written, as lines of text."""
+_COLUMNS = {
+    "movement": ("moves by", 100, ".1f", " points"),
+    "reward": ("true reward", 1, ".2f", ""),
+    "reward_of_specialists": ("of the specialists'", 100, ".0f", " %"),
+    "bayes_reward_of_specialists": ("with the exact posterior", 100, ".0f", " %"),
+    "win_rate_over_base": ("wins over base", 100, ".0f", " %"),
+    "win_rate_over_population": ("over population", 100, ".0f", " %"),
+    "well_formed": ("well-formed", 100, ".1f", " %"),
+    "kl": ("KL", 1, ".2f", ""),
+}
+
+
+def generation_table(report: dict[str, Any]) -> list[list[str]]:
+    """What is written, row by row, the names of the columns first; columns without any figure are left out."""
     generation = report.get("generation")
     if not generation:
-        return ""
-    lines = [f"{generation['responses']} responses written for {generation['people']} people:"]
+        return []
     rows = [(name, generation[name]) for name in ("base", "population", "oracle") if name in generation]
     rows += [(f"policy, k = {k}", out) for k, out in generation["policy"].items()]
-    for name, out in rows:
-        cells = []
-        if out.get("movement") is not None:
-            cells.append(f"movement {100 * out['movement']:5.1f} points")
-        if "reward" in out:
-            cells.append(f"reward {out['reward']:5.2f}, well-formed {100 * out['well_formed']:5.1f} %")
-        if "reward_of_specialists" in out:
-            best = out.get("bayes_reward_of_specialists")
-            limit = f" (Bayes limit {100 * best:.0f} %)" if best is not None else ""
-            cells.append(f"{100 * out['reward_of_specialists']:3.0f} % of the specialists'{limit}")
-        if "kl" in out:
-            cells.append(f"KL {out['kl']:.2f}")
-        lines.append(f"  {name:16s} " + ", ".join(cells))
+    columns = {name: how for name, how in _COLUMNS.items() if any(out.get(name) is not None for _, out in rows)}
+    table = [["", *(label for label, *_ in columns.values())]]
+    for label, out in rows:
+        cells = [
+            "" if out.get(name) is None else f"{scale * out[name]:{digits}}{unit}"
+            for name, (_, scale, digits, unit) in columns.items()
+        ]
+        table.append([label, *cells])
+    return table
+
+
+def format_generation(report: dict[str, Any]) -> str:
+    """What is written, as lines of text."""
+    table = generation_table(report)
+    if not table:
+        return ""
+    generation = report["generation"]
+    lines = [f"{generation['responses']} responses written for {generation['people']} people:"]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for label, *cells in table:
+        aligned = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+        lines.append("  ".join([label.ljust(widths[0]), *aligned]))
     blend = generation.get("blend", {})
     if blend.get("towards_first"):
-        lines.append("  reward for A from A to B: " + " → ".join(f"{value:.2f}" for value in blend["towards_first"]))
+        lines.append("reward for A from A to B: " + " → ".join(f"{value:.2f}" for value in blend["towards_first"]))
     return "\n".join(lines)
+
+
+def steering_warnings(report: dict[str, Any]) -> list[str]:
+    """Where contexts that say nothing about a person steer all the same, at the largest k."""
+    out, k = [], str(max(report["k"]))
+    for name, what in (("control_steering", "another person's context"),
+                       ("scrambled_steering", "choices of many people mixed")):  # fmt: skip
+        cell = (report.get(name) or {}).get(k)
+        if cell and abs(cell["mean"]) > _SURELY and not cell["low"] <= 0 <= cell["high"]:
+            out.append(f"S = {100 * cell['mean']:.1f} at k = {k} with {what}: what steers is not what the person chose")
+    return out
