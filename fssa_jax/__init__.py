@@ -30,6 +30,7 @@ from fssa_jax.models.encoder import NPEncoder as NPEncoder
 from fssa_jax.models.hypernetwork import Hypernetwork as Hypernetwork
 from fssa_jax.models.rewards import RewardModel as RewardModel
 from fssa_jax.policy.steer import Steerer as Steerer
+from fssa_jax.policy.steer import blended as blended
 from fssa_jax.sampling import Sampling as Sampling
 from fssa_jax.types import ChoiceTable as ChoiceTable
 from fssa_jax.types import Comparisons as Comparisons

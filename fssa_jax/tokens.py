@@ -46,6 +46,12 @@ class TokenTable:
     lengths: np.ndarray
     too_long: list[int]
 
+    def rows(self, ids: np.ndarray) -> "TokenTable":
+        """The table of some of the texts."""
+        number = {int(i): place for place, i in enumerate(ids)}
+        parts = (getattr(self, name)[ids] for name in ("tokens", "starts", "ends", "lengths"))
+        return TokenTable(*parts, too_long=[number[i] for i in self.too_long if i in number])
+
 
 def load_tokenizer(directory: Path) -> Any:
     """The tokenizer of a checkpoint, a fast one: nothing of the checkpoint is executed.

@@ -301,6 +301,8 @@ def test_the_example_of_the_four_calls(steered, tmp_path, monkeypatch):
         for test in tests:  # that of the class first: it loads the policy, and the calls go on with it
             test.globs = names
             assert doctest.DocTestRunner().run(test, clear_globs=False).failed == 0, test.name
+        [test] = doctest.DocTestFinder().find(blended, name="blended", module=steer, globs={})
+        assert doctest.DocTestRunner().run(test).failed == 0
 
 
 def test_the_best_that_can_be_written_follows_from_what_is_known():

@@ -281,7 +281,9 @@ def _features_of_texts(
         return featuriser, _finite(featuriser.transform(texts), data.path)
     names = ("pool", "layer", "tokens", "normalise", "dtype", "attention")
     values: dict[str, Any] = {name: getattr(data, f"encoder_{name}") for name in names}
-    featuriser = EncoderFeaturiser(EmbedSettings(data.encoder, max_tokens=values.pop("tokens"), **values))
+    # A whole path: new texts may be embedded from elsewhere later.
+    encoder = str(Path(data.encoder).resolve()) if Path(data.encoder).is_dir() else data.encoder
+    featuriser = EncoderFeaturiser(EmbedSettings(encoder, max_tokens=values.pop("tokens"), **values))
     return featuriser, _finite(featuriser.fit_transform(texts, known, scratch), data.encoder)
 
 

@@ -170,8 +170,12 @@ def device_tokens(tokens: TokenTable) -> PolicyData:
     return PolicyData(*(jnp.asarray(x) for x in (tokens.tokens, tokens.starts, tokens.ends)))
 
 
-def reference_log_probs(base: Base, tokens: TokenTable) -> np.ndarray:
-    """(texts,) log π_ref(response | prompt) in nats, 0 for texts without tokens; in batches of like length."""
+def reference_log_probs(base: Base, tokens: TokenTable, variables: PyTree = None) -> np.ndarray:
+    """(texts,) log π_ref(response | prompt) in nats, 0 for texts without tokens; in batches of like length.
+
+    `variables` are of the same decoder, where they are not those of the base itself.
+    """
+    variables = base.variables if variables is None else variables
     budget = _BATCH_TOKENS.get(jax.devices()[0].platform, _MANY_TOKENS)
     out = np.zeros(len(tokens.lengths), np.float32)
     rows = np.flatnonzero(tokens.lengths)
@@ -181,7 +185,7 @@ def reference_log_probs(base: Base, tokens: TokenTable) -> np.ndarray:
     for size, batch in length_batches(tokens.lengths[rows].tolist(), budget, limit=width):
         ids = np.resize(rows[batch], filled_rows(len(batch), batch_rows(size, budget)))
         part = PolicyData(whole.tokens[ids, :size], whole.starts[ids], whole.ends[ids])
-        out[rows[batch]] = np.asarray(base.text_log_probs(base.variables, part, jnp.arange(len(ids))))[: len(batch)]
+        out[rows[batch]] = np.asarray(base.text_log_probs(variables, part, jnp.arange(len(ids))))[: len(batch)]
     return out
 
 

@@ -199,10 +199,16 @@ def as_choices(rows: Iterable[Row]) -> list[Choice]:
 
 
 def blended(latents: Sequence[DiagGaussian], weights: Sequence[float]) -> DiagGaussian:
-    """Σ w_i z_i of people, as one point.
+    """Σ w_i z_i of people, as one point; latents are what `Steerer.infer` gives.
 
     Raises:
       UserError: not one weight for each person.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import DiagGaussian, blended
+    >>> one, two = (DiagGaussian(jnp.full((1, 2), m), jnp.ones((1, 2))) for m in (0.0, 4.0))
+    >>> blended([one, two], [0.75, 0.25]).mean.tolist()
+    [[1.0, 1.0]]
     """
     if len(latents) != len(weights):
         raise UserError(f"{len(weights)} weights for {len(latents)} people; give one for each")

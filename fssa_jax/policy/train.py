@@ -18,10 +18,11 @@ from fssa_jax.errors import UserError
 from fssa_jax.evaluate import collapse_warnings, eligible_users, first_users, latent_health
 from fssa_jax.loop import Run, StopSignal, run_to_end
 from fssa_jax.metrics import preference_accuracy
+from fssa_jax.policy.base import reference_log_probs
 from fssa_jax.policy.config import PolicyConfig
 from fssa_jax.policy.score import PolicyScorer
 from fssa_jax.policy.steering import Steering
-from fssa_jax.policy.step import PolicyData, batch_key, draw_batch, make_policy_step, make_sft_step, text_log_probs
+from fssa_jax.policy.step import PolicyData, batch_key, draw_batch, make_policy_step, make_sft_step
 from fssa_jax.policy.workdir import PolicyWorkdir, Role, warm_encoder
 from fssa_jax.predict import evaluation_episodes
 from fssa_jax.step import TrainState, make_optimizer, many_steps
@@ -30,7 +31,7 @@ from fssa_jax.types import Episode, PyTree
 _log = logging.getLogger(__name__)
 
 _VALIDATION_SEED = 1_000_003
-_VALIDATION_USERS, _VALIDATION_TARGETS = 128, 12
+_VALIDATION_USERS, _VALIDATION_TARGETS, _VALIDATION_TEXTS = 128, 12, 256
 
 
 def train(config: PolicyConfig, workdir: Path) -> None:
@@ -237,13 +238,13 @@ def fit_base(work: PolicyWorkdir, stop: StopSignal) -> None:
     def ids(step: jax.Array, data: PolicyData) -> jax.Array:
         return data.rows[jax.random.randint(batch_key(config.seed, step), (train.texts,), 0, data.rows.shape[0])]
 
-    val = work.data("val")
-    rows = jnp.asarray(np.asarray(val.rows)[:256])
-    score = jax.jit(lambda variables: text_log_probs(decoder, variables, val, rows))
-    number = int(np.asarray(val.ends - val.starts)[np.asarray(rows)].sum())
+    held_out = work.tokens.rows(np.asarray(work.data("val").rows)[:_VALIDATION_TEXTS])
+    number = int((held_out.ends - held_out.starts).sum())
 
     def validate(variables: PyTree) -> tuple[dict[str, float], list[str]]:
-        return {"val/nll": -float(score(variables).sum()) / number}, []
+        return {
+            "val/nll": -float(reference_log_probs(work.base, held_out, jax.device_put(variables)).sum()) / number
+        }, []
 
     run = Run("sft", train.steps, parallel.replicate(state, mode), _bucketed(step, ids, data, mode), validate)
     best = run_to_end(run, train, work.path, stop)
