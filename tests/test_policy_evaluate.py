@@ -28,6 +28,7 @@ from fssa_jax.steer import read_choices
 from fssa_jax.types import DiagGaussian
 from tests import tiny
 from tests.mistakes import complaint
+from tests.programs import assert_one_clear_line, run
 
 
 @pytest.fixture(scope="module")
@@ -283,6 +284,21 @@ def test_a_person_writes_before_and_after_and_two_people_blend(steered, tmp_path
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
     assert str(empty) in complaint(lambda: write_for(steered, ["q"], choices=str(empty)))
+
+
+def test_the_program_writes_and_names_what_does_not_fit(steered, tmp_path):
+    rows = tiny.rows(users=2)
+    one, two = (str(tiny.write_rows(tmp_path / f"p{u}.jsonl", rows[14 * u : 14 * u + 3])) for u in (0, 1))
+    base = ("steer", f"--workdir={steered}", "--prompt=question 0", "--max_new=4")
+    done = run(*base, f"--people={one},{two}", "--blend=0,1", "--json")
+    assert done.returncode == 0, done.stderr
+    [line] = done.stdout.strip().splitlines()
+    assert len(json.loads(line)["responses"]) == 2
+    assert_one_clear_line(run(*base, f"--people={one}", "--blend=0,1"), "--blend", "two files in --people, got 1")
+    assert_one_clear_line(run(*base, f"--people={one},{two}", "--blend=0,half"), "--blend: needs numbers")
+    assert_one_clear_line(run(*base, f"--choices={one}", "--trace"), "--trace: means nothing with --prompt")
+    ranking = ("steer", f"--workdir={steered}", f"--choices={one}", f"--responses={two}", "--blend=0,1")
+    assert_one_clear_line(run(*ranking), "--blend: means nothing with --responses")
 
 
 def test_a_reward_model_writes_nothing_and_a_policy_is_no_reward_model(finished, steered):

@@ -17,8 +17,8 @@ class Hypernetwork(nn.Module):
 
     | kind      | adapted                                   | emitted from z                                          |
     |-----------|-------------------------------------------|---------------------------------------------------------|
-    | film      | γ ⊙ y + β                                 | γ and β, linearly in z and in ⅕ gelu(U z) with `hidden` |
-    |           |                                           | units; γ = 1, β = 0 at first                            |
+    | film      | γ ⊙ y + β                                 | γ and β, each linearly in z and in `hidden` units       |
+    |           |                                           | ⅕ gelu(4 U z) of its own; γ = 1, β = 0 at first         |
     | lora_core | y + B M A x, with A and B of everybody    | M, a diagonal or r × r, linearly; M = 0 at first        |
     | lora      | y + B A x                                 | A and B, linearly from (U z) ⊙ (1 + g(e)) + b(e) with e |
     |           |                                           | an embedding of layer and place; B = 0 at first         |
@@ -63,13 +63,7 @@ class Hypernetwork(nn.Module):
             tree = self._factors(z)
         else:
             emit: Any = self._film if self.kind == "film" else self._core
-            source = z
-            if self.kind == "film" and self.hidden:
-                # Wide at first: the units differ from z where they bend.
-                wide = nn.initializers.variance_scaling(16.0, "fan_in", "normal")
-                units = nn.gelu(nn.Dense(self.hidden, kernel_init=wide, name="hidden_units")(z))
-                source = jnp.concatenate([z, 0.2 * units], axis=-1)
-            tree: AdapterTree = {place: emit(source, place, inputs, outputs) for place, inputs, outputs in self.places}
+            tree: AdapterTree = {place: emit(z, place, inputs, outputs) for place, inputs, outputs in self.places}
         if self.shared_rank:
             for place, inputs, outputs in self.shared_places:
                 down = self.param(f"shared_{place}_down", _fan_in, (self.layers, inputs, self.shared_rank))
@@ -88,7 +82,16 @@ class Hypernetwork(nn.Module):
 
     def _film(self, z: Array, place: str, inputs: int, outputs: int) -> Film:
         del inputs
-        return Film(self._linear(z, f"{place}_scale", (outputs,), 1.0), self._linear(z, f"{place}_shift", (outputs,)))
+        scale, shift = (self._beside_units(z, f"{place}_{name}") for name in ("scale", "shift"))
+        return Film(
+            self._linear(scale, f"{place}_scale", (outputs,), 1.0), self._linear(shift, f"{place}_shift", (outputs,))
+        )
+
+    def _beside_units(self, z: Array, name: str) -> Array:
+        """z with hidden units beside. What they see is scaled up: they differ from z where they bend."""
+        if not self.hidden:
+            return z
+        return jnp.concatenate([z, 0.2 * nn.gelu(nn.Dense(self.hidden, name=f"{name}_h")(4.0 * z))], axis=-1)
 
     def _core(self, z: Array, place: str, inputs: int, outputs: int) -> LowRank:
         down = self.param(f"{place}_down", _fan_in, (self.layers, inputs, self.rank))

@@ -56,8 +56,8 @@ class Base:
         return jax.jit(unstacked)(self.variables)
 
     @cached_property
-    def text_log_probs(self) -> Callable[[PyTree, PolicyData, jax.Array], jax.Array]:
-        """`step.text_log_probs` of the base alone, compiled once for each shape."""
+    def text_log_probs(self) -> Callable[..., jax.Array]:
+        """`step.text_log_probs` after its decoder, compiled once for each shape."""
         return jax.jit(partial(text_log_probs, self.decoder))
 
 

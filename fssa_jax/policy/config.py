@@ -40,7 +40,7 @@ class AdapterConfig:
     places: tuple[str, ...] = ("residual",)
     rank: int = 8
     core: str = choice("diagonal", "full")
-    hidden: int = 0  # units beside z of "film"; 0: linear in z
+    hidden: int = 0  # units beside z, of each scale and shift of "film"; 0: linear in z
     width: int = 64  # of what "lora" emits from
     shared_places: tuple[str, ...] = ("query", "value")
     shared_rank: int = 0  # of an ordinary LoRA beside; 0: none

@@ -215,7 +215,8 @@ def _write(
                     theirs = rewards[other]
                     out[f"win_rate_over_{other}"] = float(((mine > theirs) + 0.5 * (mine == theirs)).mean())
             if "oracle" in rewards:
-                out["reward_of_specialists"] = float(mine.mean() / rewards["oracle"].mean())
+                best = float(rewards["oracle"].mean())
+                out["reward_of_specialists"] = float(mine.mean()) / best if best > 0 else None
             out["bayes_reward_of_specialists"] = _bayes_share(work, episodes, group, int(k), settings.generate)
     if conditional and len(people) > 1:
         report["blend"] = blend(work, main, episodes, features, k_most, writer, prompts, rows, weights)
@@ -241,8 +242,8 @@ def _bayes_share(
     posterior = np.exp(bayes_log_posterior(evidence, context.mask, jnp.asarray(truth.log_prior)))
     weights = styles.people()[0]
     known = np.eye(len(weights))[group]
-    best = (best_reward(p, weights[group], temperature).mean() for p in (posterior, known))
-    return float(np.divide(*best))
+    after, best = (float(best_reward(p, weights[group], temperature).mean()) for p in (posterior, known))
+    return after / best if best > 0 else None
 
 
 def blend(

@@ -5,7 +5,6 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,10 +14,9 @@ from fssa_jax.data import styles
 from fssa_jax.generate import generate
 from fssa_jax.policy.base import Base
 from fssa_jax.policy.config import GenerateConfig
-from fssa_jax.policy.step import PolicyData, text_log_probs
+from fssa_jax.policy.step import PolicyData
 from fssa_jax.sampling import Sampling
 from fssa_jax.tokens import prompt_tokens, stop_tokens
-from fssa_jax.types import PyTree
 
 
 @dataclasses.dataclass
@@ -70,15 +68,9 @@ def sampled_kl(base: Base, samples: Samples, adapters: AdapterTree) -> np.ndarra
     for i, (_, row) in enumerate(rows):
         tokens[i, : len(row)] = row
     starts, ends = (np.array([len(part[j]) for part in rows], np.int32) for j in (0, 1))
-    data = PolicyData(*(jnp.asarray(x) for x in (tokens, starts, ends)))
-
-    @jax.jit
-    def both(variables: PyTree, data: PolicyData, adapters: AdapterTree) -> jax.Array:
-        ids = jnp.arange(len(rows))
-        own = text_log_probs(base.decoder, variables, data, ids, adapters)
-        return own - text_log_probs(base.decoder, variables, data, ids)
-
-    return np.asarray(both(base.variables, data, adapters))
+    data, ids = PolicyData(*(jnp.asarray(x) for x in (tokens, starts, ends))), jnp.arange(len(rows))
+    own = base.text_log_probs(base.variables, data, ids, adapters)
+    return np.asarray(own) - np.asarray(base.text_log_probs(base.variables, data, ids))
 
 
 def styles_of(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
