@@ -13,7 +13,7 @@ import numpy as np
 from fssa_jax.adapters import PLACES, AdapterTree, adapter_rows, check_adapters
 from fssa_jax.buckets import bucket
 from fssa_jax.data.build import texts_in
-from fssa_jax.data.dataset import number_texts
+from fssa_jax.data.dataset import number_texts, seen_in_training
 from fssa_jax.data.features import Text
 from fssa_jax.data.rows import Row
 from fssa_jax.errors import UserError
@@ -59,6 +59,7 @@ class Steerer:
         self._variables = jax.device_put(policy.variables)
         self._features = jnp.asarray(work.dataset.features)
         self._number = number_texts((), work.dataset.texts)
+        self._judged = seen_in_training(work.dataset)
         self._scorer = PolicyScorer(policy.steering, work.base.decoder, work.data("test"), work.config.objective)
 
     @classmethod
@@ -104,7 +105,8 @@ class Steerer:
         texts = list(dict.fromkeys(text for p, a, b in choices for text in ((p, a), (p, b))))
         new = [text for text in texts if text not in self._number]
         number = self._number | {text: known + i for i, text in enumerate(new)}
-        self._warn_of_unknown(len(new), len(texts))
+        unjudged = sum(text not in self._number or not self._judged[self._number[text]] for text in texts)
+        self._warn_of_unknown(unjudged, len(texts))
         # One padded size of everything: one program, however many choices and new texts there are.
         n = self.window
         features = np.zeros((2 * n, self._features.shape[1]), np.float32)
@@ -117,12 +119,12 @@ class Steerer:
         context = Comparisons(jnp.asarray(ids[0]), jnp.asarray(ids[1]), jnp.asarray(mask))
         return self._infer(self._variables, context, self._features, jnp.asarray(features))
 
-    def _warn_of_unknown(self, new: int, total: int) -> None:
+    def _warn_of_unknown(self, unjudged: int, total: int) -> None:
         model = self.work.reward
-        if new and model.learnt_texts and model.target == "none":
+        if unjudged and model.learnt_texts and model.target == "none":
             _log.warning(
                 "%d of %d texts were never judged in training: what they say about the person is lost; for new texts "
-                "train the encoder with --config.model.learn_texts=no", new, total,
+                "train the encoder with --config.model.learn_texts=no", unjudged, total,
             )  # fmt: skip
 
     def score(self, latent: DiagGaussian, responses: Sequence[Text]) -> np.ndarray:
