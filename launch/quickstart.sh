@@ -18,7 +18,7 @@ say "One person's choices, and how each of them moved the ranking of new respons
 say "3 of 4: a policy that the choices steer (NP-DPO)"
 "$venv/bin/python" -m launch.train --config=configs/styles.py:np_dpo_lora_core --workdir="$run/policy" \
   --config.policy.base="$run/base/model" --config.encoder.init_from="$run/reward" --config.train.oracle_steps=0 \
-  --config.evaluate.users=100 --config.evaluate.targets=10 --config.evaluate.shuffles=1 \
+  --config.train.steps=400 --config.evaluate.users=100 --config.evaluate.targets=10 --config.evaluate.shuffles=1 \
   --config.evaluate.in_context_users=6
 "$venv/bin/python" -m launch.evaluate --workdir="$run/policy"
 say "4 of 4: two people who want the opposite"
@@ -32,6 +32,7 @@ for name in sys.argv[1:]:
         print("  +", textwrap.shorten(a, 110, placeholder=" …"))
         print("  -", textwrap.shorten(b, 110, placeholder=" …"), end="\n\n")
 ' "$run/policy/report/person_a.jsonl" "$run/policy/report/person_b.jsonl"
-"$venv/bin/python" -m launch.steer --workdir="$run/policy" --prompt="What is your best advice about chess?" \
+"$venv/bin/python" -m launch.steer --workdir="$run/policy" \
+  --prompt="What is your best advice about yoga?" --prompt="How do I get started with pancakes?" \
   --people="$run/policy/report/person_a.jsonl,$run/policy/report/person_b.jsonl"
 printf '\nReports: %s and %s\n' "$run/policy/report/report.html" "$run/reward/report/report.html"
