@@ -290,6 +290,10 @@ MISTAKES = {
     "groups": ({"policy.new.groups": 3}, "config.policy.new.groups: 4 heads"),
     "head": ({"policy.new.width": 68}, "config.policy.new.width: must be a multiple of twice the 4 heads"),
     "vocabulary": ({"policy.new.vocabulary": 100}, "config.policy.new.vocabulary: a tokenizer of bytes needs 261"),
+    "roles for everybody": (
+        {"policy.adapter.latent": "none", "encoder.init_from": "", "encoder.frozen": False, "objective.latent": "elbo"},
+        "config.objective.latent: a policy for everybody",
+    ),
     "for everybody": ({"policy.adapter.latent": "none"}, "config.encoder.init_from: a policy for everybody"),
 }
 
@@ -305,7 +309,10 @@ def change(config, settings):
 
 
 def test_a_base_is_made_whatever_its_adapters_would_be():
-    check(change(tiny_policy.config("rows.jsonl", ""), {"objective.kind": "sft", "policy.adapter.kind": "lora"}))
+    settings = {"policy.adapter.kind": "lora"}  # low rank on the residual stream: a mistake of a policy
+    assert "only film adapts" in complaint(check, change(tiny_policy.config("rows.jsonl", "base"), settings))
+    base = change(tiny_policy.config("rows.jsonl", ""), settings | {"objective.kind": "sft"})
+    assert check(base) is None
 
 
 @pytest.mark.parametrize(("settings", "words"), MISTAKES.values(), ids=MISTAKES)

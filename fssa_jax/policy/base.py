@@ -179,12 +179,11 @@ def reference_log_probs(base: Base, tokens: TokenTable, variables: PyTree = None
     budget = _BATCH_TOKENS.get(jax.devices()[0].platform, _MANY_TOKENS)
     out = np.zeros(len(tokens.lengths), np.float32)
     rows = np.flatnonzero(tokens.lengths)
-    whole = tokens
 
     width = tokens.tokens.shape[1]
     for size, batch in length_batches(tokens.lengths[rows].tolist(), budget, limit=width):
         ids = np.resize(rows[batch], filled_rows(len(batch), batch_rows(size, budget)))
-        part = PolicyData(whole.tokens[ids, :size], whole.starts[ids], whole.ends[ids])
+        part = PolicyData(tokens.tokens[ids, :size], tokens.starts[ids], tokens.ends[ids])
         out[rows[batch]] = np.asarray(base.text_log_probs(variables, part, jnp.arange(len(ids))))[: len(batch)]
     return out
 

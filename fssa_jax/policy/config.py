@@ -231,7 +231,7 @@ def _check_encoder(config: PolicyConfig) -> None:
         for name, value in {
             "encoder.init_from": encoder.init_from, "encoder.frozen": encoder.frozen,
             "encoder.auxiliary_weight": encoder.auxiliary_weight, "objective.distil": objective.distil,
-            "objective.kl_weight": objective.kl_weight,
+            "objective.kl_weight": objective.kl_weight, "objective.latent": objective.latent != "vpl",
         }.items():  # fmt: skip
             if value:
                 raise UserError(
