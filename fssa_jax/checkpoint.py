@@ -87,6 +87,23 @@ class Checkpoints:
         self._orbax.close()
 
 
+def best_or_latest(best: Checkpoints, latest: Checkpoints, like: PyTree) -> tuple[int, PyTree]:
+    """(step, tree) to use: the best by validation, or where that cannot be read the newest.
+
+    Raises:
+      UserError: neither can be read.
+    """
+    try:
+        found = best.restore(like)
+    except UserError as error:
+        _log.warning("%s; using the latest checkpoint", error)
+        found = None
+    found = found or latest.restore(like)
+    if found is None:
+        raise UserError(f"{latest.directory}: no checkpoint")
+    return found
+
+
 def _first_line(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:200]

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import logging
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,10 @@ from fssa_jax.data.dataset import Dataset, seen_in_training
 from fssa_jax.episodes import draw_episode
 from fssa_jax.models.encoder import NPEncoder
 from fssa_jax.models.rewards import RewardModel
+from fssa_jax.roles import Role
 from fssa_jax.step import Data, DrawEpisode
 
 _log = logging.getLogger(__name__)
-
-# The model asked for, and the two that are always reported beside it.
-Role = Literal["main", "population", "oracle"]
 
 
 def resolve(config: Config, dataset: Dataset, quiet: bool = False) -> Config:
@@ -88,12 +86,6 @@ def make_model(config: Config, dataset: Dataset, role: Role = "main", axis_name:
         axis_name=axis_name,
         **same,
     )
-
-
-def training_steps(config: Config, role: Role = "main") -> int:
-    """How long a role is trained."""
-    train = config.train
-    return {"main": train.steps, "population": train.population_steps, "oracle": train.oracle_steps}[role]
 
 
 def make_draw(config: Config, role: Role = "main") -> DrawEpisode:

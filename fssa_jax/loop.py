@@ -13,13 +13,12 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from fssa_jax.checkpoint import Checkpoints
+from fssa_jax.checkpoint import Checkpoints, best_or_latest
 from fssa_jax.config import LoopConfig
 from fssa_jax.errors import Stopped, UserError
 from fssa_jax.metrics_log import MetricsLog
 from fssa_jax.step import Metrics, TrainState
 from fssa_jax.types import PyTree
-from fssa_jax.workdir import best_or_latest
 
 _log = logging.getLogger(__name__)
 
@@ -154,7 +153,7 @@ def run_to_end(run: Run, settings: LoopConfig, directory: Path, stop: StopSignal
             if stopping and step < steps:
                 raise Stopped(f"{role}: stopped at step {step} of {steps}; the same command goes on from there")
             clock = time.perf_counter()
-        chosen, _ = best_or_latest(best, latest, state)
+        chosen = jax.device_get(best_or_latest(best, latest, state)[1].variables)
     finally:
         bar.close()
         log.close()

@@ -29,10 +29,9 @@ def evaluate_workdir(workdir: Path, data: str = "", split: str = "test", ks: tup
     work = Workdir.open(workdir)
     main = work.trained()
     assert main is not None
-    # All models first: rows that are added below bring texts that they were not made for.
     population = work.trained("population") or _itself_if_population(main)
     oracle = None if data else work.trained("oracle")
-    people = work.add_rows(data) if data else work.dataset.splits[split]
+    work, people = work.with_people(data) if data else (work, work.dataset.splits[split])
     settings = dataclasses.replace(work.config.evaluate, k=ks or work.config.evaluate.k)
     predictors = [
         None if trained is None else reward_predictor(trained, work.dataset, settings.samples)

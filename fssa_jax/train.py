@@ -10,13 +10,14 @@ from fssa_jax import config as configs
 from fssa_jax import parallel
 from fssa_jax.config import Config
 from fssa_jax.data.dataset import Dataset, seen_in_training
-from fssa_jax.experiment import Role, make_draw, make_model, training_data, training_steps
+from fssa_jax.experiment import make_draw, make_model, training_data
 from fssa_jax.factorise import factorise, observed_responses
 from fssa_jax.loop import Run, StopSignal, run_to_end
+from fssa_jax.roles import Role, directory_of, steps_of
 from fssa_jax.step import TrainState, init_state, make_optimizer, make_train_step, many_steps
 from fssa_jax.types import PyTree
 from fssa_jax.validation import Validation
-from fssa_jax.workdir import has_oracle, open_workdir
+from fssa_jax.workdir import open_workdir, roles_of
 
 
 def fit(
@@ -28,7 +29,7 @@ def fit(
     population: PyTree = None,
 ) -> PyTree:
     """Trains one reward model to its end; see `loop.run_to_end`."""
-    steps = training_steps(config, role)
+    steps = steps_of(config.train, role)
     mode = parallel.resolve(config.train.parallel, config.train.users)
     axis_name = parallel.AXIS if mode == "pmap" else None
     model = make_model(config, dataset, role, axis_name)
@@ -50,7 +51,7 @@ def fit(
     average = config.optim.average_decay
     state = init_state(model, optimizer, config.seed, training_data(config, dataset), draw, average > 0)
     state = parallel.replicate(_warm_start(role, config, dataset, state, population), mode)
-    validation = Validation.make(config, dataset, make_model(config, dataset, role))
+    validation = Validation(config, dataset, make_model(config, dataset, role))
     run = Run(role, steps, state, lambda state, _, n: calls[n](state, data), validation)
     return run_to_end(run, config.train, directory, stop)
 
@@ -94,11 +95,10 @@ def train(config: Config, workdir: Path) -> None:
     """
     configs.check(config)
     config, dataset = open_workdir(config, workdir)
+    population = None
     with StopSignal() as stop:
-        population = None
-        if config.model.kind != "btl":  # which is the population model itself
-            population = fit("population", config, dataset, workdir / "baselines" / "population", stop)
-        # A DPL reward has two outputs: nothing of the population's can be its start.
-        fit("main", config, dataset, workdir, stop, None if config.model.kind == "dpl" else population)
-        if has_oracle(config, dataset):
-            fit("oracle", config, dataset, workdir / "baselines" / "oracle", stop, population)
+        for role in roles_of(config, dataset):
+            # A DPL reward has two outputs: nothing of the population's can be its start.
+            start = None if role == "main" and config.model.kind == "dpl" else population
+            params = fit(role, config, dataset, directory_of(workdir, role), stop, start)
+            population = params if role == "population" else population

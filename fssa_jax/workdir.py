@@ -14,18 +14,17 @@ import numpy as np
 
 from fssa_jax import config as configs
 from fssa_jax import parallel
-from fssa_jax.checkpoint import Checkpoints
 from fssa_jax.config import Config
 from fssa_jax.data import dataset as datasets
 from fssa_jax.data.build import load_dataset
 from fssa_jax.data.dataset import Dataset, Split, log_left_out
-from fssa_jax.data.others import add_people
+from fssa_jax.data.others import with_people
 from fssa_jax.errors import UserError
 from fssa_jax.evaluate import Trained
-from fssa_jax.experiment import Role, make_draw, make_model, resolve, training_data, training_steps
+from fssa_jax.experiment import make_draw, make_model, resolve, training_data
 from fssa_jax.files import write_text
-from fssa_jax.step import TrainState, init_state, make_optimizer
-from fssa_jax.types import PyTree
+from fssa_jax.roles import Role, restore, steps_of, unfinished
+from fssa_jax.step import init_state, make_optimizer
 
 _log = logging.getLogger(__name__)
 
@@ -66,39 +65,35 @@ class Workdir:
             raise UserError(f"{run_file}: damaged ({error}); remove it") from error
         return cls(path, configs.read(path / "config.json"), datasets.load(path / "data"), run)
 
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """What is trained; see `roles_of`."""
+        return roles_of(self.config, self.dataset)
+
     def trained(self, role: Role = "main") -> Trained | None:
         """The model of a role with its best variables; None for a role that this configuration lacks."""
-        if role == "population" and self.config.model.kind == "btl":
+        if role not in self.roles:
             return None
-        if role == "oracle" and not has_oracle(self.config, self.dataset):
-            return None
-        directory = self._directory(role)
-        if role != "main" and not any((directory / "checkpoints").glob("*/*")):
-            return None  # training has not come to it yet: see `unfinished`
-        variables, step = restore_variables(role, self.config, self.dataset, directory)
-        return Trained(make_model(self.config, self.dataset, role), variables, step)
+        config, model = self.config, make_model(self.config, self.dataset, role)
+        state = init_state(model, make_optimizer(config.optim, 2), config.seed, training_data(config, self.dataset),
+                           make_draw(config, role), config.optim.average_decay > 0)  # fmt: skip
+        found = restore(self.path, role, state)
+        if found is None and role == "main":
+            raise UserError(f"{self.path}: no checkpoint yet; let launch.train reach its first one")
+        return None if found is None else Trained(model, *found)  # None: see `unfinished`
 
-    def add_rows(self, data: str) -> Split:
-        """The people of a file of rows as one split to score; see `data.others.add_people`."""
-        return add_people(self.dataset, self.config.data, data)
+    def with_people(self, data: str) -> tuple["Workdir", Split]:
+        """The people of a file of rows as one split to score, with what knows their texts; models are of this one.
+
+        Raises:
+          UserError: see `data.others.with_people`.
+        """
+        dataset, split = with_people(self.dataset, self.config.data, data)
+        return dataclasses.replace(self, dataset=dataset), split
 
     def unfinished(self) -> list[str]:
         """One warning for every model whose training has not come to its end."""
-        warnings = []
-        for role in ("main", "population", "oracle"):
-            if role == "population" and self.config.model.kind == "btl":
-                continue
-            if role == "oracle" and not has_oracle(self.config, self.dataset):
-                continue
-            steps = training_steps(self.config, role)
-            stores = [self._directory(role) / "checkpoints" / name for name in ("latest", "best")]
-            done = max((s for store in stores for s in Checkpoints(store, 1, read_only=True).steps), default=0)
-            if done < steps:
-                warnings.append(f"{role} model: training is unfinished, step {done} of {steps}; run launch.train again")
-        return warnings
-
-    def _directory(self, role: Role) -> Path:
-        return self.path if role == "main" else self.path / "baselines" / role
+        return unfinished(self.path, "model", {role: steps_of(self.config.train, role) for role in self.roles})
 
 
 def open_workdir(config: Config, workdir: Path) -> tuple[Config, Dataset]:
@@ -165,39 +160,14 @@ def refuse_foreign(workdir: Path) -> None:
         raise UserError(f"{workdir}: holds other files ({', '.join(foreign) or 'data'}); give a new --workdir")
 
 
-def has_oracle(config: Config, dataset: Dataset) -> bool:
-    """Whether specialists are trained: there are groups, and a latent to tell them apart by."""
-    return config.train.oracle_steps > 0 and len(dataset.groups) > 1
+def roles_of(config: Config, dataset: Dataset) -> tuple[Role, ...]:
+    """What is trained, in this order; each may start from the population's model, which "btl" is itself.
 
-
-def best_or_latest(best: Checkpoints, latest: Checkpoints, like: TrainState) -> tuple[PyTree, int]:
-    """The variables to predict with, and their step: the best by validation, or else the newest."""
-    try:
-        restored = best.restore(like)
-    except UserError as error:
-        _log.warning("%s; using the latest checkpoint", error)
-        restored = None
-    restored = restored or latest.restore(like)
-    assert restored is not None
-    return jax.device_get(restored[1].variables), restored[0]
-
-
-def restore_variables(role: Role, config: Config, dataset: Dataset, directory: Path) -> tuple[PyTree, int]:
-    """The best variables of a trained model, and their step.
-
-    Raises:
-      UserError: there is no checkpoint.
+    Specialists need groups to be told.
     """
-    model = make_model(config, dataset, role)
-    state = init_state(model, make_optimizer(config.optim, 2), config.seed, training_data(config, dataset),
-                       make_draw(config, role), config.optim.average_decay > 0)  # fmt: skip
-    stores = [directory / "checkpoints" / name for name in ("best", "latest")]
-    if not any(store.is_dir() for store in stores):
-        raise UserError(f"{directory}: no checkpoints; train first with launch.train --workdir={directory}")
-    best, latest = (Checkpoints(store, 1, read_only=True) for store in stores)
-    if not best.steps and not latest.steps:
-        raise UserError(f"{directory}: no checkpoint yet; let launch.train reach its first one")
-    return best_or_latest(best, latest, state)
+    population: tuple[Role, ...] = ("population",) if config.model.kind != "btl" else ()
+    oracle: tuple[Role, ...] = ("oracle",) if config.train.oracle_steps > 0 and len(dataset.groups) > 1 else ()
+    return (*population, "main", *oracle)
 
 
 def _first_difference(old: dict, new: dict, prefix: str = "") -> tuple[str, object, object] | None:

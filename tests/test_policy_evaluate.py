@@ -212,7 +212,7 @@ def test_other_people_are_scored_with_texts_of_their_own(steered, tmp_path, capl
     others += tiny.rows(users=1)  # who was trained on
     path = tiny.write_rows(tmp_path / "others.jsonl", others)
     known = len(work.dataset.texts)
-    split = work.add_rows(str(path))
+    work, split = work.with_people(str(path))
     assert "were trained on and are left out: u0" in caplog.text
     assert "1 choices about texts that are too long are left out" in caplog.text
     assert len(work.dataset.texts) == len(work.reference) == len(work.tokens.lengths) == len(work.dataset.features)

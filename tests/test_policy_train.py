@@ -392,7 +392,7 @@ def test_whom_the_encoder_has_met_in_other_rows_is_nobody_new(finished, made, tm
     PolicyWorkdir.make(config, tmp_path / "run")
     work = PolicyWorkdir.open(tmp_path / "run")
     theirs = Workdir.open(directory / "run").dataset.splits
-    split = work.add_rows(str(directory / "rows.jsonl"))
+    work, split = work.with_people(str(directory / "rows.jsonl"))
     assert set(split.users) == set(theirs["test"].users)
     assert "were trained on and are left out" in caplog.text
 

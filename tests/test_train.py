@@ -19,7 +19,7 @@ from fssa_jax.config import to_json
 from fssa_jax.errors import Stopped, UserError
 from fssa_jax.evaluate import collapse_warnings
 from fssa_jax.validation import Validation
-from fssa_jax.workdir import Workdir, restore_variables
+from fssa_jax.workdir import Workdir
 from tests import tiny
 
 # Trains the configuration in argv[1] into argv[2], in a process that a test can kill.
@@ -61,7 +61,9 @@ def wait_for_checkpoint(process, workdir, step):
 
 def final_state(workdir):
     work = Workdir.open(workdir)
-    variables, _ = restore_variables("main", work.config, work.dataset, workdir)
+    trained = work.trained()
+    assert trained is not None
+    variables = trained.variables
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
     return jax.tree.leaves(variables), losses
@@ -170,7 +172,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(finished, tmp_path):
     survivors = checkpoint_steps(tmp_path / "run")
     assert survivors
     work = Workdir.open(tmp_path / "run")
-    assert restore_variables("main", config, work.dataset, tmp_path / "run")
+    assert work.trained()
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_the_last_good_checkpoint(finished, tmp_path):

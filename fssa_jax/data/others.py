@@ -16,8 +16,11 @@ from fssa_jax.errors import UserError
 _log = logging.getLogger(__name__)
 
 
-def add_people(dataset: Dataset, settings: DataConfig, path: str, met_elsewhere: Collection[str] = ()) -> Split:
-    """The people of a file of rows as one split to score. Their new texts get features and join the data set.
+def with_people(
+    dataset: Dataset, settings: DataConfig, path: str, met_elsewhere: Collection[str] = ()
+) -> tuple[Dataset, Split]:
+    """The people of a file of rows as one split to score, and the data set with their new texts and features after its
+    own.
 
     Who was trained or validated on is left out by name: people of the data set, and those `met_elsewhere`.
 
@@ -39,10 +42,10 @@ def add_people(dataset: Dataset, settings: DataConfig, path: str, met_elsewhere:
     dropped: Counter[str] = Counter()
     here = dataclasses.replace(settings, path=path)
     split = rows_split(here, "test", rows_by_user(rows), number, dataset.groups, rng, left_out, dropped)
-    dataset.report = {"duplicates": reading.duplicates, "skipped": reading.skipped,
-                      "left_out_users": left_out, "left_out_rows": dict(dropped)}  # fmt: skip
-    log_left_out(dataset)
-    dataset.texts, dataset.features = extended(dataset, number)
+    report = {"duplicates": reading.duplicates, "skipped": reading.skipped,
+              "left_out_users": left_out, "left_out_rows": dict(dropped)}  # fmt: skip
+    texts, features = extended(dataset, number)
     # What other people would choose is not known, even on a benchmark of our own.
-    dataset.truth = None
-    return split
+    wider = dataclasses.replace(dataset, texts=texts, features=features, truth=None, report=report)
+    log_left_out(wider)
+    return wider, split

@@ -1,14 +1,13 @@
 """The evaluation of a policy (METHOD, section 4): what it implies about choices, and what it writes."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fssa_jax.checkpoint import Checkpoints
+from fssa_jax import roles
 from fssa_jax.data import styles
 from fssa_jax.data.dataset import Split
 from fssa_jax.episodes import truncate_context
@@ -21,10 +20,10 @@ from fssa_jax.policy.in_context import in_context_predictor
 from fssa_jax.policy.score import PolicyScorer
 from fssa_jax.policy.steering import Steering
 from fssa_jax.policy.train import make_state
-from fssa_jax.policy.workdir import PolicyWorkdir, Role
+from fssa_jax.policy.workdir import PolicyWorkdir
 from fssa_jax.predict import evaluation_episodes
+from fssa_jax.roles import Role
 from fssa_jax.types import Episode, PyTree
-from fssa_jax.workdir import best_or_latest
 
 _BLEND = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -44,17 +43,14 @@ def trained_policy(work: PolicyWorkdir, role: Role = "main") -> TrainedPolicy | 
     Raises:
       UserError: the main policy has no checkpoint yet.
     """
-    stores = [work.directory(role) / "checkpoints" / name for name in ("best", "latest")]
-    if not work.has(role) or not any(store.is_dir() for store in stores):
-        if role == "main":
-            raise UserError(f"{work.path}: no checkpoint yet; let launch.train reach its first one")
-        return None
-    best, latest = (Checkpoints(store, 1, read_only=True) for store in stores)
-    if not best.steps and not latest.steps:
-        return None
-    steering, _, state = make_state(work, role)
-    variables, step = best_or_latest(best, latest, state)
-    return TrainedPolicy(steering, variables, step)
+    if role in work.roles:
+        steering, _, state = make_state(work, role)
+        found = roles.restore(work.path, role, state)
+        if found is not None:
+            return TrainedPolicy(steering, *found)
+    if role == "main":
+        raise UserError(f"{work.path}: no checkpoint yet; let launch.train reach its first one")
+    return None
 
 
 @dataclasses.dataclass
@@ -72,13 +68,8 @@ def trained_policies(work: PolicyWorkdir) -> dict[Role, TrainedPolicy]:
     Raises:
       UserError: the main policy has no checkpoint yet.
     """
-    roles: tuple[Role, ...] = ("main", "population", "oracle")
-    found: dict[Role, TrainedPolicy] = {}
-    for role in roles:
-        policy = trained_policy(work, role)
-        if policy is not None:
-            found[role] = policy
-    return found
+    found: dict[Role, TrainedPolicy | None] = {role: trained_policy(work, role) for role in work.roles}
+    return {role: policy for role, policy in found.items() if policy is not None}
 
 
 def evaluate_policy(
@@ -291,22 +282,4 @@ def _opposed(work: PolicyWorkdir, split: Split, people: np.ndarray, weights: np.
                          "choice": choice})  # fmt: skip
         asked = texts[int(np.asarray(table.chosen)[user, 1, 0])][0]
         out.append({"name": split.users[user], "choices": rows, "prompt": asked})
-    return out
-
-
-def unfinished(work: PolicyWorkdir) -> list[str]:
-    """One warning for every policy whose training has not come to its end."""
-    train = work.config.train
-    steps = {"main": train.steps, "population": train.population_steps, "oracle": train.oracle_steps}
-    out = []
-    for role in ("main", "population", "oracle"):
-        if not work.has(role):
-            continue
-        stores = [work.directory(role) / "checkpoints" / name for name in ("latest", "best")]
-        done = max(
-            (s for store in stores if Path(store).is_dir() for s in Checkpoints(store, 1, read_only=True).steps),
-            default=0,
-        )
-        if done < steps[role]:
-            out.append(f"{role} policy: training is unfinished, step {done} of {steps[role]}; run launch.train again")
     return out

@@ -11,7 +11,7 @@ from fssa_jax.errors import UserError
 from fssa_jax.evaluate import collapse_warnings
 from fssa_jax.files import whole_directory
 from fssa_jax.page import render
-from fssa_jax.policy.evaluate import PolicyEvaluation, evaluate_policy, trained_policies, unfinished
+from fssa_jax.policy.evaluate import PolicyEvaluation, evaluate_policy, trained_policies
 from fssa_jax.policy.workdir import PolicyWorkdir
 from fssa_jax.report import few_people, report_directory
 
@@ -34,18 +34,17 @@ def evaluate_workdir(workdir: Path, data: str = "", split: str = "test", ks: tup
     if work.config.is_sft:
         raise UserError(f"{workdir}: holds a language model, not a policy; its checkpoint is {workdir / 'model'}")
     settings = dataclasses.replace(work.config.evaluate, k=ks or work.config.evaluate.k)
-    # All policies first: rows that are added below bring texts that they were not made for.
     policies = trained_policies(work)
     if data:  # a specialist is of a group; other people's groups may be others
         policies.pop("oracle", None)
-    people = work.add_rows(data) if data else work.dataset.splits[split]
+    work, people = work.with_people(data) if data else (work, work.dataset.splits[split])
     if data:
         settings.users = len(people.users)
     result = evaluate_policy(work, people, settings, policies)
     report = result.report
     run = json.loads((workdir / "run.json").read_text()) if (workdir / "run.json").is_file() else {}
     report |= {"data": data or f"{split} split", "config": work.config.name, "seed": work.config.seed, "run": run,
-               "warnings": unfinished(work)}  # fmt: skip
+               "warnings": work.unfinished()}  # fmt: skip
     report["warnings"] += steering_warnings(report)
     if data:
         report["warnings"] += few_people(report["users"]["scored"])

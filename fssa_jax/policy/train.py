@@ -15,22 +15,20 @@ import optax
 from fssa_jax import parallel, pretrained
 from fssa_jax.buckets import bucket
 from fssa_jax.errors import UserError
-from fssa_jax.evaluate import collapse_warnings, eligible_users, first_users, latent_health
 from fssa_jax.loop import Run, StopSignal, run_to_end
-from fssa_jax.metrics import preference_accuracy
 from fssa_jax.policy.base import reference_log_probs
 from fssa_jax.policy.config import PolicyConfig
 from fssa_jax.policy.score import PolicyScorer
 from fssa_jax.policy.steering import Steering
 from fssa_jax.policy.step import PolicyData, batch_key, draw_batch, make_policy_step, make_sft_step
-from fssa_jax.policy.workdir import PolicyWorkdir, Role, warm_encoder
-from fssa_jax.predict import evaluation_episodes
+from fssa_jax.policy.workdir import PolicyWorkdir, warm_encoder
+from fssa_jax.roles import Role, directory_of, steps_of
 from fssa_jax.step import TrainState, make_optimizer, many_steps
 from fssa_jax.types import Episode, PyTree
+from fssa_jax.validation import HeldOut
 
 _log = logging.getLogger(__name__)
 
-_VALIDATION_SEED = 1_000_003
 _VALIDATION_USERS, _VALIDATION_TARGETS, _VALIDATION_TEXTS = 128, 12, 256
 
 
@@ -46,9 +44,8 @@ def train(config: PolicyConfig, workdir: Path) -> None:
         if work.config.is_sft:
             fit_base(work, stop)
             return
-        for role in ("population", "main", "oracle"):
-            if work.has(role):
-                fit_policy(work, role, stop)
+        for role in work.roles:
+            fit_policy(work, role, stop)
 
 
 def fit_policy(work: PolicyWorkdir, role: Role, stop: StopSignal) -> PyTree:
@@ -74,15 +71,8 @@ def fit_policy(work: PolicyWorkdir, role: Role, stop: StopSignal) -> PyTree:
 
     advance = _bucketed(step, ids, data, mode)
     validate = _Validation(work, steering)
-    steps = role_steps(config, role)
-    run = Run(role, steps, parallel.replicate(state, mode), advance, validate, culprits)
-    return run_to_end(run, train, work.directory(role), stop)
-
-
-def role_steps(config: PolicyConfig, role: Role) -> int:
-    """How long a role is trained."""
-    train = config.train
-    return {"main": train.steps, "population": train.population_steps, "oracle": train.oracle_steps}[role]
+    run = Run(role, steps_of(train, role), parallel.replicate(state, mode), advance, validate, culprits)
+    return run_to_end(run, train, directory_of(work.path, role), stop)
 
 
 def make_state(
@@ -91,7 +81,7 @@ def make_state(
     """What steers the base in a role, its optimiser, and the state at the start; `warm` with the trained encoder."""
     config = work.config
     steering = work.steering(role)
-    optimizer = make_optimizer(config.optim, role_steps(config, role))
+    optimizer = make_optimizer(config.optim, steps_of(config.train, role))
     if steering.frozen:
         optimizer = _only("reward", optax.set_to_zero(), optimizer)
     state = init_steering(steering, optimizer, config, work.data("train"))
@@ -176,53 +166,28 @@ def _bucketed(
 
 
 class _Validation:
-    """Implied preferences of a fixed set of held-out people, for every size of context."""
+    """The scores of a policy on a fixed part of the validation users."""
 
     def __init__(self, work: PolicyWorkdir, steering: Steering):
-        split = work.dataset.splits["val"]
-        rows = split.table.chosen.shape[2]
-        self.ks = tuple(k for k in sorted(set(work.config.evaluate.k)) if k <= rows) or (rows,)
-        if steering.latent != "context":
-            self.ks = (0,)
-        users, _ = eligible_users(split, 0)
-        table = jax.tree.map(jnp.asarray, split.table)
-        episodes = evaluation_episodes(
-            _VALIDATION_SEED,
-            0,
-            table,
-            jnp.asarray(first_users(split, users, _VALIDATION_USERS)),
-            max_context=max(self.ks),
-        )
-        targets = jax.tree.map(lambda x: x[:, :_VALIDATION_TARGETS], episodes.targets)
-        self.episodes = dataclasses.replace(episodes, targets=targets)
-        self.mask = np.asarray(targets.mask)
+        self.held_out = HeldOut.of(
+            work.dataset.splits["val"], work.config.evaluate.k, conditional=steering.latent == "context",
+            users=_VALIDATION_USERS, targets=_VALIDATION_TARGETS,
+        )  # fmt: skip
         self.scorer = PolicyScorer(steering, work.base.decoder, work.data("val"), work.config.objective)
 
     def __call__(self, variables: PyTree) -> tuple[dict[str, float], list[str]]:
-        out = self.scorer.score(jax.device_put(variables), self.episodes, self.ks)
-        log_p = out.log_likelihood
-
-        def by_k(x: np.ndarray) -> np.ndarray:
-            return ((x * self.mask).sum(-1) / np.maximum(self.mask.sum(-1), 1)).mean(-1)
-
-        scores = {"val/nll": float(by_k(-log_p).mean())}
-        named = {
-            "rewards/accuracy": by_k(np.asarray(preference_accuracy(jnp.asarray(log_p)))),
-            "rewards/margin": by_k(out.rewards[..., 0] - out.rewards[..., 1]),
-        }
+        """See `HeldOut.scores`; beside them rewards, log-probabilities and the KL divergence for every k."""
+        out = self.scorer.score(jax.device_put(variables), self.held_out.episodes, self.held_out.ks)
+        kl = out.kl if self.scorer.steering.sampled else None
+        scores, warnings = self.held_out.scores(
+            out.log_likelihood, out.latent[-1], None if kl is None else kl[-1], "rewards/accuracy"
+        )
+        named = {"rewards/margin": out.rewards[..., 0] - out.rewards[..., 1]}
         for side, name in enumerate(("chosen", "rejected")):
-            named |= {f"{part}/{name}": by_k(values[..., side])
-                      for part, values in (("rewards", out.rewards), ("logps", out.log_probs))}  # fmt: skip
-        if self.scorer.steering.sampled:
-            named["kl"] = out.kl.sum(-1).mean(-1)
-        for name, values in named.items():
-            scores |= {f"val/{name}_k{k}": float(v) for k, v in zip(self.ks, values, strict=True)}
-        if len(self.ks) == 1:
-            return scores, []
-        health = latent_health(out.latent[-1], out.kl[-1] if self.scorer.steering.sampled else None)
-        scores |= {f"latent/{name}": float(value) for name, value in health.items()}
-        moved = float(np.abs(np.exp(log_p[-1]) - np.exp(log_p[0]))[self.mask].mean())
-        return scores, collapse_warnings(health, moved)
+            named |= {f"rewards/{name}": out.rewards[..., side], f"logps/{name}": out.log_probs[..., side]}
+        if kl is not None:
+            named["kl"] = kl.sum(-1)
+        return scores | self.held_out.by_context(named), warnings
 
 
 def fit_base(work: PolicyWorkdir, stop: StopSignal) -> None:

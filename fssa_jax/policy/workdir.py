@@ -7,8 +7,9 @@ import logging
 import shutil
 import sys
 import time
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from fssa_jax.config import Config, DataConfig, ModelConfig, TrainConfig
 from fssa_jax.data import dataset as datasets
 from fssa_jax.data.build import load_dataset
 from fssa_jax.data.dataset import Dataset, Split, load_tokens, log_left_out, texts_of
-from fssa_jax.data.others import add_people
+from fssa_jax.data.others import with_people
 from fssa_jax.errors import UserError
 from fssa_jax.evaluate import Trained
 from fssa_jax.experiment import make_model, resolve
@@ -42,12 +43,11 @@ from fssa_jax.policy.base import (
 from fssa_jax.policy.config import PolicyConfig, check
 from fssa_jax.policy.steering import Steering
 from fssa_jax.policy.step import PolicyData
+from fssa_jax.roles import Role, steps_of, unfinished
 from fssa_jax.tokens import TokenTable, joined
 from fssa_jax.workdir import Workdir, check_context_sizes, check_same, refuse_foreign
 
 _log = logging.getLogger(__name__)
-
-Role = Literal["main", "population", "oracle"]
 
 _MANY_PROMPTS = 40
 _MET = "people_of_the_encoder"  # of the data set's report, where the encoder was trained on other rows
@@ -123,21 +123,20 @@ class PolicyWorkdir:
         reference = np.zeros(0) if config.is_sft else stored_reference(base, tokens, path / "reference.npz")
         return cls(path, config, dataset, tokens, base, reference)
 
-    def add_rows(self, data: str) -> Split:
-        """The people of a file of rows as one split to score; their new texts get tokens and references too.
+    def with_people(self, data: str) -> tuple["PolicyWorkdir", Split]:
+        """The people of a file of rows as one split to score, with what knows their texts; policies are of this one.
 
         Raises:
-          UserError: see `data.others.add_people`; or no choice is short enough.
+          UserError: see `data.others.with_people`; or no choice is short enough.
         """
-        known = len(self.dataset.texts)
-        split = add_people(self.dataset, self.config.data, data, self.dataset.report.get(_MET, ()))
-        new = tokenise(self.base, self.config.policy, self.dataset.texts[known:])
-        self.tokens = joined(self.tokens, new)
-        self.reference = np.concatenate([self.reference, reference_log_probs(self.base, new)])
-        split.table, lost = table_with_tokens(split.table, self.tokens)
+        dataset, split = with_people(self.dataset, self.config.data, data, self.dataset.report.get(_MET, ()))
+        new = tokenise(self.base, self.config.policy, dataset.texts[len(self.dataset.texts) :])
+        tokens = joined(self.tokens, new)
+        split.table, lost = table_with_tokens(split.table, tokens)
         if lost:
             _log.warning("%d choices about texts that are too long are left out", lost)
-        return split
+        reference = np.concatenate([self.reference, reference_log_probs(self.base, new)])
+        return dataclasses.replace(self, dataset=dataset, tokens=tokens, reference=reference), split
 
     @property
     def reward(self) -> RewardModel:
@@ -164,12 +163,19 @@ class PolicyWorkdir:
 
     def data(self, split: str) -> PolicyData:
         """What steps and scores read on the device."""
+        if self.config.is_sft:
+            return dataclasses.replace(self._on_device, rows=jnp.asarray(self._texts(split)))
+        choices = jax.tree.map(jnp.asarray, self.dataset.splits[split].table)
+        return dataclasses.replace(self._on_device, choices=choices)
+
+    @cached_property
+    def _on_device(self) -> PolicyData:
+        """What all splits and roles share: one copy on the device."""
         tokens = device_tokens(self.tokens)
         if self.config.is_sft:
-            return dataclasses.replace(tokens, rows=jnp.asarray(self._texts(split)))
+            return tokens
         return dataclasses.replace(
             tokens, base=self.base.variables, reference=jnp.asarray(self.reference),
-            choices=jax.tree.map(jnp.asarray, self.dataset.splits[split].table),
             features=jnp.asarray(self.dataset.features),
         )  # fmt: skip
 
@@ -192,18 +198,19 @@ class PolicyWorkdir:
         held_out = place % 20 == 7 % max(len(rows), 1)
         return rows[held_out] if split == "val" else rows[~held_out]
 
-    def directory(self, role: Role = "main") -> Path:
-        """Where the checkpoints of a role are."""
-        return self.path if role == "main" else self.path / "baselines" / role
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """What is trained, in this order; specialists need groups to be told."""
+        train = self.config.train
+        if self.config.is_sft or self.config.policy.adapter.latent != "context":
+            return ("main",)
+        population: tuple[Role, ...] = ("population",) if train.population_steps > 0 else ()
+        oracle: tuple[Role, ...] = ("oracle",) if train.oracle_steps > 0 and len(self.dataset.groups) > 1 else ()
+        return (*population, "main", *oracle)
 
-    def has(self, role: Role) -> bool:
-        """Whether this configuration trains a role."""
-        train, conditional = self.config.train, self.config.policy.adapter.latent == "context"
-        if role == "population":
-            return conditional and train.population_steps > 0 and not self.config.is_sft
-        if role == "oracle":
-            return conditional and train.oracle_steps > 0 and len(self.dataset.groups) > 1 and not self.config.is_sft
-        return True
+    def unfinished(self) -> list[str]:
+        """One warning for every policy whose training has not come to its end."""
+        return unfinished(self.path, "policy", {role: steps_of(self.config.train, role) for role in self.roles})
 
 
 def _check_parts(config: PolicyConfig) -> None:
