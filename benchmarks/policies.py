@@ -35,10 +35,10 @@ from fssa_jax.models.encoder import NPEncoder
 from fssa_jax.models.hypernetwork import Hypernetwork
 from fssa_jax.models.rewards import RewardModel
 from fssa_jax.policy import train as policy_train
+from fssa_jax.policy.conditioner import Conditioner
 from fssa_jax.policy.config import PolicyConfig
 from fssa_jax.policy.report import evaluate_workdir
 from fssa_jax.policy.steer import Steerer, as_choices
-from fssa_jax.policy.steering import Steering
 from fssa_jax.policy.step import PolicyData, draw_batch, make_policy_step
 from fssa_jax.policy.train import new_state
 from fssa_jax.report import evaluate_workdir as evaluate_reward
@@ -211,7 +211,7 @@ def polis(room: Path) -> dict[str, Any]:
     return out
 
 
-def _ready(steer: Steering, variables: Any, context: Comparisons, table: jax.Array) -> Any:
+def _ready(steer: Conditioner, variables: Any, context: Comparisons, table: jax.Array) -> Any:
     """Choices to adapters."""
     q: Any = steer.apply(variables, context, table, method="infer")
     return steer.apply(variables, q.mean, method="adapt")
@@ -240,7 +240,7 @@ def speed() -> dict[str, Any]:
         # FiLM as published: on the output of every block, beside one LoRA of everybody.
         beside = place_sizes(config, ("query", "value")) if kind == "film" else ()
         hyper = Hypernetwork(kind, places, config.layers, shared_places=beside, shared_rank=128 if beside else 0)
-        steer = Steering(hyper, "context", reward)
+        steer = Conditioner(hyper, "context", reward)
         settings = PolicyConfig()
         settings.train.users, settings.train.targets, settings.train.max_context = 2, 9, 6
         settings.train.accumulate = 2

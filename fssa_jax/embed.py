@@ -69,7 +69,8 @@ class TextEncoder:
     chat template writes it, up to the last token of the response.
     """
 
-    def __init__(self, settings: EmbedSettings):
+    def __init__(self, settings: EmbedSettings, variables: PyTree = None):
+        """`variables` are the model's, where they are in memory already, of the type that the settings say."""
         self.settings = settings
         self.directory = pretrained.find_checkpoint(settings.encoder)
         config = pretrained.read_config(self.directory)
@@ -101,7 +102,10 @@ class TextEncoder:
         # Texts to embed at a time: about 32 batches, so that lengths in a batch are alike and few are not full.
         self.together = 32 * self._tokens // _TYPICAL
         # Matrix products of half-precision models are in half precision; float32 stays float32.
-        variables = pretrained.load_params(self.directory, config, dtype, lambda *_: everywhere)
+        if variables is None:
+            variables = pretrained.load_params(self.directory, config, dtype, lambda *_: everywhere)
+        else:
+            variables = jax.device_put(variables, everywhere)
         self._run = partial(jax.jit(self._embed), variables)
 
     def fingerprint(self) -> str:

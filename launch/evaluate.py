@@ -18,6 +18,7 @@ from fssa_jax.policy.workdir import is_policy
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "what launch.train wrote")
 _DATA = flags.DEFINE_string("data", "", "rows of other people, all of them scored, in place of the test split")
+_BASE = flags.DEFINE_string("base", "", "where the language model of a policy is now, if it has moved")
 _K = flags.DEFINE_list("k", None, "context sizes to score, such as 0,2,8; default: config.evaluate.k of the workdir")
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "val"], "split of the workdir's own data")
 
@@ -31,7 +32,9 @@ def main() -> None:
     ks = tuple(int(k) for k in _K.value or ())
     workdir = Path(_WORKDIR.value)
     if is_policy(workdir):
-        result = policy_report.evaluate_workdir(workdir, _DATA.value, _SPLIT.value, ks)
+        result = policy_report.evaluate_workdir(workdir, _DATA.value, _SPLIT.value, ks, _BASE.value)
+    elif _BASE.value:
+        raise UserError(f"--base: {workdir} is a reward model, which has no language model; leave it out")
     else:
         result = report.evaluate_workdir(workdir, _DATA.value, _SPLIT.value, ks)
     print(report.format_table(result))

@@ -21,6 +21,7 @@ from fssa_jax.policy.steer import format_written, write_for
 _WORKDIR = flags.DEFINE_string("workdir", None, "what launch.train wrote")
 _CHOICES = flags.DEFINE_string("choices", None, "file of the person's choices")
 _RESPONSES = flags.DEFINE_string("responses", None, "file of the responses to rank")
+_BASE = flags.DEFINE_string("base", "", "where the language model of a policy is now, if it has moved")
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "what to write a response to; may be given several times")
 _PEOPLE = flags.DEFINE_list("people", [], "files of choices, one a person, to write for each of them")
 _BLEND = flags.DEFINE_list("blend", [], "shares of the second of two people, to write between them")
@@ -37,7 +38,7 @@ def main() -> None:
         raise UserError("--workdir and one of --choices and --people are needed; see --help")
     if bool(_RESPONSES.value) == bool(_PROMPT.value):
         raise UserError("give either --responses, to rank them, or --prompt, to write to it; see --help")
-    unused = ("trace",) if _PROMPT.value else ("people", "blend", "temperature", "max_new", "seed")
+    unused = ("trace",) if _PROMPT.value else ("people", "blend", "temperature", "max_new", "seed", "base")
     for name in unused:
         if flags.FLAGS[name].present:
             kind, other = ("--prompt", "--responses") if _PROMPT.value else ("--responses", "--prompt")
@@ -46,7 +47,7 @@ def main() -> None:
         settings = GenerateConfig(max_new=_MAX_NEW.value, temperature=_TEMPERATURE.value)
         blend = program.numbers("blend", _BLEND.value)
         written = write_for(Path(_WORKDIR.value), _PROMPT.value, choices=_CHOICES.value or "", people=_PEOPLE.value,
-                            blend=blend, settings=settings, seed=_SEED.value)  # fmt: skip
+                            blend=blend, settings=settings, seed=_SEED.value, base=_BASE.value)  # fmt: skip
         print(format_written(_PROMPT.value, written, _JSON.value))
         return
     rows, rankings = steer.steer(Path(_WORKDIR.value), _CHOICES.value or "", _RESPONSES.value or "")

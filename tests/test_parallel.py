@@ -59,12 +59,12 @@ base = tiny_policy.base(room / "base")
 config = tiny_policy.config(tiny.write_rows(room / "rows.jsonl", tiny.rows()), base, users=16, accumulate=2)
 config.optim.eps, config.optim.warmup_steps = 1e-2, 0
 work = PolicyWorkdir.make(config, room / "run")
-steering, optimizer, start = make_state(work, "main")
+conditioner, optimizer, start = make_state(work, "main")
 start.params["hyper"] = jax.tree.map(lambda x: x + 0.1, start.params["hyper"])
 out = []
 for mode in ("none", "pmap"):
     axis = parallel.AXIS if mode == "pmap" else None
-    step = make_policy_step(steering, work.base.decoder, optimizer, work.config, axis_name=axis)
+    step = make_policy_step(conditioner, work.base.decoder, optimizer, work.config, axis_name=axis)
     data = parallel.replicate(work.data("train"), mode)
     state = parallel.replicate(jax.tree.map(lambda x: x + 0, start), mode)
     state, metrics = parallel.compile_steps(many_steps(step, 2), mode)(state, data)

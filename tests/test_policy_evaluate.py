@@ -55,14 +55,14 @@ def episodes_of(work, number: int = 4):
 def test_implied_preferences_are_the_log_ratios_one_by_one(work, moved):
     """Against a forward pass for each person and response by itself; contexts of every size, padding or not."""
     data, objective = work.data("test"), work.config.objective
-    scorer = PolicyScorer(moved.steering, work.base.decoder, data, objective)
+    scorer = PolicyScorer(moved.conditioner, work.base.decoder, data, objective)
     episodes = episodes_of(work)
     log_p, latent, _ = scorer.predict(moved.variables, episodes, (0, 3))
     assert latent.shape[0] == 4
     for i, k in enumerate((0, 3)):
-        q = moved.steering.apply(moved.variables, truncate_context(episodes, k), data.features, method="latent_of")
+        q = moved.conditioner.apply(moved.variables, truncate_context(episodes, k), data.features, method="latent_of")
         for user in range(4):
-            adapters = moved.steering.apply(moved.variables, q.mean[user : user + 1], method="adapt")
+            adapters = moved.conditioner.apply(moved.variables, q.mean[user : user + 1], method="adapt")
             pair = [int(side[user, 0]) for side in (episodes.targets.chosen, episodes.targets.rejected)]
             ratio = [
                 float(text_log_probs(work.base.decoder, work.base.variables, data, jnp.array([t]), adapters)[0])
@@ -84,7 +84,7 @@ def test_generation_depends_on_the_person_and_has_the_divergence_of_its_samples(
     settings = dataclasses.replace(work.config.evaluate.generate, max_new=6)
     writer = Writer(work.base, settings)
     z = np.random.default_rng(0).normal(size=(3, work.config.model.encoder.latent_dim)).astype(np.float32) * 3
-    adapters = moved.steering.apply(moved.variables, jnp.asarray(z), method="adapt")
+    adapters = moved.conditioner.apply(moved.variables, jnp.asarray(z), method="adapt")
     samples = writer(["question 0"] * 3, adapters, seed=1)
     again = writer(["question 0"] * 3, adapters, seed=1)
     assert samples.tokens == again.tokens
@@ -243,10 +243,15 @@ def test_the_four_calls(steered, moved, tmp_path):
     assert float(jnp.abs(one.mean - nobody.mean).max()) > 1e-3
     assert one.scale.min() > 0
     np.testing.assert_allclose(steerer.infer(choices[0][::-1]).mean, one.mean, atol=1e-5)
+    together = steerer.infer_people([[], *choices])
+    np.testing.assert_allclose(together.mean, jnp.concatenate([q.mean for q in (nobody, one, two)]), atol=1e-5)
+    long = [choices[0][0]] * (steerer.window + 1)
+    assert "choices of person 1, but the policy was made for" in complaint(steerer.infer_people, [[], long])
+    assert "no people to infer" in complaint(steerer.infer_people, [])
     responses = [(rows[0]["prompt"], rows[0][n]) for n in ("response_a", "response_b")]
     # Texts that are in the table are scored as the table is.
     scorer = PolicyScorer(
-        moved.steering, steerer.work.base.decoder, steerer.work.data("test"), steerer.work.config.objective
+        moved.conditioner, steerer.work.base.decoder, steerer.work.data("test"), steerer.work.config.objective
     )
     ids = np.array([[steerer.work.dataset.texts.index(r) for r in responses]])
     expected = steerer.work.config.objective.beta * scorer.log_ratios(moved.variables, np.asarray(one.mean), ids)[0]
@@ -313,7 +318,8 @@ def test_the_example_of_the_four_calls(steered, tmp_path, monkeypatch):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         names: dict = {}
         tests = doctest.DocTestFinder(exclude_empty=True).find(Steerer, name="Steerer", module=steer)
-        assert [t.name.partition(".")[2] for t in tests if t.examples] == ["", "adapt", "generate", "infer", "score"]
+        named = [t.name.partition(".")[2] for t in tests if t.examples]
+    assert named == ["", "adapt", "generate", "infer", "infer_people", "score"]
         for test in tests:  # that of the class first: it loads the policy, and the calls go on with it
             test.globs = names
             assert doctest.DocTestRunner().run(test, clear_globs=False).failed == 0, test.name

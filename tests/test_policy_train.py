@@ -60,7 +60,8 @@ def test_everything_that_is_needed_later_is_there(steered, made):
     last = next(line for line in reversed(lines) if "val/nll" in line)
     margin = last["val/rewards/chosen_k3"] - last["val/rewards/rejected_k3"]
     np.testing.assert_allclose(margin, last["val/rewards/margin_k3"], atol=1e-5)
-    assert all(made.has(role) and trained_policy(made, role) for role in ("main", "population", "oracle"))
+    assert made.roles == ("population", "main", "oracle")
+    assert all(trained_policy(made, role) for role in made.roles)
 
 
 def test_the_same_command_again_does_nothing(steered, finished, tiny_base):
@@ -83,10 +84,10 @@ def test_the_loss_of_a_step_reaches_the_encoder_through_the_adapters(made, kind)
     config.encoder.frozen, config.optim.warmup_steps, config.optim.weight_decay = False, 0, 0.0
     config.policy.adapter.kind, config.policy.adapter.places = kind, ("query", "gate")
     work = dataclasses.replace(made, config=config)
-    steering, optimizer, state = training.make_state(work, "main", warm=True)
+    conditioner, optimizer, state = training.make_state(work, "main", warm=True)
     state.params["hyper"] = jax.tree.map(lambda x: x + 0.1, state.params["hyper"])  # not the identity
     before = jax.device_get(state.params["reward"])
-    after, _ = jax.jit(make_policy_step(steering, work.base.decoder, optimizer, config))(state, work.data("train"))
+    after, _ = jax.jit(make_policy_step(conditioner, work.base.decoder, optimizer, config))(state, work.data("train"))
     assert largest_difference(after.params["reward"], before) > 0
 
 
@@ -94,26 +95,26 @@ def one_step(made, settings, moved=True):
     """Metrics of one batch, the gradient of its loss, and what the loss is made of, for some settings."""
     config = change(copy.deepcopy(made.config), settings)
     work = dataclasses.replace(made, config=config)
-    steering, _, state = training.make_state(work, "main", warm=True)
+    conditioner, _, state = training.make_state(work, "main", warm=True)
     if moved:
         state.params["hyper"] = jax.tree.map(lambda x: x + 0.1, state.params["hyper"])  # not the identity
     # One step of plain descent: the change of the parameters is the gradient.
     optimizer = optax.sgd(1.0)
     state = dataclasses.replace(state, opt_state=optimizer.init(state.params))
     data = made.data("train")
-    after, metrics = jax.jit(make_policy_step(steering, made.base.decoder, optimizer, config))(state, data)
+    after, metrics = jax.jit(make_policy_step(conditioner, made.base.decoder, optimizer, config))(state, data)
     gradient = jax.tree.map(jnp.subtract, state.params, after.params)
     sizes = (config.train.users, config.train.max_context, config.train.targets)
     episode, keys = draw_batch(batch_key(config.seed, jnp.int32(0)), data, *sizes)
     variables = {"params": state.params, **({"batch_stats": state.batch_stats} if state.batch_stats else {})}
-    q = steering.apply(variables, episode, data.features, method="latent_of")
+    q = conditioner.apply(variables, episode, data.features, method="latent_of")
     z = q.mean + q.scale * jax.vmap(lambda key: jax.random.normal(key, q.mean.shape[1:]))(keys)
-    return metrics, gradient, (steering, variables, episode, data, z)
+    return metrics, gradient, (conditioner, variables, episode, data, z)
 
 
-def margins(steering, variables, episode, data, z, decoder, beta, a_token=False):
+def margins(conditioner, variables, episode, data, z, decoder, beta, a_token=False):
     """(users, targets) β-scaled margins of a batch, written out."""
-    adapters = steering.apply(variables, z, method="adapt")
+    adapters = conditioner.apply(variables, z, method="adapt")
     ids = jnp.stack([episode.targets.chosen, episode.targets.rejected], -1)
     flat = ids.reshape(-1)
     ratio = text_log_probs(decoder, data.base, data, flat, adapters) - data.reference[flat]
@@ -138,8 +139,8 @@ def test_the_loss_of_the_reward_model_counts_as_much_as_it_is_told(made):
 def test_labels_of_the_reward_model_are_its_probabilities_of_each_choice(made):
     metrics, _, parts = one_step(made, {**PLAIN, "objective.distil": 0.75})
     margin = margins(*parts, made.base.decoder, made.config.objective.beta)
-    steering, variables, episode, data, z = parts
-    likelihood = steering.apply(variables, episode.targets, z, data.features, method="reward_log_likelihood")
+    conditioner, variables, episode, data, z = parts
+    likelihood = conditioner.apply(variables, episode.targets, z, data.features, method="reward_log_likelihood")
     p, mask = np.exp(np.asarray(likelihood)), np.asarray(episode.targets.mask)
     assert p.std() > 1e-3
     right, wrong = np.log1p(np.exp(-margin)), np.log1p(np.exp(margin))
@@ -160,8 +161,8 @@ def gaussian(made, **objective):
     config.encoder.init_from, config.encoder.frozen, config.model.encoder.gaussian = "", False, True
     config.objective = dataclasses.replace(config.objective, **objective)
     check(config)
-    steering, optimizer, state = training.make_state(dataclasses.replace(made, config=config), "main")
-    step = jax.jit(make_policy_step(steering, made.base.decoder, optimizer, config))
+    conditioner, optimizer, state = training.make_state(dataclasses.replace(made, config=config), "main")
+    step = jax.jit(make_policy_step(conditioner, made.base.decoder, optimizer, config))
     return step(state, made.data("train"))[1]
 
 
@@ -177,14 +178,14 @@ def test_at_the_first_step_the_policy_is_the_reference(made):
     """The adapters are the identity: implied rewards are 0, whatever the context, and the loss is log 2."""
     config = copy.deepcopy(made.config)
     config.objective.sft_weight = 0.0
-    steering, optimizer, state = training.make_state(made, "main", warm=True)
-    _, metrics = jax.jit(make_policy_step(steering, made.base.decoder, optimizer, config))(state, made.data("train"))
+    conditioner, optimizer, state = training.make_state(made, "main", warm=True)
+    _, metrics = jax.jit(make_policy_step(conditioner, made.base.decoder, optimizer, config))(state, made.data("train"))
     np.testing.assert_allclose(metrics["rewards/margin"], 0, atol=1e-4)
     np.testing.assert_allclose(metrics["loss"], np.log(2), atol=1e-4)
 
 
 def test_parts_of_a_batch_add_up(made):
-    steering, _, state = training.make_state(made, "main", warm=True)
+    conditioner, _, state = training.make_state(made, "main", warm=True)
     optimizer = make_optimizer(made.config.optim, 4)
     state = dataclasses.replace(state, opt_state=optimizer.init(state.params))
     state.params["hyper"] = jax.tree.map(lambda x: x + 0.1, state.params["hyper"])
@@ -192,7 +193,7 @@ def test_parts_of_a_batch_add_up(made):
     for parts in (1, 2):
         config = copy.deepcopy(made.config)
         config.train.accumulate = parts
-        step = jax.jit(make_policy_step(steering, made.base.decoder, optimizer, config))
+        step = jax.jit(make_policy_step(conditioner, made.base.decoder, optimizer, config))
         results.append(step(state, made.data("train")))
     for a, b in zip(leaves(results[0]), leaves(results[1]), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
@@ -294,6 +295,10 @@ MISTAKES = {
         {"policy.adapter.latent": "none", "encoder.init_from": "", "encoder.frozen": False, "objective.latent": "elbo"},
         "config.objective.latent: a policy for everybody",
     ),
+    "dropout from chance": (
+        {"encoder.init_from": "", "encoder.frozen": False, "model.text_dropout": 0.1},
+        "config.model.text_dropout: has no part in the training of a policy",
+    ),
     "for everybody": ({"policy.adapter.latent": "none"}, "config.encoder.init_from: a policy for everybody"),
 }
 
@@ -319,6 +324,29 @@ def test_a_base_is_made_whatever_its_adapters_would_be():
 def test_settings_that_mean_nothing_are_named(settings, words):
     config = change(tiny_policy.config("rows.jsonl", "base", "reward"), settings)
     assert words in complaint(check, config)
+
+
+def test_a_base_may_move_and_is_known_by_its_contents(steered, made, tmp_path):
+    """`--base`, and for training `config.policy.base`, name it anew; only where the old place is gone."""
+    config = copy.deepcopy(made.config)
+    here, gone = tmp_path / "here", str(tmp_path / "gone")
+    shutil.copytree(config.policy.base, here)
+    assert "was trained with config.policy.base" in complaint(
+        PolicyWorkdir.make, change(copy.deepcopy(config), {"policy.base": str(here)}), steered
+    )
+    moved = tmp_path / "moved"
+    shutil.copytree(steered, moved)
+    text = (moved / "config.json").read_text()
+    for name in (config.policy.base, config.encoder.init_from):
+        text = text.replace(json.dumps(name), json.dumps(gone))
+    (moved / "config.json").write_text(text)
+    assert f"its language model is not in {gone}" in complaint(PolicyWorkdir.open, moved)
+    assert PolicyWorkdir.open(moved, str(here)).base.fingerprint == made.base.fingerprint
+    on = PolicyWorkdir.make(change(config, {"policy.base": str(here)}), moved)
+    np.testing.assert_array_equal(on.reference, made.reference)
+    other = tiny_policy.base(tmp_path / "other")
+    (other / "model.safetensors").write_bytes(_changed(other / "model.safetensors"))
+    assert "adapters are of another language model" in complaint(PolicyWorkdir.open, moved, str(other))
 
 
 def test_what_does_not_belong_together_is_named(steered, finished, made, tmp_path):

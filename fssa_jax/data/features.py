@@ -14,6 +14,7 @@ import numpy as np
 from fssa_jax.data.rows import read_lines
 from fssa_jax.embed import EmbedSettings, Text, TextEncoder, cut_texts, embed_to
 from fssa_jax.errors import UserError
+from fssa_jax.types import PyTree
 
 # Words, and every other visible sign by itself: emoji and punctuation are style.
 _TOKENS = r"(?u)\w+|[^\w\s]"
@@ -113,6 +114,7 @@ class EncoderFeaturiser:
     def __init__(self, settings: EmbedSettings, mean: np.ndarray | None = None, scale: float = 1.0):
         self._settings = settings
         self._encoder: TextEncoder | None = None
+        self._variables: PyTree = None
         self._mean = mean
         self._scale = scale
         self.cut: list[int] = []  # texts of `fit_transform` that were too long for the model
@@ -146,9 +148,16 @@ class EncoderFeaturiser:
         with np.load(directory / "encoder.npz", allow_pickle=False) as arrays:
             return cls(settings, arrays["mean"], float(arrays["scale"]))
 
+    def share(self, name: str, directory: Path, dtype: str, variables: PyTree) -> None:
+        """Reads with a model that is in memory already, if that is this one: its name when it was saved, where it is
+        now, and its parameters of a type."""
+        if name == self._settings.encoder:
+            self._settings = dataclasses.replace(self._settings, encoder=str(directory))
+            self._variables = variables if dtype == self._settings.dtype else None
+
     def _model(self) -> TextEncoder:
         if self._encoder is None:
-            self._encoder = TextEncoder(self._settings)
+            self._encoder = TextEncoder(self._settings, self._variables)
         return self._encoder
 
 

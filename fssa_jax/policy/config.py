@@ -246,6 +246,14 @@ def _check_encoder(config: PolicyConfig) -> None:
             "config.encoder.init_from: name the work directory of a trained np_btl model; or train an encoder from "
             "chance with config.encoder.frozen=False and config.objective.distil=0"
         )
+    if not encoder.init_from:
+        # A policy's step reads choices as they are read later: nothing is dropped, nothing is normalised by a batch.
+        unused = {"encoder.dropout": config.model.encoder.dropout, "text_dropout": config.model.text_dropout,
+                  "norm": config.model.norm != "none"}  # fmt: skip
+        for name, value in unused.items():
+            if value:
+                raise UserError(f"config.model.{name}: has no part in the training of a policy; leave it out, or train "
+                                "np_btl with it and name its work directory in config.encoder.init_from")  # fmt: skip
     if not 0 <= objective.distil <= 1 or (objective.distil and not encoder.init_from):
         raise UserError(
             "config.objective.distil: must be in [0, 1], and 0 without a trained reward model (encoder.init_from)"

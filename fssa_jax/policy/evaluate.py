@@ -14,11 +14,11 @@ from fssa_jax.episodes import truncate_context
 from fssa_jax.errors import UserError
 from fssa_jax.evaluate import Evaluation, Predictor, evaluate, first_users, scrambled_context
 from fssa_jax.metrics import bayes_log_posterior
+from fssa_jax.policy.conditioner import Conditioner
 from fssa_jax.policy.config import GenerateConfig, PolicyEvaluateConfig
 from fssa_jax.policy.generation import Samples, Writer, best_reward, sampled_kl, styles_of, summary, true_reward
 from fssa_jax.policy.in_context import in_context_predictor
 from fssa_jax.policy.score import PolicyScorer
-from fssa_jax.policy.steering import Steering
 from fssa_jax.policy.train import make_state
 from fssa_jax.policy.workdir import PolicyWorkdir
 from fssa_jax.predict import evaluation_episodes
@@ -32,7 +32,7 @@ _BLEND = (0.0, 0.25, 0.5, 0.75, 1.0)
 class TrainedPolicy:
     """What steers a base, its variables, and the step that they were saved at."""
 
-    steering: Steering
+    conditioner: Conditioner
     variables: PyTree
     step: int
 
@@ -44,10 +44,10 @@ def trained_policy(work: PolicyWorkdir, role: Role = "main") -> TrainedPolicy | 
       UserError: the main policy has no checkpoint yet.
     """
     if role in work.roles:
-        steering, _, state = make_state(work, role)
+        conditioner, _, state = make_state(work, role)
         found = roles.restore(work.path, role, state)
         if found is not None:
-            return TrainedPolicy(steering, *found)
+            return TrainedPolicy(conditioner, *found)
     if role == "main":
         raise UserError(f"{work.path}: no checkpoint yet; let launch.train reach its first one")
     return None
@@ -87,11 +87,13 @@ def evaluate_policy(
     def predictor(policy: TrainedPolicy | None) -> Predictor | None:
         if policy is None:
             return None
-        return PolicyScorer(policy.steering, work.base.decoder, data, work.config.objective).predictor(policy.variables)
+        return PolicyScorer(policy.conditioner, work.base.decoder, data, work.config.objective).predictor(
+            policy.variables
+        )
 
     own = predictor(main)
     assert own is not None
-    population = predictor(others.get("population")) or (own if main.steering.latent == "none" else None)
+    population = predictor(others.get("population")) or (own if main.conditioner.latent == "none" else None)
     result = evaluate(
         own, split, work.dataset, settings, population=population, oracle=predictor(others.get("oracle")),
         seed=work.config.seed, max_users=settings.users, max_targets=settings.targets, scramble=True,
@@ -108,7 +110,7 @@ def evaluate_policy(
             report[name], report[f"{name}_steering"] = few["accuracy"], few["steering"]
             report["users"]["in_context"] = few["users"]["scored"]
     written: dict[str, Any] = {}
-    if main.steering.latent == "context":
+    if main.conditioner.latent == "context":
         report["latent"] |= drift(work, split, main, result.users, settings)
     if settings.generate.people:
         report["generation"], written = _write(work, split, main, others, result.users, settings)
@@ -126,7 +128,7 @@ def _episodes(work: PolicyWorkdir, split: Split, users: np.ndarray, settings: Po
 
 def latents(policy: TrainedPolicy, episodes: Episode, features: jax.Array, k: int) -> np.ndarray:
     """(users, m) means of q(z | the first k choices); for other latents what each person's is."""
-    q: Any = policy.steering.apply(policy.variables, truncate_context(episodes, k), features, method="latent_of")
+    q: Any = policy.conditioner.apply(policy.variables, truncate_context(episodes, k), features, method="latent_of")
     return np.broadcast_to(np.asarray(q.mean), (len(episodes.user), q.mean.shape[-1]))
 
 
@@ -173,7 +175,7 @@ def _write(
 
     def adapters_of(policy: TrainedPolicy, k: int) -> Any:
         z = latents(policy, episodes, features, k)[rows]
-        return policy.steering.apply(policy.variables, jnp.asarray(z), method="adapt")
+        return policy.conditioner.apply(policy.variables, jnp.asarray(z), method="adapt")
 
     report: dict[str, Any] = {"people": len(people), "responses": len(prompts)}
     written: dict[str, Samples] = {}
@@ -194,7 +196,7 @@ def _write(
     report["base"] = write("base", None)
     for role, policy in others.items():
         report[role] = write(role, adapters_of(policy, k_most))
-    conditional = main.steering.latent == "context"
+    conditional = main.conditioner.latent == "context"
     report["policy"] = {
         str(k): write(f"k = {k}", adapters_of(main, k)) for k in (sorted(set(settings.k)) if conditional else (k_most,))
     }
@@ -254,7 +256,7 @@ def blend(
     towards, well = [], []
     for t in _BLEND:
         mixed = (1 - t) * z[first] + t * z[first + 1]
-        adapters: Any = main.steering.apply(main.variables, jnp.asarray(mixed), method="adapt")
+        adapters: Any = main.conditioner.apply(main.variables, jnp.asarray(mixed), method="adapt")
         samples = writer(asked, adapters, work.config.seed)
         out["texts"].append(samples.texts[0])
         if weights is not None:

@@ -19,18 +19,21 @@ _SIDE_BY_SIDE = 4
 _SURELY = 0.05  # S of a control below it is nobody's concern
 
 
-def evaluate_workdir(workdir: Path, data: str = "", split: str = "test", ks: tuple[int, ...] = ()) -> dict[str, Any]:
+def evaluate_workdir(
+    workdir: Path, data: str = "", split: str = "test", ks: tuple[int, ...] = (), base: str = ""
+) -> dict[str, Any]:
     """Evaluates the work directory of a policy and writes its report whole. Returns report.json.
 
     Args:
       data: rows of other people, every one of whom is scored who was not trained on; empty for the split of the
         workdir's data.
       ks: context sizes; the configuration's if empty.
+      base: where the language model is now, if that has moved.
 
     Raises:
       UserError: no or damaged work directory, a base without a policy, bad rows, k larger than any context.
     """
-    work = PolicyWorkdir.open(workdir)
+    work = PolicyWorkdir.open(workdir, base)
     if work.config.is_sft:
         raise UserError(f"{workdir}: holds a language model, not a policy; its checkpoint is {workdir / 'model'}")
     settings = dataclasses.replace(work.config.evaluate, k=ks or work.config.evaluate.k)

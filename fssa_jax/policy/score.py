@@ -14,8 +14,8 @@ from fssa_jax.buckets import bucket
 from fssa_jax.episodes import truncate_context
 from fssa_jax.evaluate import Predictor
 from fssa_jax.models.decoder import Decoder
+from fssa_jax.policy.conditioner import Conditioner
 from fssa_jax.policy.config import PolicyObjective
-from fssa_jax.policy.steering import Steering
 from fssa_jax.policy.step import PolicyData, text_log_probs
 from fssa_jax.types import Episode, PyTree
 
@@ -45,19 +45,19 @@ class PolicyScores:
 class PolicyScorer:
     """Log-ratios log π(y | x, z) − log π_ref(y | x) of texts, for the latents of people."""
 
-    def __init__(self, steering: Steering, decoder: Decoder, data: PolicyData, objective: PolicyObjective):
-        self.steering, self.decoder, self.data, self.objective = steering, decoder, data, objective
+    def __init__(self, conditioner: Conditioner, decoder: Decoder, data: PolicyData, objective: PolicyObjective):
+        self.conditioner, self.decoder, self.data, self.objective = conditioner, decoder, data, objective
         self.lengths = np.asarray(data.ends)
         self._budget = _TOKENS.get(jax.devices()[0].platform, _MANY_TOKENS)
         self._ratios = jax.jit(self._log_ratios, static_argnames="size")
         self._infer = jax.jit(
-            lambda variables, episode, k: steering.apply(
+            lambda variables, episode, k: conditioner.apply(
                 variables, truncate_context(episode, k), self.data.features, method="latent_of"
             )
         )
 
     def _log_ratios(self, variables: PyTree, data: PolicyData, z: jax.Array, ids: jax.Array, size: int) -> jax.Array:
-        adapters: Any = self.steering.apply(variables, z, method="adapt")
+        adapters: Any = self.conditioner.apply(variables, z, method="adapt")
         flat = ids.reshape(-1)
         short = replace(data, tokens=data.tokens[:, :size])
         ratio = text_log_probs(self.decoder, data.base, short, flat, adapters) - data.reference[flat]
@@ -103,7 +103,7 @@ class PolicyScorer:
             q = self._infer(variables, episodes, jnp.int32(k))
             z = np.asarray(q.mean)
             # Who has chosen nothing is everybody's mean: texts are scored once for all.
-            if self.steering.latent == "none" or (self.steering.latent == "context" and k == 0):
+            if self.conditioner.latent == "none" or (self.conditioner.latent == "context" and k == 0):
                 ratio = self.of_texts(variables, z[0], pairs)[pairs]
             else:
                 ratio = self.log_ratios(variables, z, pairs.reshape(users, -1)).reshape(users, targets, 2)
@@ -128,4 +128,6 @@ class PolicyScorer:
     def predictor(self, variables: PyTree) -> Predictor:
         """For `evaluate`."""
         variables = jax.device_put(variables)
-        return Predictor(partial(self.predict, variables), self.steering.latent == "context", self.steering.sampled)
+        return Predictor(
+            partial(self.predict, variables), self.conditioner.latent == "context", self.conditioner.sampled
+        )

@@ -50,9 +50,9 @@ class Steerer:
 
     def __init__(self, work: PolicyWorkdir, policy: TrainedPolicy):
         self.work, self.policy = work, policy
-        self._adapt = jax.jit(lambda variables, z: policy.steering.apply(variables, z, method="adapt"))
+        self._adapt = jax.jit(lambda variables, z: policy.conditioner.apply(variables, z, method="adapt"))
         self._infer = jax.jit(
-            lambda variables, context, table, new: policy.steering.apply(
+            lambda variables, context, table, new: policy.conditioner.apply(
                 variables, context, jnp.concatenate([table, new]), method="infer"
             )
         )
@@ -60,11 +60,11 @@ class Steerer:
         self._features = jnp.asarray(work.dataset.features)
         self._number = number_texts((), work.dataset.texts)
         self._judged = seen_in_training(work.dataset)
-        self._scorer = PolicyScorer(policy.steering, work.base.decoder, work.data("test"), work.config.objective)
+        self._scorer = PolicyScorer(policy.conditioner, work.base.decoder, work.data("test"), work.config.objective)
 
     @classmethod
-    def load(cls, workdir: str | Path) -> "Steerer":
-        """The policy of a work directory.
+    def load(cls, workdir: str | Path, base: str = "") -> "Steerer":
+        """The policy of a work directory; `base` is where its language model is now, if that has moved.
 
         Raises:
           UserError: no work directory of a policy that reads choices, or no checkpoint in it.
@@ -72,7 +72,7 @@ class Steerer:
         path = Path(workdir)
         if (path / "config.json").is_file() and not is_policy(path):
             raise UserError(f"{path}: a reward model ranks responses but writes none; give the workdir of a policy")
-        work = PolicyWorkdir.open(path)
+        work = PolicyWorkdir.open(path, base)
         if work.config.is_sft or work.config.policy.adapter.latent != "context":
             raise UserError(f"{path}: does not read choices; train np_dpo")
         policy = trained_policy(work)
@@ -97,27 +97,47 @@ class Steerer:
         >>> q.mean.shape == q.scale.shape == latent.mean.shape
         True
         """
-        if len(choices) > self.window:
-            raise UserError(
-                f"{len(choices)} choices of a person, but the policy was made for {self.window}; leave some out"
-            )
+        return self.infer_people([choices])
+
+    def infer_people(self, people: Sequence[Sequence[Choice]]) -> DiagGaussian:
+        """q(z | choices) of many people in one forward pass, (people, m): a row each, as `infer` gives it alone.
+
+        Raises:
+          UserError: nobody, or more choices of a person than the policy was made for.
+
+        >>> two = steerer.infer_people([[("question 0", "word1 word2", "word3")], []])
+        >>> texts = steerer.generate(steerer.adapt(two), ["question 0", "question 0"])  # one for each
+        >>> two.mean.shape == (2, latent.mean.shape[1]), len(texts)
+        (True, 2)
+        """
+        if not people:
+            raise UserError("no people to infer; give the choices of one or more")
+        n = self.window
+        for i, choices in enumerate(people):
+            if len(choices) > n:
+                who = "a person" if len(people) == 1 else f"person {i}"
+                raise UserError(f"{len(choices)} choices of {who}, but the policy was made for {n}; leave some out")
         known = len(self.work.dataset.texts)
-        texts = list(dict.fromkeys(text for p, a, b in choices for text in ((p, a), (p, b))))
+        texts = list(dict.fromkeys(text for choices in people for p, a, b in choices for text in ((p, a), (p, b))))
         new = [text for text in texts if text not in self._number]
-        number = self._number | {text: known + i for i, text in enumerate(new)}
+        number = {text: known + i for i, text in enumerate(new)}
         unjudged = sum(text not in self._number or not self._judged[self._number[text]] for text in texts)
         self._warn_of_unknown(unjudged, len(texts))
-        # One padded size of everything: one program, however many choices and new texts there are.
-        n = self.window
-        features = np.zeros((2 * n, self._features.shape[1]), np.float32)
+        # Padded sizes of everything: one program for one person, however many choices and new texts there are.
+        rows = bucket(len(people)) if len(people) > 1 else 1
+        features = np.zeros((2 * n * rows, self._features.shape[1]), np.float32)
         if new:
             features[: len(new)] = self.work.dataset.featuriser.transform(new)
-        ids = np.zeros((2, 1, n), np.int32)
-        for i, (p, a, b) in enumerate(choices):
-            ids[:, 0, i] = number[p, a], number[p, b]
-        mask = np.arange(n)[None] < len(choices)
+        ids, mask = np.zeros((2, rows, n), np.int32), np.zeros((rows, n), bool)
+        for row, choices in enumerate(people):
+            mask[row, : len(choices)] = True
+            for i, (p, a, b) in enumerate(choices):
+                for side, response in enumerate((a, b)):
+                    text = p, response
+                    ids[side, row, i] = self._number[text] if text in self._number else number[text]
         context = Comparisons(jnp.asarray(ids[0]), jnp.asarray(ids[1]), jnp.asarray(mask))
-        return self._infer(self._variables, context, self._features, jnp.asarray(features))
+        q = self._infer(self._variables, context, self._features, jnp.asarray(features))
+        return jax.tree.map(lambda x: x[: len(people)], q)
 
     def _warn_of_unknown(self, unjudged: int, total: int) -> None:
         model = self.work.reward
@@ -235,6 +255,7 @@ def write_for(
     blend: Sequence[float] = (),
     settings: GenerateConfig | None = None,
     seed: int = 0,
+    base: str = "",
 ) -> list[list[Written]]:
     """For each prompt: responses before and after a person's choices; or of people, and on the way between two.
 
@@ -244,6 +265,7 @@ def write_for(
       people: files of choices, one a person.
       blend: shares of the second of two people, for responses between them.
       settings, seed: of generation.
+      base: where the language model is now, if that has moved.
 
     Raises:
       UserError: bad files, or a blend of other than two people.
@@ -252,7 +274,7 @@ def write_for(
     if blend and len(files) != 2:
         raise UserError(f"--blend: shares between two people need two files in --people, got {len(files)}")
     rows = [as_choices(read_choices(file)) for file in files]
-    steerer = Steerer.load(workdir)
+    steerer = Steerer.load(workdir, base)
     latents = []
     for file, mine in zip(files, rows, strict=True):
         try:

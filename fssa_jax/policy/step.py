@@ -16,8 +16,8 @@ from fssa_jax.episodes import draw_episode
 from fssa_jax.logprobs import response_log_probs
 from fssa_jax.losses import dpo_loss, latent_roles, masked_mean
 from fssa_jax.models.decoder import Decoder
+from fssa_jax.policy.conditioner import Conditioner
 from fssa_jax.policy.config import PolicyConfig
-from fssa_jax.policy.steering import Steering
 from fssa_jax.step import Metrics, TrainState, join
 from fssa_jax.types import Comparisons, Episode, Leaf, PyTree
 
@@ -72,7 +72,7 @@ def batch_key(seed: int, step: Int[Array, ""]) -> Key[Array, ""]:
 
 
 def make_policy_step(
-    steering: Steering,
+    conditioner: Conditioner,
     decoder: Decoder,
     optimizer: optax.GradientTransformation,
     config: PolicyConfig,
@@ -85,19 +85,19 @@ def make_policy_step(
     into `config.train.accumulate` parts that are taken one after the other.
     """
     train, objective = config.train, config.objective
-    sizes = (train.max_context if steering.latent == "context" else 0, train.targets)
+    sizes = (train.max_context if conditioner.latent == "context" else 0, train.targets)
 
     def latent(
         variables: PyTree, episode: Episode, keys: Key[Array, " users"], data: PolicyData
     ) -> tuple[Array, Array | None]:
         """z of each person, and the KL divergence of what it is drawn from; a point has none."""
-        q: Any = steering.apply(variables, episode, data.features, method="latent_of")
-        if not steering.sampled:
+        q: Any = conditioner.apply(variables, episode, data.features, method="latent_of")
+        if not conditioner.sampled:
             return q.mean, None
         roles: Any = objective.latent  # checked with the configuration
 
         def infer(context: Comparisons) -> Any:
-            return steering.apply(variables, context, data.features, method="infer")
+            return conditioner.apply(variables, context, data.features, method="infer")
 
         sampled_from, other = latent_roles(
             roles, q, infer(episode.targets) if roles == "published" else None,
@@ -111,7 +111,7 @@ def make_policy_step(
         mask = episode.targets.mask
         variables = {"params": params, **stats}
         z, kl = latent(variables, episode, keys, data)
-        adapters: Any = steering.apply(variables, z, method="adapt")
+        adapters: Any = conditioner.apply(variables, z, method="adapt")
         ids = jnp.stack([episode.targets.chosen, episode.targets.rejected], axis=-1).reshape(-1)
         log_p = text_log_probs(decoder, data.base, data, ids, adapters)
         tokens = jnp.maximum(data.ends[ids] - data.starts[ids], 1).astype(jnp.float32)
@@ -125,8 +125,8 @@ def make_policy_step(
         kind: Any = objective.kind  # checked with the configuration
         loss_fn = partial(dpo_loss, beta=objective.beta, kind=kind, label_smoothing=objective.label_smoothing)
         losses = loss_fn(*own, *reference)
-        if objective.distil and steering.latent == "context":
-            likelihood: Any = steering.apply(
+        if objective.distil and conditioner.latent == "context":
+            likelihood: Any = conditioner.apply(
                 variables, episode.targets, z, data.features, method="reward_log_likelihood"
             )
             p = jnp.exp(jax.lax.stop_gradient(likelihood))
@@ -152,8 +152,8 @@ def make_policy_step(
         if kl is not None:
             metrics["kl"] = kl.mean()
             loss = loss + objective.kl_weight * metrics["kl"]
-        if config.encoder.auxiliary_weight and steering.latent == "context":
-            likelihood: Any = steering.apply(
+        if config.encoder.auxiliary_weight and conditioner.latent == "context":
+            likelihood: Any = conditioner.apply(
                 variables, episode.targets, z, data.features, method="reward_log_likelihood"
             )
             metrics["reward_nll"] = -mean(likelihood)

@@ -17,9 +17,9 @@ from fssa_jax.buckets import bucket
 from fssa_jax.errors import UserError
 from fssa_jax.loop import Run, StopSignal, run_to_end
 from fssa_jax.policy.base import reference_log_probs
+from fssa_jax.policy.conditioner import Conditioner
 from fssa_jax.policy.config import PolicyConfig
 from fssa_jax.policy.score import PolicyScorer
-from fssa_jax.policy.steering import Steering
 from fssa_jax.policy.step import PolicyData, batch_key, draw_batch, make_policy_step, make_sft_step
 from fssa_jax.policy.workdir import PolicyWorkdir, warm_encoder
 from fssa_jax.roles import Role, directory_of, steps_of
@@ -54,11 +54,11 @@ def fit_policy(work: PolicyWorkdir, role: Role, stop: StopSignal) -> PyTree:
     train = config.train
     mode = parallel.resolve(train.parallel, train.users)
     data = work.data("train")
-    steering, optimizer, state = make_state(work, role, warm=True)
+    conditioner, optimizer, state = make_state(work, role, warm=True)
     step = make_policy_step(
-        steering, work.base.decoder, optimizer, config, axis_name=parallel.AXIS if mode == "pmap" else None
+        conditioner, work.base.decoder, optimizer, config, axis_name=parallel.AXIS if mode == "pmap" else None
     )
-    sizes = (train.users, train.max_context if steering.latent == "context" else 0, train.targets)
+    sizes = (train.users, train.max_context if conditioner.latent == "context" else 0, train.targets)
 
     def ids(step: jax.Array, data: PolicyData) -> jax.Array:
         episode, _ = draw_batch(batch_key(config.seed, step), data, *sizes)
@@ -70,35 +70,35 @@ def fit_policy(work: PolicyWorkdir, role: Role, stop: StopSignal) -> PyTree:
         return f" (people {', '.join(names)})"
 
     advance = _bucketed(step, ids, data, mode)
-    validate = _Validation(work, steering)
+    validate = _Validation(work, conditioner)
     run = Run(role, steps_of(train, role), parallel.replicate(state, mode), advance, validate, culprits)
     return run_to_end(run, train, directory_of(work.path, role), stop)
 
 
 def make_state(
     work: PolicyWorkdir, role: Role, warm: bool = False
-) -> tuple[Steering, optax.GradientTransformation, TrainState]:
+) -> tuple[Conditioner, optax.GradientTransformation, TrainState]:
     """What steers the base in a role, its optimiser, and the state at the start; `warm` with the trained encoder."""
     config = work.config
-    steering = work.steering(role)
+    conditioner = work.conditioner(role)
     optimizer = make_optimizer(config.optim, steps_of(config.train, role))
-    if steering.frozen:
+    if conditioner.frozen:
         optimizer = _only("reward", optax.set_to_zero(), optimizer)
-    state = init_steering(steering, optimizer, config, work.data("train"))
-    trained = warm_encoder(config) if warm and steering.latent == "context" else None
+    state = init_conditioner(conditioner, optimizer, config, work.data("train"))
+    trained = warm_encoder(config) if warm and conditioner.latent == "context" else None
     if trained is not None:
         state = _with_encoder(state, optimizer, trained.variables)
-    return steering, optimizer, state
+    return conditioner, optimizer, state
 
 
-def init_steering(
-    steering: Steering, optimizer: optax.GradientTransformation, config: PolicyConfig, data: PolicyData
+def init_conditioner(
+    conditioner: Conditioner, optimizer: optax.GradientTransformation, config: PolicyConfig, data: PolicyData
 ) -> TrainState:
     """Random parameters, a function of the seed, that leave the base as it is."""
     episode, _ = draw_batch(jax.random.key(0), data, 2, config.train.max_context, config.train.targets)
 
     def init(key: jax.Array, episode: Episode, features: jax.Array) -> TrainState:
-        variables: Any = steering.init(key, episode, features)
+        variables: Any = conditioner.init(key, episode, features)
         return new_state(
             variables["params"], variables.get("batch_stats", {}), optimizer, config.optim.average_decay > 0
         )
@@ -168,17 +168,17 @@ def _bucketed(
 class _Validation:
     """The scores of a policy on a fixed part of the validation users."""
 
-    def __init__(self, work: PolicyWorkdir, steering: Steering):
+    def __init__(self, work: PolicyWorkdir, conditioner: Conditioner):
         self.held_out = HeldOut.of(
-            work.dataset.splits["val"], work.config.evaluate.k, conditional=steering.latent == "context",
+            work.dataset.splits["val"], work.config.evaluate.k, conditional=conditioner.latent == "context",
             users=_VALIDATION_USERS, targets=_VALIDATION_TARGETS,
         )  # fmt: skip
-        self.scorer = PolicyScorer(steering, work.base.decoder, work.data("val"), work.config.objective)
+        self.scorer = PolicyScorer(conditioner, work.base.decoder, work.data("val"), work.config.objective)
 
     def __call__(self, variables: PyTree) -> tuple[dict[str, float], list[str]]:
         """See `HeldOut.scores`; beside them rewards, log-probabilities and the KL divergence for every k."""
         out = self.scorer.score(jax.device_put(variables), self.held_out.episodes, self.held_out.ks)
-        kl = out.kl if self.scorer.steering.sampled else None
+        kl = out.kl if self.scorer.conditioner.sampled else None
         scores, warnings = self.held_out.scores(
             out.log_likelihood, out.latent[-1], None if kl is None else kl[-1], "rewards/accuracy"
         )

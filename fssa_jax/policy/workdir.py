@@ -21,6 +21,7 @@ from fssa_jax.config import Config, DataConfig, ModelConfig, TrainConfig
 from fssa_jax.data import dataset as datasets
 from fssa_jax.data.build import load_dataset
 from fssa_jax.data.dataset import Dataset, Split, load_tokens, log_left_out, texts_of
+from fssa_jax.data.features import EncoderFeaturiser
 from fssa_jax.data.others import with_people
 from fssa_jax.errors import UserError
 from fssa_jax.evaluate import Trained
@@ -40,8 +41,8 @@ from fssa_jax.policy.base import (
     table_with_tokens,
     tokenise,
 )
+from fssa_jax.policy.conditioner import Conditioner
 from fssa_jax.policy.config import PolicyConfig, check
-from fssa_jax.policy.steering import Steering
 from fssa_jax.policy.step import PolicyData
 from fssa_jax.roles import Role, steps_of, unfinished
 from fssa_jax.tokens import TokenTable, joined
@@ -65,12 +66,16 @@ class PolicyWorkdir:
     reference: np.ndarray  # (texts,) log-probabilities of the base
 
     @classmethod
-    def open(cls, path: Path) -> "PolicyWorkdir":
-        """Raises `UserError` if this is no work directory of a policy, or if its base is gone or another."""
+    def open(cls, path: Path, base: str = "") -> "PolicyWorkdir":
+        """Opens what was trained; `base` is where its language model is now, if that has moved.
+
+        Raises:
+          UserError: this is no work directory of a policy, or its language model is gone or another.
+        """
         if not (path / "config.json").is_file():
             raise UserError(f"{path}: no config.json; train first with launch.train --config=… --workdir={path}")
         config = configs.read(path / "config.json", PolicyConfig)
-        return cls._with_base(path, config, datasets.load(path / "data"), load_tokens(path / "data"))
+        return cls._with_base(path, config, datasets.load(path / "data"), load_tokens(path / "data"), at=base)
 
     @classmethod
     def make(cls, config: PolicyConfig, path: Path) -> "PolicyWorkdir":
@@ -86,8 +91,8 @@ class PolicyWorkdir:
         if file.exists() and any(path.glob("**/checkpoints/*/*")):
             before = configs.read(file, PolicyConfig)
             dataset = datasets.load(path / "data")
-            check_same(path, before, _resolved(config, dataset, quiet=True))
-            return cls._with_base(path, before, dataset, load_tokens(path / "data"))
+            check_same(path, _moved(before, config), _resolved(config, dataset, quiet=True))
+            return cls._with_base(path, before, dataset, load_tokens(path / "data"), at=config.policy.base)
         refuse_foreign(path)
         # A start that failed before its first checkpoint binds nobody.
         (path / "reference.npz").unlink(missing_ok=True)
@@ -114,12 +119,21 @@ class PolicyWorkdir:
 
     @classmethod
     def _with_base(
-        cls, path: Path, config: PolicyConfig, dataset: Dataset, tokens: TokenTable | None, base: Base | None = None
-    ) -> "PolicyWorkdir":
+        cls, path: Path, config: PolicyConfig, dataset: Dataset, tokens: TokenTable | None, base: Base | None = None,
+        at: str = "",
+    ) -> "PolicyWorkdir":  # fmt: skip
         if tokens is None:
             raise UserError(f"{path}: no data/tokens.npz; train into a new --workdir")
-        base = load_base(_with_start(config, path)) if base is None else base
+        if base is None:
+            settings = _with_start(config, path)
+            settings = dataclasses.replace(settings, base=at or settings.base)
+            if _gone(settings.base):
+                raise UserError(f"{path}: its language model is not in {settings.base}; name the directory where it is "
+                                "now (--base, or --config.policy.base to train on)")  # fmt: skip
+            base = load_base(settings)
         _check_base(path, base)
+        if isinstance(dataset.featuriser, EncoderFeaturiser):
+            dataset.featuriser.share(config.policy.base, base.directory, config.policy.dtype, base.variables)
         reference = np.zeros(0) if config.is_sft else stored_reference(base, tokens, path / "reference.npz")
         return cls(path, config, dataset, tokens, base, reference)
 
@@ -143,7 +157,7 @@ class PolicyWorkdir:
         """The reward model whose encoder reads the choices."""
         return make_model(Config(model=self.config.model), self.dataset)
 
-    def steering(self, role: Role = "main") -> Steering:
+    def conditioner(self, role: Role = "main") -> Conditioner:
         """What steers the base in a role: "population" is DPO on everybody, "oracle" a specialist for each group."""
         adapter = self.config.policy.adapter
         c = self.base.decoder.config
@@ -156,10 +170,10 @@ class PolicyWorkdir:
             if adapter.shared_rank else 0.0,
         )  # fmt: skip
         if role == "oracle":
-            return Steering(hyper, "group", groups=len(self.dataset.groups))
+            return Conditioner(hyper, "group", groups=len(self.dataset.groups))
         if role == "population" or adapter.latent == "none":
-            return Steering(hyper, "none")
-        return Steering(hyper, "context", self.reward, frozen=self.config.encoder.frozen)
+            return Conditioner(hyper, "none")
+        return Conditioner(hyper, "context", self.reward, frozen=self.config.encoder.frozen)
 
     def data(self, split: str) -> PolicyData:
         """What steps and scores read on the device."""
@@ -229,7 +243,7 @@ def _check_base(path: Path, base: Base) -> None:
     """What was trained to steer one language model means nothing to another."""
     before = configs.read_json(path / "run.json").get("base") if (path / "run.json").is_file() else None
     if before not in (None, base.fingerprint):
-        raise UserError(f"{path}: its adapters are of another language model than {base.directory}; give back the base "
+        raise UserError(f"{path}: its adapters are of another language model than {base.directory}; name the base "
                         "that it was trained with")  # fmt: skip
 
 
@@ -313,6 +327,21 @@ def _with_whole_paths(config: PolicyConfig) -> PolicyConfig:
     policy, encoder = copy.copy(config.policy), copy.copy(config.encoder)
     policy.base, encoder.init_from = _whole_path(policy.base), _whole_path(encoder.init_from)
     return dataclasses.replace(config, policy=policy, encoder=encoder)
+
+
+def _moved(before: PolicyConfig, config: PolicyConfig) -> PolicyConfig:
+    """What a work directory was trained with, with directories that are gone called by the names that are given now:
+    the language model is known by its contents, and the encoder of a run that goes on is in its checkpoints."""
+    policy, encoder = copy.copy(before.policy), copy.copy(before.encoder)
+    if _gone(policy.base):
+        policy.base = config.policy.base
+    if _gone(encoder.init_from):
+        encoder.init_from = config.encoder.init_from
+    return dataclasses.replace(before, policy=policy, encoder=encoder)
+
+
+def _gone(name: str) -> bool:
+    return Path(name).is_absolute() and not Path(name).is_dir()
 
 
 def _whole_path(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What steers a language model: a person's choices, or their group, or nobody's, into adapters."""
+"""What a language model is conditioned on, a person's choices or their group or nothing, into adapters."""
 
 from typing import Literal
 
@@ -13,7 +13,7 @@ from fssa_jax.models.rewards import RewardModel
 from fssa_jax.types import Comparisons, DiagGaussian, Episode
 
 
-class Steering(nn.Module):
+class Conditioner(nn.Module):
     """Choices ↦ q(z | C) ↦ adapters: all of a policy that is trained; the language model itself is not.
 
     * latent "context" is NP-DPO: the encoder is that of a reward model, NP-BTL.
