@@ -55,10 +55,11 @@ _POLICY = flags.DEFINE_string("policy", None, "evaluated work directory, for --w
 _SPLIT = flags.DEFINE_enum("split", "val", ["val", "test"], "whom --what=polis scores")
 _ROOM = flags.DEFINE_string("room", "", "directory for the work directories; default: a temporary one")
 
-# One thing changed at a time, from np_dpo_film linear in z, trained for half as long.
+# One thing changed at a time, from np_dpo_film linear in z, what was chosen for the SFT term, half as many steps.
 _HALF = {
     "train.steps": 300, "train.population_steps": 0, "train.validate_every": 100, "evaluate.users": 100,
     "evaluate.shuffles": 1, "evaluate.generate.people": 64, "policy.adapter.hidden": 0,
+    "objective.sft": "chosen", "objective.beta": 0.5, "train.users": 32, "train.targets": 2,
 }  # fmt: skip
 _COLD = {"encoder.init_from": "", "encoder.frozen": False, "objective.distil": 0.0}
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -69,6 +70,13 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "beta 1": {"objective.beta": 1.0},
     "beta .1": {"objective.beta": 0.1},
     "no SFT term": {"objective.sft_weight": 0.0},
+    "16 people of 4 choices": {"train.users": 16, "train.targets": 4},
+    "16 people of 4 choices, SFT on responses by their rewards": {
+        "objective.sft": "weighted", "train.users": 16, "train.targets": 4,
+    },
+    "16 people of 4 choices, SFT on responses by their rewards, β ⅓": {
+        "objective.sft": "weighted", "train.users": 16, "train.targets": 4, "objective.beta": 0.33,
+    },
     "a LoRA of everybody beside": {"policy.adapter.shared_rank": 8},
     "film on the residual stream alone": {"policy.adapter.places": ("residual",)},
     "film with 64 hidden units": {"policy.adapter.hidden": 64},
@@ -114,7 +122,7 @@ def policy(kind: str, seed: int, room: Path, name: str, settings: dict[str, Any]
     config.model = get_config("np_btl").model
     if not _ORACLE.value:
         config.train.oracle_steps = 0
-    config.evaluate.users, config.evaluate.targets, config.evaluate.generate.people = 200, 12, 96
+    config.evaluate.users, config.evaluate.targets, config.evaluate.generate.people = 200, 12, 192
     config.evaluate.in_context_users = 16 if _ORACLE.value else 0
     change(config, settings)
     begun = time.perf_counter()

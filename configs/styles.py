@@ -49,7 +49,7 @@ def _base() -> PolicyConfig:
 
 
 def _policy(variant: str) -> PolicyConfig:
-    """NP-DPO: the reward model's encoder as it is, its probabilities for labels, β ½ and a share of SFT."""
+    """NP-DPO: the reward model's encoder as it is, its probabilities for labels, β ⅓, SFT on what it likes."""
     config = PolicyConfig(name=f"styles {variant}", data=_data())
     config.policy.max_length = 104
     adapter = config.policy.adapter
@@ -64,6 +64,9 @@ def _policy(variant: str) -> PolicyConfig:
         config.train.steps = 200
         return config
     config.encoder.frozen, config.objective.distil = True, 1.0
+    # More responses of fewer people: the best of them are what is imitated.
+    config.objective.sft, config.objective.beta = "weighted", 0.33
+    config.train.users, config.train.targets = 16, 4
     adapter.kind = variant.removeprefix("np_dpo_")
     if adapter.kind == "film":
         adapter.hidden = 64

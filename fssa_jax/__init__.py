@@ -19,6 +19,7 @@ from fssa_jax.logprobs import token_log_probs as token_log_probs
 from fssa_jax.losses import dpo_loss as dpo_loss
 from fssa_jax.losses import latent_roles as latent_roles
 from fssa_jax.losses import neural_process_loss as neural_process_loss
+from fssa_jax.losses import response_weights as response_weights
 from fssa_jax.metrics import bayes_log_predictive as bayes_log_predictive
 from fssa_jax.metrics import expected_calibration_error as expected_calibration_error
 from fssa_jax.metrics import preference_accuracy as preference_accuracy

@@ -161,3 +161,39 @@ def dpo_loss(
     if kind == "robust":
         return ((1 - label_smoothing) * right - label_smoothing * wrong) / (1 - 2 * label_smoothing)
     return (1 - label_smoothing) * right + label_smoothing * wrong
+
+
+def response_weights(
+    margin: Float[Array, "*batch t"], mask: Bool[Array, "*batch t"], beta: float
+) -> tuple[Float[Array, "*batch t"], Float[Array, "*batch t"]]:
+    """Weights of the responses of a person's choices: what is worth imitating, by a reward model.
+
+    w_i = exp(A_i / β) / Σ_j exp(A_j / β) over both responses of all t choices. The advantage A_i of a response is its
+    reward beyond that of the other one to the same prompt: ±m. A BTL reward is known up to a constant of each prompt,
+    on which differences do not depend (leave-one-out baseline, arXiv 2402.14740).
+
+    Responses that the reference model could have written, weighted by exp(r / β), are samples of the best policy
+    (arXiv 2305.18290, eq. 4; advantage-weighted regression, arXiv 1910.00177): −Σ w_i log π(y_i) is least for it. The
+    loss of a choice says how far two log-probabilities are to be apart and may be met by making the worse response
+    unlikely at its every token; this term says that the better one is to be written.
+
+    Args:
+      margin: m, the reward of the chosen response minus that of the rejected one, in nats.
+      mask: which choices are real.
+      beta: as of the policy, > 0. The smaller, the fewer responses count.
+
+    Returns:
+      Weights of the chosen and of the rejected responses, together 1 for each person; 0 where no choice is real.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import response_weights
+    >>> chosen, rejected = response_weights(jnp.array([1.0, -1.0, 9.0]), jnp.array([True, True, False]), beta=1.0)
+    >>> [f"{w:.2f}" for w in chosen], [f"{w:.2f}" for w in rejected]
+    (['0.44', '0.06', '0.00'], ['0.06', '0.44', '0.00'])
+    """
+    both = jnp.concatenate([margin, -margin], axis=-1) / beta
+    real = jnp.concatenate([mask, mask], axis=-1)
+    # Finite also where nothing is real.
+    weights = jnp.where(real, jax.nn.softmax(jnp.where(real, both, jnp.finfo(both.dtype).min), axis=-1), 0.0)
+    chosen, rejected = jnp.split(weights, 2, axis=-1)
+    return chosen, rejected

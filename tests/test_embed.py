@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fssa_jax import embed
+from fssa_jax import embed, pretrained
 from fssa_jax.buckets import length_batches
 from fssa_jax.config import DataConfig
 from fssa_jax.data import build
 from fssa_jax.data import dataset as datasets
+from fssa_jax.data.features import EncoderFeaturiser
 from fssa_jax.embed import EmbedSettings, TextEncoder, embed_to
 from tests import small_lm, tiny
 from tests.mistakes import complaint
@@ -194,3 +195,28 @@ def test_the_limit_of_a_sentence_transformers_model_is_read(directory, tmp_path)
     limited = TextEncoder(EmbedSettings(str(tmp_path / "limited")))
     assert limited.limit == 7
     assert limited.fingerprint() != TextEncoder(EmbedSettings(str(directory / "bert"))).fingerprint()
+
+
+def test_features_of_a_model_that_is_loaded_already_need_no_second_copy(directory, tmp_path, monkeypatch):
+    """Also where its directory has another name now; another model, or another type, is loaded."""
+    settings = EmbedSettings(str(directory / "decoder"), layer=1, pool="response")
+    some = texts(12)
+    features = EncoderFeaturiser(settings)
+    expected = features.fit_transform(some, np.arange(8), None)
+    features.save(tmp_path)
+    shutil.copytree(directory / "decoder", tmp_path / "moved")
+    config = pretrained.read_config(tmp_path / "moved")
+    variables = pretrained.load_params(tmp_path / "moved", config, jnp.float32)
+    loads = []
+    load = pretrained.load_params
+    monkeypatch.setattr(pretrained, "load_params", lambda *args: loads.append(args[0]) or load(*args))
+    for name, dtype, loaded in (
+        (settings.encoder, "float32", []),
+        (settings.encoder, "bfloat16", [tmp_path / "moved"]),
+        ("another", "float32", [directory / "decoder"]),
+    ):
+        again = EncoderFeaturiser.load(tmp_path)
+        again.share(name, tmp_path / "moved", dtype, variables)
+        np.testing.assert_allclose(again.transform(some), expected, atol=1e-5)
+        assert loads == loaded
+        loads.clear()

@@ -40,7 +40,7 @@ LAYERS = [
         "page",
         "metrics_log",
     ],
-    ["step", "predict", "experiment", "evaluate", "validation"],
+    ["step", "roles", "predict", "experiment", "evaluate", "validation"],
     ["train", "loop", "policy", "workdir", "steer", "pictures", "example", "report", "prepare"],
     ["program"],
 ]

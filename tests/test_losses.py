@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fssa_jax import DiagGaussian, dpo_loss, gaussian_kl, latent_roles, neural_process_loss
+from fssa_jax import DiagGaussian, dpo_loss, gaussian_kl, latent_roles, neural_process_loss, response_weights
 from fssa_jax.losses import masked_mean
 
 Q = {
@@ -106,3 +106,22 @@ def test_what_a_policy_loss_does_not_have_is_refused():
     for kind, smoothing in (("ipo", 0.1), ("sigmoid", 0.5)):
         with pytest.raises(ValueError, match="label_smoothing must be in"):
             dpo_loss(zero, zero, zero, zero, beta=1.0, kind=kind, label_smoothing=smoothing)  # type: ignore[arg-type]
+
+
+def test_weights_of_responses_are_those_of_the_best_policy():
+    """∝ exp(advantage / β); together 1; what is not real weighs nothing; sharper as β falls; nobody's are 0."""
+    margin = jnp.array([[0.5, -2.0, 3.0], [1.0, 1.0, 1.0]])
+    mask = jnp.array([[True, True, False], [False, False, False]])
+    chosen, rejected = response_weights(margin, mask, 0.5)
+    expected = np.exp(np.array([0.5, -2.0, -0.5, 2.0]) / 0.5)
+    expected /= expected.sum()
+    np.testing.assert_allclose(np.concatenate([chosen[0, :2], rejected[0, :2]]), expected, rtol=1e-5)
+    assert float(chosen[0, 2] + rejected[0, 2]) == 0
+    np.testing.assert_array_equal(chosen[1], 0.0)
+    assert response_weights(margin, mask, 0.1)[1][0, 1] > rejected[0, 1]
+    swapped = response_weights(-margin, mask, 0.5)
+    np.testing.assert_allclose(swapped[0], rejected)
+    gradient = jax.grad(lambda m: sum(w.sum() for w in response_weights(m, mask, 0.5)[:1]))(margin)
+    assert np.isfinite(gradient).all()
+    huge = response_weights(1e4 * margin, mask, 0.5)
+    np.testing.assert_allclose(sum(np.asarray(w).sum(1) for w in huge), [1.0, 0.0])

@@ -319,7 +319,7 @@ def test_the_example_of_the_four_calls(steered, tmp_path, monkeypatch):
         names: dict = {}
         tests = doctest.DocTestFinder(exclude_empty=True).find(Steerer, name="Steerer", module=steer)
         named = [t.name.partition(".")[2] for t in tests if t.examples]
-    assert named == ["", "adapt", "generate", "infer", "infer_people", "score"]
+        assert named == ["", "adapt", "generate", "infer", "infer_people", "score"]
         for test in tests:  # that of the class first: it loads the policy, and the calls go on with it
             test.globs = names
             assert doctest.DocTestRunner().run(test, clear_globs=False).failed == 0, test.name

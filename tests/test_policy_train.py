@@ -148,6 +148,35 @@ def test_labels_of_the_reward_model_are_its_probabilities_of_each_choice(made):
     np.testing.assert_allclose(metrics["loss"], ((losses * mask).sum(1) / mask.sum(1)).mean(), rtol=1e-4)
 
 
+def test_what_is_imitated_is_what_the_reward_model_likes(made):
+    """−Σ w log π(y | x, z) of all responses of a person's targets, a token of a typical text."""
+    settings = {
+        "objective.distil": 1.0,
+        "objective.sft_weight": 2.0,
+        "objective.sft": "weighted",
+        "objective.beta": 0.3,
+    }
+    metrics, _, parts = one_step(made, {**PLAIN, **settings})
+    without, _, _ = one_step(made, {**PLAIN, **settings, "objective.sft": "chosen", "objective.sft_weight": 0.0})
+    conditioner, variables, episode, data, z = parts
+    adapters = conditioner.apply(variables, z, method="adapt")
+    ids = np.stack([episode.targets.chosen, episode.targets.rejected], -1)
+    log_p = text_log_probs(made.base.decoder, data.base, data, jnp.asarray(ids.reshape(-1)), adapters)
+    log_p = np.asarray(log_p).reshape(ids.shape)
+    mask = np.asarray(episode.targets.mask)
+    rewards = np.asarray(conditioner.apply(variables, jnp.asarray(ids.reshape(len(ids), -1)), z[None], data.features,
+                                           method=lambda c, *a: c.reward_model.rewards(*a)))[0, ..., 0]  # fmt: skip
+    rewards = rewards.reshape(ids.shape)
+    advantage = (rewards - rewards[..., ::-1]) / 0.3
+    weight = np.exp(advantage) * mask[..., None]
+    weight /= weight.sum((1, 2), keepdims=True)
+    assert weight.max() > 1.2 * weight[weight > 0].min()
+    lengths = np.asarray(data.ends - data.starts)
+    expected = -(weight * log_p).sum((1, 2)).mean() / lengths[lengths > 0].mean()
+    np.testing.assert_allclose(metrics["sft"], expected, rtol=1e-4)
+    np.testing.assert_allclose(metrics["loss"], without["loss"] + 2 * expected, rtol=1e-4)
+
+
 def test_a_length_normalised_loss_compares_tokens(made):
     metrics, _, parts = one_step(made, {**PLAIN, "objective.length_normalised": True})
     margin = margins(*parts, made.base.decoder, made.config.objective.beta, a_token=True)
@@ -294,6 +323,14 @@ MISTAKES = {
     "roles for everybody": (
         {"policy.adapter.latent": "none", "encoder.init_from": "", "encoder.frozen": False, "objective.latent": "elbo"},
         "config.objective.latent: a policy for everybody",
+    ),
+    "imitation of nothing": (
+        {"objective.sft": "weighted", "objective.sft_weight": 0.0},
+        "whose config.objective.sft_weight is 0",
+    ),
+    "imitation of an encoder that moves": (
+        {"objective.sft": "weighted", "encoder.frozen": False},
+        "config.objective.sft: responses are weighted by",
     ),
     "dropout from chance": (
         {"encoder.init_from": "", "encoder.frozen": False, "model.text_dropout": 0.1},

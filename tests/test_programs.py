@@ -75,6 +75,8 @@ def test_evaluate_on_other_peoples_rows(trained, tmp_path):
     assert "were trained on and are left out: u0" in done.stderr
     assert report["data"] == str(path)
     assert "k = 2" in done.stdout
+    mistaken = run("evaluate", f"--workdir={directory / 'run'}", "--base=anywhere")
+    assert_one_clear_line(mistaken, "--base", "is a reward model")
 
 
 def test_a_prepared_directory_keeps_its_settings(trained):

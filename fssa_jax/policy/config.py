@@ -72,7 +72,10 @@ class PolicyObjective:
     # Share of the loss whose labels are the reward model's probabilities at z, in place of the choices themselves:
     # the same optimum where the reward model is calibrated, with far less noise (cf. arXiv 2405.19316).
     distil: float = 0.0
-    sft_weight: float = 1.0  # of −log π(y⁺ | x) a token, beside
+    sft_weight: float = 1.0  # of −log π(y | x) a token, beside
+    # Of which responses: those that were chosen; or all of a person's targets, by the reward model's rewards at z: see
+    # losses.response_weights.
+    sft: str = choice("chosen", "weighted")
     # What z is drawn from, and what the KL divergence of that is taken to: see losses.latent_roles. Both count with a
     # Gaussian latent that is trained.
     latent: str = choice("vpl", "elbo", "published")
@@ -232,6 +235,7 @@ def _check_encoder(config: PolicyConfig) -> None:
             "encoder.init_from": encoder.init_from, "encoder.frozen": encoder.frozen,
             "encoder.auxiliary_weight": encoder.auxiliary_weight, "objective.distil": objective.distil,
             "objective.kl_weight": objective.kl_weight, "objective.latent": objective.latent != "vpl",
+            "objective.sft": objective.sft != "chosen",
         }.items():  # fmt: skip
             if value:
                 raise UserError(
@@ -258,6 +262,12 @@ def _check_encoder(config: PolicyConfig) -> None:
         raise UserError(
             "config.objective.distil: must be in [0, 1], and 0 without a trained reward model (encoder.init_from)"
         )
+    if objective.sft == "weighted" and not objective.sft_weight:
+        raise UserError("config.objective.sft: weighs the responses of a term whose config.objective.sft_weight is 0; "
+                        "leave it out")  # fmt: skip
+    if objective.sft == "weighted" and not encoder.frozen:
+        raise UserError("config.objective.sft: responses are weighted by a reward model that stays as it is; name it "
+                        "in config.encoder.init_from and give config.encoder.frozen=True, or sft=chosen")  # fmt: skip
     if objective.distil and not encoder.frozen:
         raise UserError("config.objective.distil: labels are those of a reward model that stays as it is; give "
                         "config.encoder.frozen=True, or distil=0 to train the encoder on the choices")  # fmt: skip

@@ -14,7 +14,7 @@ from fssa_jax.adapters import AdapterTree
 from fssa_jax.distributions import gaussian_kl, gaussian_sample
 from fssa_jax.episodes import draw_episode
 from fssa_jax.logprobs import response_log_probs
-from fssa_jax.losses import dpo_loss, latent_roles, masked_mean
+from fssa_jax.losses import dpo_loss, latent_roles, masked_mean, response_weights
 from fssa_jax.models.decoder import Decoder
 from fssa_jax.policy.conditioner import Conditioner
 from fssa_jax.policy.config import PolicyConfig
@@ -125,22 +125,33 @@ def make_policy_step(
         kind: Any = objective.kind  # checked with the configuration
         loss_fn = partial(dpo_loss, beta=objective.beta, kind=kind, label_smoothing=objective.label_smoothing)
         losses = loss_fn(*own, *reference)
-        if objective.distil and conditioner.latent == "context":
-            likelihood: Any = conditioner.apply(
-                variables, episode.targets, z, data.features, method="reward_log_likelihood"
-            )
-            p = jnp.exp(jax.lax.stop_gradient(likelihood))
-            soft = p * losses + (1 - p) * loss_fn(*own[::-1], *reference[::-1])
-            losses = (1 - objective.distil) * losses + objective.distil * soft
-        rewards = tuple(objective.beta * (o - r) for o, r in zip(own, reference, strict=True))
-        sft = -sides(log_p / tokens)[0]
 
         def mean(x: Array) -> Array:
             return masked_mean(x, mask).mean()
 
+        sft = -mean(sides(log_p / tokens)[0])
+        by_reward = conditioner.latent == "context" and (objective.distil > 0 or objective.sft == "weighted")
+        if by_reward:
+            likelihood: Any = conditioner.apply(
+                variables, episode.targets, z, data.features, method="reward_log_likelihood"
+            )
+            likelihood = jax.lax.stop_gradient(likelihood)
+        if by_reward and objective.distil:
+            p = jnp.exp(likelihood)
+            soft = p * losses + (1 - p) * loss_fn(*own[::-1], *reference[::-1])
+            losses = (1 - objective.distil) * losses + objective.distil * soft
+        if by_reward and objective.sft == "weighted":
+            # log p / (1 − p): the reward of the chosen response beyond that of the rejected one.
+            surely = jnp.minimum(likelihood, -1e-30)
+            margin = surely - jnp.log(-jnp.expm1(surely))
+            weights = response_weights(margin, mask, objective.beta)
+            # By the mean number of tokens of all texts: by those of each, long ones would weigh less.
+            typical = (data.ends - data.starts).sum() / jnp.maximum((data.ends > 0).sum(), 1)
+            sft = -sum((w * side).sum(-1).mean() for w, side in zip(weights, sides(log_p / typical), strict=True))
+        rewards = tuple(objective.beta * (o - r) for o, r in zip(own, reference, strict=True))
         metrics = {
             "loss": mean(losses),
-            "sft": mean(sft),
+            "sft": sft,
             "rewards/chosen": mean(rewards[0]),
             "rewards/rejected": mean(rewards[1]),
             "rewards/margin": mean(rewards[0] - rewards[1]),
