@@ -371,7 +371,7 @@ def scrambled_context(context: Comparisons, seed: int) -> Comparisons:
     """Contexts of the same sizes whose every choice is of a person drawn for it alone."""
     rng = np.random.default_rng(seed)
     users, n = context.mask.shape
-    owner = np.stack([rng.permutation(users) for _ in range(n)], axis=1)
+    owner = np.stack([rng.permutation(users) for _ in range(n)] or [np.zeros(users, int)], axis=1)[:, :n]
     place = np.broadcast_to(np.arange(n), owner.shape)
     chosen, rejected = (np.asarray(side)[owner, place] for side in (context.chosen, context.rejected))
     real = np.asarray(context.mask) & np.asarray(context.mask)[owner, place]

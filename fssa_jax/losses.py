@@ -172,10 +172,11 @@ def response_weights(
     reward beyond that of the other one to the same prompt: ±m. A BTL reward is known up to a constant of each prompt,
     on which differences do not depend (leave-one-out baseline, arXiv 2402.14740).
 
-    Responses that the reference model could have written, weighted by exp(r / β), are samples of the best policy
-    (arXiv 2305.18290, eq. 4; advantage-weighted regression, arXiv 1910.00177): −Σ w_i log π(y_i) is least for it. The
-    loss of a choice says how far two log-probabilities are to be apart and may be met by making the worse response
-    unlikely at its every token; this term says that the better one is to be written.
+    With many responses that the reference model could have written, −Σ w_i log π(y_i) is least for the policy that is
+    ∝ π_ref exp(A / β) (arXiv 2305.18290, eq. 4; advantage-weighted regression, arXiv 1910.00177). Of few, at a small β,
+    it imitates little but the best one, which is milder than that policy: the number of choices counts for more than β.
+    What it is for: the loss of a choice says how far two log-probabilities are to be apart, and may be met by making
+    the worse response unlikely at its every token; this term says that the better one is to be written.
 
     Args:
       margin: m, the reward of the chosen response minus that of the rejected one, in nats.

@@ -33,7 +33,7 @@ def main() -> None:
     workdir = Path(_WORKDIR.value)
     if is_policy(workdir):
         result = policy_report.evaluate_workdir(workdir, _DATA.value, _SPLIT.value, ks, _BASE.value)
-    elif _BASE.value:
+    elif _BASE.value and (workdir / "config.json").is_file():
         raise UserError(f"--base: {workdir} is a reward model, which has no language model; leave it out")
     else:
         result = report.evaluate_workdir(workdir, _DATA.value, _SPLIT.value, ks)

@@ -211,8 +211,9 @@ def test_other_people_are_scored_with_texts_of_their_own(steered, tmp_path, capl
     others[3]["response_a"] += " word1" * 200
     others += tiny.rows(users=1)  # who was trained on
     path = tiny.write_rows(tmp_path / "others.jsonl", others)
-    known = len(work.dataset.texts)
+    known, before = len(work.dataset.texts), work
     work, split = work.with_people(str(path))
+    assert (len(before.dataset.texts), len(before.reference), len(before.tokens.lengths)) == (known,) * 3
     assert "were trained on and are left out: u0" in caplog.text
     assert "1 choices about texts that are too long are left out" in caplog.text
     assert len(work.dataset.texts) == len(work.reference) == len(work.tokens.lengths) == len(work.dataset.features)
@@ -245,6 +246,11 @@ def test_the_four_calls(steered, moved, tmp_path):
     np.testing.assert_allclose(steerer.infer(choices[0][::-1]).mean, one.mean, atol=1e-5)
     together = steerer.infer_people([[], *choices])
     np.testing.assert_allclose(together.mean, jnp.concatenate([q.mean for q in (nobody, one, two)]), atol=1e-5)
+    new = [("question 0", "word1 of a new text", "word2 of another"), ("question 1", "word3 word4", "word2 of another")]
+    mixed = [[new[0]], [choices[0][0], *new], [new[1]]]
+    for alone, row in zip(mixed, steerer.infer_people(mixed).mean, strict=True):
+        np.testing.assert_allclose(steerer.infer(alone).mean[0], row, atol=1e-5)
+    assert "a choice in place of a person" in complaint(steerer.infer_people, new)
     long = [choices[0][0]] * (steerer.window + 1)
     assert "choices of person 1, but the policy was made for" in complaint(steerer.infer_people, [[], long])
     assert "no people to infer" in complaint(steerer.infer_people, [])

@@ -21,6 +21,8 @@ from fssa_jax.policy import train as training
 from fssa_jax.policy.base import load_base
 from fssa_jax.policy.config import PolicyModelConfig, check
 from fssa_jax.policy.evaluate import trained_policy
+from fssa_jax.policy.report import evaluate_workdir
+from fssa_jax.policy.steer import write_for
 from fssa_jax.policy.step import batch_key, draw_batch, make_policy_step, make_sft_step, text_log_probs
 from fssa_jax.policy.workdir import PolicyWorkdir, _dataset, warm_encoder
 from fssa_jax.step import make_optimizer
@@ -140,7 +142,9 @@ def test_labels_of_the_reward_model_are_its_probabilities_of_each_choice(made):
     metrics, _, parts = one_step(made, {**PLAIN, "objective.distil": 0.75})
     margin = margins(*parts, made.base.decoder, made.config.objective.beta)
     conditioner, variables, episode, data, z = parts
-    likelihood = conditioner.apply(variables, episode.targets, z, data.features, method="reward_log_likelihood")
+    reward = conditioner.reward
+    likelihood = reward.apply({"params": variables["params"]["reward"]}, episode.targets, z[None], data.features,
+                              method="log_likelihood")[0]  # fmt: skip
     p, mask = np.exp(np.asarray(likelihood)), np.asarray(episode.targets.mask)
     assert p.std() > 1e-3
     right, wrong = np.log1p(np.exp(-margin)), np.log1p(np.exp(margin))
@@ -220,8 +224,7 @@ def test_parts_of_a_batch_add_up(made):
     state.params["hyper"] = jax.tree.map(lambda x: x + 0.1, state.params["hyper"])
     results = []
     for parts in (1, 2):
-        config = copy.deepcopy(made.config)
-        config.train.accumulate = parts
+        config = change(copy.deepcopy(made.config), {"objective.sft": "weighted", "train.accumulate": parts})
         step = jax.jit(make_policy_step(conditioner, made.base.decoder, optimizer, config))
         results.append(step(state, made.data("train")))
     for a, b in zip(leaves(results[0]), leaves(results[1]), strict=True):
@@ -261,7 +264,8 @@ def test_stopped_and_resumed_is_the_undisturbed_run_bit_for_bit(steered, made, t
 
 def test_a_loss_that_is_not_finite_names_the_step_and_the_people(made, tmp_path):
     work = PolicyWorkdir.make(made.config, tmp_path / "run")
-    work.base = dataclasses.replace(work.base, variables=jax.tree.map(lambda x: x * jnp.nan, work.base.variables))
+    spoilt = dataclasses.replace(work.base, variables=jax.tree.map(lambda x: x * jnp.nan, work.base.variables))
+    work = dataclasses.replace(work, base=spoilt)
     message = complaint(training.fit_policy, work, "main", StopSignal())
     assert message.startswith("main: the loss is nan at step 1 (people u")
     assert "there is no checkpoint yet" in message
@@ -332,6 +336,23 @@ MISTAKES = {
         {"objective.sft": "weighted", "encoder.frozen": False},
         "config.objective.sft: responses are weighted by",
     ),
+    "imitation by everybody": (
+        {
+            "policy.adapter.latent": "none",
+            "encoder.init_from": "",
+            "encoder.frozen": False,
+            "objective.sft": "weighted",
+        },
+        "config.objective.sft: a policy for everybody",
+    ),
+    "imitation of texts": (
+        {"objective.kind": "sft", "objective.sft": "weighted"},
+        "config.objective.sft: a base is made of texts",
+    ),
+    "attention's dropout from chance": (
+        {"encoder.init_from": "", "encoder.frozen": False, "model.encoder.dropout": 0.1},
+        "config.model.encoder.dropout: has no part in the training of a policy",
+    ),
     "dropout from chance": (
         {"encoder.init_from": "", "encoder.frozen": False, "model.text_dropout": 0.1},
         "config.model.text_dropout: has no part in the training of a policy",
@@ -379,8 +400,20 @@ def test_a_base_may_move_and_is_known_by_its_contents(steered, made, tmp_path):
     (moved / "config.json").write_text(text)
     assert f"its language model is not in {gone}" in complaint(PolicyWorkdir.open, moved)
     assert PolicyWorkdir.open(moved, str(here)).base.fingerprint == made.base.fingerprint
-    on = PolicyWorkdir.make(change(config, {"policy.base": str(here)}), moved)
-    np.testing.assert_array_equal(on.reference, made.reference)
+    # Training goes on with it, also where a policy has not begun and starts from the encoder.
+    shutil.rmtree(moved / "checkpoints")
+    training.train(change(config, {"policy.base": str(here)}), moved)
+    assert_same(trained_policy(PolicyWorkdir.open(moved, str(here))).variables, trained_policy(made).variables)
+    run = json.loads((moved / "run.json").read_text())
+    (moved / "run.json").write_text(json.dumps(run | {"encoder": "of another"}))
+    assert "is another reward model than it was started with" in complaint(PolicyWorkdir.make, config, moved)
+    prompts = ["question 0"]
+    choices = str(tiny.write_rows(tmp_path / "mine.jsonl", tiny.rows(users=1)[:2]))
+    written = [write_for(path, prompts, choices=choices, base=base) for path, base in
+               ((moved, str(here)), (steered, ""))]  # fmt: skip
+    assert written[0] == written[1]
+    report = evaluate_workdir(moved, ks=(0,), base=str(here))
+    assert report["k"] == [0]
     other = tiny_policy.base(tmp_path / "other")
     (other / "model.safetensors").write_bytes(_changed(other / "model.safetensors"))
     assert "adapters are of another language model" in complaint(PolicyWorkdir.open, moved, str(other))

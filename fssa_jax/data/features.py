@@ -154,6 +154,7 @@ class EncoderFeaturiser:
         if name == self._settings.encoder:
             self._settings = dataclasses.replace(self._settings, encoder=str(directory))
             self._variables = variables if dtype == self._settings.dtype else None
+            self._encoder = None  # a copy that it may have made before
 
     def _model(self) -> TextEncoder:
         if self._encoder is None:

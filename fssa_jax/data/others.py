@@ -42,8 +42,8 @@ def with_people(
     dropped: Counter[str] = Counter()
     here = dataclasses.replace(settings, path=path)
     split = rows_split(here, "test", rows_by_user(rows), number, dataset.groups, rng, left_out, dropped)
-    report = {"duplicates": reading.duplicates, "skipped": reading.skipped,
-              "left_out_users": left_out, "left_out_rows": dict(dropped)}  # fmt: skip
+    report = dataset.report | {"duplicates": reading.duplicates, "skipped": reading.skipped,
+                               "left_out_users": left_out, "left_out_rows": dict(dropped)}  # fmt: skip
     texts, features = extended(dataset, number)
     # What other people would choose is not known, even on a benchmark of our own.
     wider = dataclasses.replace(dataset, texts=texts, features=features, truth=None, report=report)

@@ -68,15 +68,18 @@ class Conditioner(nn.Module):
         """Adapters of latents."""
         return self.hypernetwork(z)
 
-    def reward_log_likelihood(
+    def reward_margin(
         self, targets: Comparisons, z: Float[Array, "*batch m"], table: Array | None = None
     ) -> Float[Array, "*batch t"]:
-        """log p(choice | z) of targets under the reward model, for the auxiliary loss."""
-        return self.reward_model.log_likelihood(targets, z[None], table)[0]
+        """r(y⁺, z) − r(y⁻, z) of targets under the reward model, in nats: log σ of it is the choice's log p."""
+        both = jnp.concatenate([targets.chosen, targets.rejected], axis=targets.mask.ndim - 1)
+        rewards = self.reward_model.rewards(both, z[None], table)[0, ..., 0]
+        chosen, rejected = jnp.split(rewards, 2, axis=-1)
+        return chosen - rejected
 
     def __call__(self, episode: Episode, table: Array | None = None) -> AdapterTree:
         """Adapters at the mean latent. Touches every parameter."""
         q = self.latent_of(episode, table)
         if self.latent == "context":
-            self.reward_log_likelihood(episode.targets, q.mean, table)
+            self.reward_margin(episode.targets, q.mean, table)
         return self.adapt(q.mean)

@@ -73,8 +73,9 @@ class PolicyObjective:
     # the same optimum where the reward model is calibrated, with far less noise (cf. arXiv 2405.19316).
     distil: float = 0.0
     sft_weight: float = 1.0  # of −log π(y | x) a token, beside
-    # Of which responses: those that were chosen; or all of a person's targets, by the reward model's rewards at z: see
-    # losses.response_weights.
+    # Of which responses: those that were chosen; or all of a person's targets, by the reward model's rewards at z (see
+    # losses.response_weights; more `train.targets` are sharper), which those who read no choices, the population's
+    # policy and the specialists, do not have: theirs are those that were chosen.
     sft: str = choice("chosen", "weighted")
     # What z is drawn from, and what the KL divergence of that is taken to: see losses.latent_roles. Both count with a
     # Gaussian latent that is trained.
@@ -171,6 +172,8 @@ def check(config: PolicyConfig) -> None:
         raise UserError(
             "config.policy.base: give a checkpoint's directory or hub name, such as the model that an sft run made"
         )
+    if config.is_sft and config.objective.sft != "chosen":
+        raise UserError("config.objective.sft: a base is made of texts, which no rewards weigh; leave it out")
     if not config.is_sft:
         _check_adapter(adapter)
         _check_encoder(config)
@@ -248,7 +251,7 @@ def _check_encoder(config: PolicyConfig) -> None:
     if encoder.frozen and not encoder.init_from:
         raise UserError(
             "config.encoder.init_from: name the work directory of a trained np_btl model; or train an encoder from "
-            "chance with config.encoder.frozen=False and config.objective.distil=0"
+            "chance with config.encoder.frozen=False, config.objective.distil=0 and config.objective.sft=chosen"
         )
     if not encoder.init_from:
         # A policy's step reads choices as they are read later: nothing is dropped, nothing is normalised by a batch.
@@ -264,7 +267,7 @@ def _check_encoder(config: PolicyConfig) -> None:
         )
     if objective.sft == "weighted" and not objective.sft_weight:
         raise UserError("config.objective.sft: weighs the responses of a term whose config.objective.sft_weight is 0; "
-                        "leave it out")  # fmt: skip
+                        "give config.objective.sft=chosen")  # fmt: skip
     if objective.sft == "weighted" and not encoder.frozen:
         raise UserError("config.objective.sft: responses are weighted by a reward model that stays as it is; name it "
                         "in config.encoder.init_from and give config.encoder.frozen=True, or sft=chosen")  # fmt: skip

@@ -139,7 +139,7 @@ def drift(
 
     A |z| that grows alike in both counts choices in place of reading them (METHOD, section 6, fault 6).
     """
-    features = jnp.asarray(work.dataset.features)
+    features = work.data("test").features
     episodes = _episodes(work, split, users, settings)
     mixed = dataclasses.replace(episodes, context=scrambled_context(episodes.context, work.config.seed))
     out: dict[str, Any] = {}
@@ -156,7 +156,7 @@ def _write(
     """What is sampled for people at every k, beside the base, the population's policy and the specialists."""
     people = first_users(split, users, settings.generate.people // 2 * 2 or 1)
     episodes = _episodes(work, split, people, settings)
-    features = jnp.asarray(work.dataset.features)
+    features = work.data("test").features
     targets = np.asarray(episodes.targets.chosen)
     counts = np.maximum(np.asarray(episodes.targets.mask).sum(-1), 1)
     # Some of each person's own held-out prompts, the same for all that is compared.

@@ -51,8 +51,8 @@ class PolicyScorer:
         self._budget = _TOKENS.get(jax.devices()[0].platform, _MANY_TOKENS)
         self._ratios = jax.jit(self._log_ratios, static_argnames="size")
         self._infer = jax.jit(
-            lambda variables, episode, k: conditioner.apply(
-                variables, truncate_context(episode, k), self.data.features, method="latent_of"
+            lambda variables, episode, features, k: conditioner.apply(
+                variables, truncate_context(episode, k), features, method="latent_of"
             )
         )
 
@@ -100,7 +100,7 @@ class PolicyScorer:
         users, targets = pairs.shape[:2]
         ratios, means, divergences = [], [], []
         for k in ks:
-            q = self._infer(variables, episodes, jnp.int32(k))
+            q = self._infer(variables, episodes, self.data.features, jnp.int32(k))
             z = np.asarray(q.mean)
             # Who has chosen nothing is everybody's mean: texts are scored once for all.
             if self.conditioner.latent == "none" or (self.conditioner.latent == "context" and k == 0):

@@ -57,7 +57,7 @@ class Steerer:
             )
         )
         self._variables = jax.device_put(policy.variables)
-        self._features = jnp.asarray(work.dataset.features)
+        self._features = work.data("test").features
         self._number = number_texts((), work.dataset.texts)
         self._judged = seen_in_training(work.dataset)
         self._scorer = PolicyScorer(policy.conditioner, work.base.decoder, work.data("test"), work.config.objective)
@@ -112,6 +112,8 @@ class Steerer:
         """
         if not people:
             raise UserError("no people to infer; give the choices of one or more")
+        if any(isinstance(choice, str) for choices in people for choice in choices):
+            raise UserError("a choice in place of a person; give a list of choices for each person, or call infer")
         n = self.window
         for i, choices in enumerate(people):
             if len(choices) > n:

@@ -85,7 +85,8 @@ def make_policy_step(
     into `config.train.accumulate` parts that are taken one after the other.
     """
     train, objective = config.train, config.objective
-    sizes = (train.max_context if conditioner.latent == "context" else 0, train.targets)
+    conditional = conditioner.latent == "context"
+    sizes = (train.max_context if conditional else 0, train.targets)
 
     def latent(
         variables: PyTree, episode: Episode, keys: Key[Array, " users"], data: PolicyData
@@ -130,21 +131,16 @@ def make_policy_step(
             return masked_mean(x, mask).mean()
 
         sft = -mean(sides(log_p / tokens)[0])
-        by_reward = conditioner.latent == "context" and (objective.distil > 0 or objective.sft == "weighted")
-        if by_reward:
-            likelihood: Any = conditioner.apply(
-                variables, episode.targets, z, data.features, method="reward_log_likelihood"
-            )
-            likelihood = jax.lax.stop_gradient(likelihood)
-        if by_reward and objective.distil:
-            p = jnp.exp(likelihood)
+        # Only who reads choices has a reward model; what is not used of it is not compiled.
+        margin: Any = None
+        if conditional:
+            margin = conditioner.apply(variables, episode.targets, z, data.features, method="reward_margin")
+        if conditional and objective.distil:
+            p = jax.nn.sigmoid(jax.lax.stop_gradient(margin))
             soft = p * losses + (1 - p) * loss_fn(*own[::-1], *reference[::-1])
             losses = (1 - objective.distil) * losses + objective.distil * soft
-        if by_reward and objective.sft == "weighted":
-            # log p / (1 − p): the reward of the chosen response beyond that of the rejected one.
-            surely = jnp.minimum(likelihood, -1e-30)
-            margin = surely - jnp.log(-jnp.expm1(surely))
-            weights = response_weights(margin, mask, objective.beta)
+        if conditional and objective.sft == "weighted":
+            weights = response_weights(jax.lax.stop_gradient(margin), mask, objective.beta)
             # By the mean number of tokens of all texts: by those of each, long ones would weigh less.
             typical = (data.ends - data.starts).sum() / jnp.maximum((data.ends > 0).sum(), 1)
             sft = -sum((w * side).sum(-1).mean() for w, side in zip(weights, sides(log_p / typical), strict=True))
@@ -163,11 +159,8 @@ def make_policy_step(
         if kl is not None:
             metrics["kl"] = kl.mean()
             loss = loss + objective.kl_weight * metrics["kl"]
-        if config.encoder.auxiliary_weight and conditioner.latent == "context":
-            likelihood: Any = conditioner.apply(
-                variables, episode.targets, z, data.features, method="reward_log_likelihood"
-            )
-            metrics["reward_nll"] = -mean(likelihood)
+        if conditional and config.encoder.auxiliary_weight:
+            metrics["reward_nll"] = -mean(jax.nn.log_sigmoid(margin))
             loss = loss + config.encoder.auxiliary_weight * metrics["reward_nll"]
         return loss, metrics | {"loss": loss}
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import hashlib
 import json
 import logging
 import shutil
@@ -54,7 +55,7 @@ _MANY_PROMPTS = 40
 _MET = "people_of_the_encoder"  # of the data set's report, where the encoder was trained on other rows
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class PolicyWorkdir:
     """All that programs after training need; the language model itself stays where the configuration says."""
 
@@ -91,8 +92,11 @@ class PolicyWorkdir:
         if file.exists() and any(path.glob("**/checkpoints/*/*")):
             before = configs.read(file, PolicyConfig)
             dataset = datasets.load(path / "data")
-            check_same(path, _moved(before, config), _resolved(config, dataset, quiet=True))
-            return cls._with_base(path, before, dataset, load_tokens(path / "data"), at=config.policy.base)
+            now = _moved(before, config)
+            check_same(path, now, _resolved(config, dataset, quiet=True))
+            _check_encoder(path, now)
+            work = cls._with_base(path, before, dataset, load_tokens(path / "data"), at=now.policy.base)
+            return dataclasses.replace(work, config=now)
         refuse_foreign(path)
         # A start that failed before its first checkpoint binds nobody.
         (path / "reference.npz").unlink(missing_ok=True)
@@ -111,6 +115,7 @@ class PolicyWorkdir:
             "seed": config.seed, "command": sys.argv, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "jax": jax.__version__, "python": sys.version.split()[0], "base": base.fingerprint,
             "devices": [f"{d.platform} {d.device_kind}" for d in jax.devices()],
+            "encoder": _fingerprint_of_encoder(config),
         }  # fmt: skip
         write_text(path / "run.json", json.dumps(run, indent=2))
         write_text(file, configs.to_json(config))
@@ -247,6 +252,24 @@ def _check_base(path: Path, base: Base) -> None:
                         "that it was trained with")  # fmt: skip
 
 
+def _check_encoder(path: Path, config: PolicyConfig) -> None:
+    """What starts from one encoder does not go on from another."""
+    before = configs.read_json(path / "run.json").get("encoder") if (path / "run.json").is_file() else None
+    if before not in (None, _fingerprint_of_encoder(config)):
+        raise UserError(f"{path}: {config.encoder.init_from} is another reward model than it was started with; name "
+                        "that one in config.encoder.init_from")  # fmt: skip
+
+
+def _fingerprint_of_encoder(config: PolicyConfig) -> str | None:
+    trained = warm_encoder(config)
+    if trained is None:
+        return None
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(trained.variables):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
 def is_policy(workdir: Path) -> bool:
     """Whether a work directory is a policy's."""
     try:
@@ -257,7 +280,7 @@ def is_policy(workdir: Path) -> bool:
 
 def warm_encoder(config: PolicyConfig) -> Trained | None:
     """The trained reward model that `config.encoder.init_from` names."""
-    if not config.encoder.init_from:
+    if config.is_sft or config.policy.adapter.latent == "none" or not config.encoder.init_from:
         return None
     reward = _reward_workdir(config.encoder.init_from)
     return reward.trained()
@@ -331,7 +354,7 @@ def _with_whole_paths(config: PolicyConfig) -> PolicyConfig:
 
 def _moved(before: PolicyConfig, config: PolicyConfig) -> PolicyConfig:
     """What a work directory was trained with, with directories that are gone called by the names that are given now:
-    the language model is known by its contents, and the encoder of a run that goes on is in its checkpoints."""
+    language model and encoder are known by their contents."""
     policy, encoder = copy.copy(before.policy), copy.copy(before.encoder)
     if _gone(policy.base):
         policy.base = config.policy.base
