@@ -70,17 +70,16 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "beta 1": {"objective.beta": 1.0},
     "beta .1": {"objective.beta": 0.1},
     "no SFT term": {"objective.sft_weight": 0.0},
-    "16 people of 4 choices": {"train.users": 16, "train.targets": 4},
-    "16 people of 4 choices, SFT on responses by their rewards": {
-        "objective.sft": "weighted", "train.users": 16, "train.targets": 4,
-    },
-    "16 people of 4 choices, SFT on responses by their rewards, β ⅓": {
-        "objective.sft": "weighted", "train.users": 16, "train.targets": 4, "objective.beta": 0.33,
-    },
     "a LoRA of everybody beside": {"policy.adapter.shared_rank": 8},
     "film on the residual stream alone": {"policy.adapter.places": ("residual",)},
     "film with 64 hidden units": {"policy.adapter.hidden": 64},
     "np_dpo_lora_core": {"kind": "lora_core"},
+    "lora_core, SFT on responses by their rewards": {
+        "kind": "lora_core", "objective.sft": "weighted", "train.users": 16, "train.targets": 4,
+    },
+    "lora_core, SFT on responses by their rewards, β ⅓": {
+        "kind": "lora_core", "objective.sft": "weighted", "train.users": 16, "train.targets": 4, "objective.beta": 0.33,
+    },
     "np_dpo_lora": {"kind": "lora"},
     "published recipe": {
         **_COLD, "objective.beta": 0.05, "objective.sft_weight": 0.0, "policy.adapter.places": ("residual",),

@@ -49,7 +49,8 @@ def _base() -> PolicyConfig:
 
 
 def _policy(variant: str) -> PolicyConfig:
-    """NP-DPO: the reward model's encoder as it is, its probabilities for labels, β ⅓, SFT on what it likes."""
+    """NP-DPO: the reward model's encoder as it is, its probabilities for labels; β ⅓ and SFT on what it likes, or for
+    FiLM β ½ and SFT on what was chosen."""
     config = PolicyConfig(name=f"styles {variant}", data=_data())
     config.policy.max_length = 104
     adapter = config.policy.adapter
@@ -64,15 +65,16 @@ def _policy(variant: str) -> PolicyConfig:
         config.train.steps = 200
         return config
     config.encoder.frozen, config.objective.distil = True, 1.0
-    # More responses of fewer people: the best of them are what is imitated.
-    config.objective.sft, config.objective.beta = "weighted", 0.33
-    config.train.users, config.train.targets = 16, 4
     adapter.kind = variant.removeprefix("np_dpo_")
     if adapter.kind == "film":
         adapter.hidden = 64
-    elif adapter.kind == "lora_core":
+        return config  # it writes worse by what follows
+    # More responses of fewer people: the best of them are what is imitated.
+    config.objective.sft, config.objective.beta = "weighted", 0.33
+    config.train.users, config.train.targets = 16, 4
+    if adapter.kind == "lora_core":
         adapter.core, adapter.rank, config.optim.learning_rate = "full", 8, 2e-2
-    elif adapter.kind == "lora":
+    else:
         adapter.rank, config.optim.learning_rate = 4, 5e-3
     return config
 
