@@ -14,7 +14,7 @@ np_dpo has the published settings: β .05, learning rate 1e-5, k ~ U{0..6}, 9 ta
 on the output of every block, and beside it one LoRA of all (r 128, alpha 256, query and value; its dropout of .1 is
 not applied). Ours on purpose: splits by prompt, attention with a residual and a mean, reference computed once.
 
-np_dpo_ours follows what works on `styles`: FiLM on six projections, the encoder of a reward model that was trained first
+np_dpo_ours follows what works on `styles`: FiLM on six projections, the encoder of a reward model that comes first
 (--config.encoder.init_from=runs/hh, made by configs/ultrafeedback_reward.py:hh,np_btl), its probabilities for labels,
 β .5, an SFT term on what was chosen, learning rate 1e-4, 8 users of 4 targets.
 
