@@ -147,7 +147,7 @@ def policy(kind: str, seed: int, room: Path, name: str, settings: dict[str, Any]
         "well_formed": {k: round(100 * out["well_formed"], 1) for k, out in written.items()},
         "kl": {k: round(out["kl"], 2) for k, out in written.items()},
         "share_of_specialists_reward": {k: out.get("reward_of_specialists") for k, out in written.items()},
-        "bayes_share_of_specialists_reward": {k: out["bayes_reward_of_specialists"] for k, out in written.items()},
+        "bayes_share_of_who_knows": {k: out["bayes_reward_of_known"] for k, out in written.items()},
         "blend": report["generation"]["blend"].get("towards_first"),
         "latent_norm": report["latent"]["norm"],
         "latent_norm_scrambled": report["latent"]["norm_scrambled"],

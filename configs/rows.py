@@ -1,4 +1,4 @@
-r"""Anybody's rows: a file of people's choices (columns: DESIGN contract 6, `fssa_jax/data/rows.py`).
+r"""Anybody's rows: a file of people's choices (columns: README, `fssa_jax/data/rows.py`).
 
   python -m launch.train --config=configs/rows.py:np_btl --config.data.path=rows.jsonl --workdir=runs/mine
   python -m launch.evaluate --workdir=runs/mine

@@ -143,7 +143,7 @@ class TrainConfig(LoopConfig):
 
 @dataclasses.dataclass
 class EvaluateConfig:
-    """The clean protocol (METHOD, section 4)."""
+    """How held-out people are scored; see evaluate.py."""
 
     k: tuple[int, ...] = (0, 1, 3, 5, 10)
     draws: int = 4  # random contexts a user

@@ -1,4 +1,5 @@
-"""The clean protocol (METHOD, section 4): every series at every k, with intervals over users."""
+"""Scores of held-out people, whose targets share no text with their context: every series at every k, the same targets
+and nested contexts for all, with intervals over users."""
 
 import dataclasses
 import logging
@@ -203,7 +204,7 @@ def first_users(split: Split, users: np.ndarray, number: int | None) -> np.ndarr
 
 
 def latent_health(mean: np.ndarray, kl: np.ndarray | None) -> dict[str, float | int]:
-    """Signs of posterior collapse: variance of z across users, active units, KL to N(0, I) (METHOD, 4).
+    """Signs of posterior collapse: variance of z across users, active units, KL to N(0, I).
 
     `kl` (users, m) is None for a latent without width.
 

@@ -80,7 +80,7 @@ def neural_process_loss(
 ) -> NPLoss:
     """Negative log-likelihood of one user's targets, plus the weighted KL divergence of the latent.
 
-    L = −(1/S) Σ_s (1/|T|) Σ_t log p(t | z_s) + β KL(sampled_from ‖ reference)      (METHOD: NP-BTL, step 6)
+    L = −(1/S) Σ_s (1/|T|) Σ_t log p(t | z_s) + β KL(sampled_from ‖ reference)
 
     Args:
       log_likelihood: log p(t | z_s) for every latent sample s and target t.

@@ -140,7 +140,7 @@ def bayes_log_predictive(
 ) -> Float[Array, "*batch t"]:
     """The Bayes limit: log p(choice | context) when the set of possible people is known.
 
-    p(u | C) ∝ p(u) Π_i σ(Δr_u(i)),   p(t | C) = Σ_u p(u | C) σ(Δr_u(t))           (METHOD, section 7)
+    p(u | C) ∝ p(u) Π_i σ(Δr_u(i)),   p(t | C) = Σ_u p(u | C) σ(Δr_u(t))
 
     Args:
       context_reward: r_u(chosen) − r_u(rejected) of every context choice under every possible person.

@@ -128,8 +128,8 @@ def encode(
     """Tokens of a conversation of two turns, and where the response is in them.
 
     The text is tokenised whole, as a model reads it. The response begins at the first token that holds one of its
-    characters (METHOD, fault 8), and ends after its last, or after the end-of-turn token. `special` are the
-    tokenizer's `special_ids`, which callers with many texts look up once.
+    characters (the published code starts two tokens late), and ends after its last, or after the end-of-turn token.
+    `special` are the tokenizer's `special_ids`, which callers with many texts look up once.
 
     Raises:
       UserError: the response is empty, or nothing but what the template strips.

@@ -49,7 +49,7 @@ def report(dataset):
 
 
 def test_the_bayes_series_is_the_closed_form(report):
-    """acc(k) = 1 − 2^−(k+2), NLL(k) = ½ · 2^−k · ln 2, S(k) = 1 − 2^−k (METHOD, section 5)."""
+    """acc(k) = 1 − 2^−(k+2), NLL(k) = ½ · 2^−k · ln 2, S(k) = 1 − 2^−k."""
     for k in SETTINGS.k:
         assert report["bayes"][str(k)]["mean"] == pytest.approx(1 - 2.0 ** -(k + 2), abs=0.015)
         assert report["bayes_nll"][str(k)]["mean"] == pytest.approx(0.5 * 2.0**-k * np.log(2), abs=0.02)

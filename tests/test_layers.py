@@ -1,6 +1,7 @@
 """Imports point down only, and the pure layer needs neither Flax nor files nor configurations."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,11 @@ def test_programs_are_short():
     assert {
         p.name: len(p.read_text().splitlines()) for p in launch.glob("*.py") if len(p.read_text().splitlines()) > 60
     } == {}
+
+
+def test_every_package_is_installed():
+    """`pip install .` brings all of them: what has no __init__.py, or another name, would be left out."""
+    settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    assert settings["include"] == ["fssa_jax*"]
+    folders = {path.parent for path in PACKAGE.rglob("*.py")}
+    assert all((folder / "__init__.py").is_file() for folder in folders)

@@ -61,7 +61,7 @@ def test_what_is_written_is_judged_by_the_wishes_of_each_person(written):
         assert -1 <= out["movement"] <= 1
         for name in ("win_rate_over_base", "win_rate_over_population", "well_formed"):
             assert 0 <= out[name] <= 1, name
-        assert out["bayes_reward_of_specialists"] <= 1
+        assert out["bayes_reward_of_known"] <= 1
         assert np.isfinite([out["reward"], out["kl"]]).all()
     people = [json.loads((directory / f"person_{x}.jsonl").read_text().splitlines()[0])["user_id"] for x in "ab"]
     wishes = [dict((word[1:], word[0]) for word in name.split(": ")[1].split()) for name in people]
@@ -75,7 +75,7 @@ def test_the_page_has_movement_rewards_and_the_continuum(written):
     assert len(report["generation"]["blend"]["towards_first"]) == 5
     page = (directory / "report.html").read_text()
     assert "NaN" not in (directory / "report.json").read_text()
-    for words in ("moves by", "true reward", "wins over base", "over population", "with the exact posterior"):
+    for words in ("moves by", "true reward", "wins over base", "over population", "exact posterior of who knows"):
         assert words in page, words
     for picture in ("steering.png", "movement.png", "continuum.png"):
         assert (directory / picture).read_bytes().startswith(b"\x89PNG")

@@ -2,7 +2,7 @@
 
 Neither has many users. UltraFeedback has a few objectives, HH-RLHF one crowd: each of them is split into as many users
 of a few dozen choices as its rows give, and prompts, not pairs, are split into train, val and test, so that no prompt
-of a held-out user was ever seen in training (METHOD, section 4).
+of a held-out user was ever seen in training.
 """
 
 import dataclasses

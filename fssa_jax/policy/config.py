@@ -113,7 +113,7 @@ class GenerateConfig:
 
 @dataclasses.dataclass
 class PolicyEvaluateConfig(EvaluateConfig):
-    """METHOD, section 4, for policies."""
+    """How the policies of held-out people are scored, and how many; see policy/evaluate.py."""
 
     draws: int = 1
     samples: int = 1  # of the latent: its mean

@@ -1,4 +1,4 @@
-"""The evaluation of a policy (METHOD, section 4): what it implies about choices, and what it writes."""
+"""The evaluation of a policy: what it implies about choices, and what it writes."""
 
 import dataclasses
 from typing import Any
@@ -137,7 +137,8 @@ def drift(
 ) -> dict[str, Any]:
     """|z| by k, of people's own contexts and of contexts whose every choice is another person's.
 
-    A |z| that grows alike in both counts choices in place of reading them (METHOD, section 6, fault 6).
+    The mean of a posterior moves away from its prior with evidence of any kind. Where |z| grows alike in both and the
+    mixed contexts steer too (`scrambled_steering`), z counts choices in place of reading them.
     """
     features = work.data("test").features
     episodes = _episodes(work, split, users, settings)
@@ -210,7 +211,7 @@ def _write(
             if "oracle" in rewards:
                 best = float(rewards["oracle"].mean())
                 out["reward_of_specialists"] = float(mine.mean()) / best if best > 0 else None
-            out["bayes_reward_of_specialists"] = _bayes_share(work, episodes, group, int(k), settings.generate)
+            out["bayes_reward_of_known"] = _bayes_share(work, episodes, group, int(k), settings.generate)
     if conditional and len(people) > 1:
         report["blend"] = blend(work, main, episodes, features, k_most, writer, prompts, rows, weights)
     shown = {name: samples.texts for name, samples in written.items()}
@@ -225,7 +226,8 @@ def _write(
 def _bayes_share(
     work: PolicyWorkdir, episodes: Episode, group: np.ndarray, k: int, settings: GenerateConfig
 ) -> float | None:
-    """True reward of the best that can be written after k choices, over that of who knows the person (`styles`)."""
+    """True reward of who writes by the exact posterior after k choices, over that of who writes by the person's own
+    weights, both without any loss in a language model (`styles`); see `best_reward`."""
     temperature = work.config.objective.beta * settings.temperature
     truth = work.dataset.truth
     if truth is None or not temperature:

@@ -133,7 +133,7 @@ _COLUMNS = {
     "movement": ("moves by", 100, ".1f", " points"),
     "reward": ("true reward", 1, ".2f", ""),
     "reward_of_specialists": ("of the specialists'", 100, ".0f", " %"),
-    "bayes_reward_of_specialists": ("with the exact posterior", 100, ".0f", " %"),
+    "bayes_reward_of_known": ("exact posterior of who knows", 100, ".0f", " %"),
     "win_rate_over_base": ("wins over base", 100, ".0f", " %"),
     "win_rate_over_population": ("over population", 100, ".0f", " %"),
     "well_formed": ("well-formed", 100, ".1f", " %"),
