@@ -155,13 +155,11 @@ def test_labels_of_the_reward_model_are_its_probabilities_of_each_choice(made):
 def test_what_is_imitated_is_what_the_reward_model_likes(made):
     """−Σ w log π(y | x, z) of all responses of a person's targets, a token of a typical text."""
     settings = {
-        "objective.distil": 1.0,
         "objective.sft_weight": 2.0,
         "objective.sft": "weighted",
         "objective.beta": 0.3,
     }
     metrics, _, parts = one_step(made, {**PLAIN, **settings})
-    without, _, _ = one_step(made, {**PLAIN, **settings, "objective.sft": "chosen", "objective.sft_weight": 0.0})
     conditioner, variables, episode, data, z = parts
     adapters = conditioner.apply(variables, z, method="adapt")
     ids = np.stack([episode.targets.chosen, episode.targets.rejected], -1)
@@ -178,7 +176,10 @@ def test_what_is_imitated_is_what_the_reward_model_likes(made):
     lengths = np.asarray(data.ends - data.starts)
     expected = -(weight * log_p).sum((1, 2)).mean() / lengths[lengths > 0].mean()
     np.testing.assert_allclose(metrics["sft"], expected, rtol=1e-4)
-    np.testing.assert_allclose(metrics["loss"], without["loss"] + 2 * expected, rtol=1e-4)
+    margin = margins(*parts, made.base.decoder, 0.3)
+    losses = np.log1p(np.exp(-margin))
+    choices = ((losses * mask).sum(1) / mask.sum(1)).mean()
+    np.testing.assert_allclose(metrics["loss"], choices + 2 * expected, rtol=1e-4)
 
 
 def test_a_length_normalised_loss_compares_tokens(made):
@@ -407,13 +408,17 @@ def test_a_base_may_move_and_is_known_by_its_contents(steered, made, tmp_path):
     run = json.loads((moved / "run.json").read_text())
     (moved / "run.json").write_text(json.dumps(run | {"encoder": "of another"}))
     assert "is another reward model than it was started with" in complaint(PolicyWorkdir.make, config, moved)
-    prompts = ["question 0"]
     choices = str(tiny.write_rows(tmp_path / "mine.jsonl", tiny.rows(users=1)[:2]))
-    written = [write_for(path, prompts, choices=choices, base=base) for path, base in
-               ((moved, str(here)), (steered, ""))]  # fmt: skip
-    assert written[0] == written[1]
+    assert "its language model is not in" in complaint(lambda: write_for(moved, ["question 0"], choices=choices))
+    [[_, after]] = write_for(moved, ["question 0"], choices=choices, base=str(here))
+    assert after.name == "after 2 choices"
+    file = moved / "config.json"  # nothing is written for anybody
+    file.write_text(
+        file.read_text().replace('"people": 4', '"people": 0').replace('context_users": 2', 'context_users": 0')
+    )
     report = evaluate_workdir(moved, ks=(0,), base=str(here))
     assert report["k"] == [0]
+    assert "generation" not in report
     other = tiny_policy.base(tmp_path / "other")
     (other / "model.safetensors").write_bytes(_changed(other / "model.safetensors"))
     assert "adapters are of another language model" in complaint(PolicyWorkdir.open, moved, str(other))
