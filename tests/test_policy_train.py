@@ -18,13 +18,14 @@ from fssa_jax.data.build import load_dataset
 from fssa_jax.errors import Stopped
 from fssa_jax.loop import StopSignal
 from fssa_jax.policy import train as training
+from fssa_jax.policy.adopt import load_people, warm_encoder
 from fssa_jax.policy.base import load_base
 from fssa_jax.policy.config import PolicyModelConfig, check
 from fssa_jax.policy.evaluate import trained_policy
 from fssa_jax.policy.report import evaluate_workdir
 from fssa_jax.policy.steer import write_for
 from fssa_jax.policy.step import batch_key, draw_batch, make_policy_step, make_sft_step, text_log_probs
-from fssa_jax.policy.workdir import PolicyWorkdir, _dataset, warm_encoder
+from fssa_jax.policy.workdir import PolicyWorkdir
 from fssa_jax.step import make_optimizer
 from fssa_jax.workdir import Workdir
 from tests import tiny, tiny_policy
@@ -504,7 +505,7 @@ def test_a_benchmark_has_the_same_people_with_and_without_an_encoder():
     """Cold and warm policies are scored on the same choices: the size of a batch does not make the data."""
     config = get_config("dpo")
     config.data.train_users, config.data.eval_users, config.evaluate.targets = 10, 10, 12
-    data = _dataset(config, Path("nowhere"))
+    data = load_people(config, Path("nowhere"))
     reward = get_config("np_btl")
     reward.data = config.data
     theirs = load_dataset(reward)

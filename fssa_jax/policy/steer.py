@@ -18,13 +18,14 @@ from fssa_jax.data.features import Text
 from fssa_jax.data.rows import Row
 from fssa_jax.errors import UserError
 from fssa_jax.models.decoder import place_sizes
+from fssa_jax.policy.adopt import is_policy
 from fssa_jax.policy.base import reference_log_probs
 from fssa_jax.policy.config import GenerateConfig
 from fssa_jax.policy.evaluate import TrainedPolicy, trained_policy
 from fssa_jax.policy.generation import Writer
 from fssa_jax.policy.score import PolicyScorer
 from fssa_jax.policy.step import PolicyData
-from fssa_jax.policy.workdir import PolicyWorkdir, is_policy
+from fssa_jax.policy.workdir import PolicyWorkdir
 from fssa_jax.steer import read_choices
 from fssa_jax.tokens import encode_table
 from fssa_jax.types import Comparisons, DiagGaussian

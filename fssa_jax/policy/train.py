@@ -16,12 +16,13 @@ from fssa_jax import parallel, pretrained
 from fssa_jax.buckets import bucket
 from fssa_jax.errors import UserError
 from fssa_jax.loop import Run, StopSignal, run_to_end
+from fssa_jax.policy.adopt import warm_encoder
 from fssa_jax.policy.base import reference_log_probs
 from fssa_jax.policy.conditioner import Conditioner
 from fssa_jax.policy.config import PolicyConfig
 from fssa_jax.policy.score import PolicyScorer
 from fssa_jax.policy.step import PolicyData, batch_key, draw_batch, make_policy_step, make_sft_step
-from fssa_jax.policy.workdir import PolicyWorkdir, warm_encoder
+from fssa_jax.policy.workdir import PolicyWorkdir
 from fssa_jax.roles import Role, directory_of, steps_of
 from fssa_jax.step import TrainState, make_optimizer, many_steps
 from fssa_jax.types import Episode, PyTree

@@ -1,8 +1,6 @@
 """The work directory of a policy: its configuration, people, texts, tokens, base and reference."""
 
-import copy
 import dataclasses
-import hashlib
 import json
 import logging
 import shutil
@@ -18,19 +16,27 @@ import numpy as np
 
 from fssa_jax import config as configs
 from fssa_jax import parallel
-from fssa_jax.config import Config, DataConfig, ModelConfig, TrainConfig
+from fssa_jax.config import Config
 from fssa_jax.data import dataset as datasets
-from fssa_jax.data.build import load_dataset
 from fssa_jax.data.dataset import Dataset, Split, load_tokens, log_left_out, texts_of
 from fssa_jax.data.features import EncoderFeaturiser
 from fssa_jax.data.others import with_people
 from fssa_jax.errors import UserError
-from fssa_jax.evaluate import Trained
-from fssa_jax.experiment import make_model, resolve
+from fssa_jax.experiment import make_model
 from fssa_jax.files import write_text
 from fssa_jax.models.decoder import place_sizes
 from fssa_jax.models.hypernetwork import Hypernetwork
 from fssa_jax.models.rewards import RewardModel
+from fssa_jax.policy.adopt import (
+    MET,
+    adopted,
+    fingerprint_of_encoder,
+    gone,
+    load_people,
+    moved,
+    resolved,
+    with_whole_paths,
+)
 from fssa_jax.policy.base import (
     Base,
     device_tokens,
@@ -47,12 +53,11 @@ from fssa_jax.policy.config import PolicyConfig, check
 from fssa_jax.policy.step import PolicyData
 from fssa_jax.roles import Role, steps_of, unfinished
 from fssa_jax.tokens import TokenTable, joined
-from fssa_jax.workdir import Workdir, check_context_sizes, check_same, refuse_foreign
+from fssa_jax.workdir import check_context_sizes, check_same, refuse_foreign
 
 _log = logging.getLogger(__name__)
 
 _MANY_PROMPTS = 40
-_MET = "people_of_the_encoder"  # of the data set's report, where the encoder was trained on other rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,29 +90,29 @@ class PolicyWorkdir:
         Raises:
           UserError: bad data, settings, base or encoder, or a directory that holds something else.
         """
-        config = _adopted(_with_whole_paths(config))
+        config = adopted(with_whole_paths(config))
         check(config)
         _check_parts(config)
         file = path / "config.json"
         if file.exists() and any(path.glob("**/checkpoints/*/*")):
             before = configs.read(file, PolicyConfig)
             dataset = datasets.load(path / "data")
-            now = _moved(before, config)
-            check_same(path, now, _resolved(config, dataset, quiet=True))
+            now = moved(before, config)
+            check_same(path, now, resolved(config, dataset, quiet=True))
             _check_encoder(path, now)
             work = cls._with_base(path, before, dataset, load_tokens(path / "data"), at=now.policy.base)
             return dataclasses.replace(work, config=now)
         refuse_foreign(path)
         # A start that failed before its first checkpoint binds nobody.
         (path / "reference.npz").unlink(missing_ok=True)
-        dataset = _dataset(config, path)
+        dataset = load_people(config, path)
         log_left_out(dataset)
         if config.is_sft and not config.policy.base:
             new_base(config.policy.new, dataset.texts, path / "start", config.seed)
         base = load_base(_with_start(config, path))
         tokens = tokenise(base, config.policy, dataset.texts)
         only_with_tokens(dataset, tokens)
-        config = _resolved(config, dataset)
+        config = resolved(config, dataset)
         if not config.is_sft:
             check_context_sizes(config.evaluate.k, dataset)
         datasets.save(dataset, path / "data", tokens)
@@ -115,7 +120,7 @@ class PolicyWorkdir:
             "seed": config.seed, "command": sys.argv, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "jax": jax.__version__, "python": sys.version.split()[0], "base": base.fingerprint,
             "devices": [f"{d.platform} {d.device_kind}" for d in jax.devices()],
-            "encoder": _fingerprint_of_encoder(config),
+            "encoder": fingerprint_of_encoder(config),
         }  # fmt: skip
         write_text(path / "run.json", json.dumps(run, indent=2))
         write_text(file, configs.to_json(config))
@@ -132,7 +137,7 @@ class PolicyWorkdir:
         if base is None:
             settings = _with_start(config, path)
             settings = dataclasses.replace(settings, base=at or settings.base)
-            if _gone(settings.base):
+            if gone(settings.base):
                 raise UserError(f"{path}: its language model is not in {settings.base}; name the directory where it is "
                                 "now (--base, or --config.policy.base to train on)")  # fmt: skip
             base = load_base(settings)
@@ -148,7 +153,7 @@ class PolicyWorkdir:
         Raises:
           UserError: see `data.others.with_people`; or no choice is short enough.
         """
-        dataset, split = with_people(self.dataset, self.config.data, data, self.dataset.report.get(_MET, ()))
+        dataset, split = with_people(self.dataset, self.config.data, data, self.dataset.report.get(MET, ()))
         new = tokenise(self.base, self.config.policy, dataset.texts[len(self.dataset.texts) :])
         tokens = joined(self.tokens, new)
         split.table, lost = table_with_tokens(split.table, tokens)
@@ -255,165 +260,12 @@ def _check_base(path: Path, base: Base) -> None:
 def _check_encoder(path: Path, config: PolicyConfig) -> None:
     """What starts from one encoder does not go on from another."""
     before = configs.read_json(path / "run.json").get("encoder") if (path / "run.json").is_file() else None
-    if before not in (None, _fingerprint_of_encoder(config)):
+    if before not in (None, fingerprint_of_encoder(config)):
         raise UserError(f"{path}: {config.encoder.init_from} is another reward model than it was started with; name "
                         "that one in config.encoder.init_from")  # fmt: skip
-
-
-def _fingerprint_of_encoder(config: PolicyConfig) -> str | None:
-    trained = warm_encoder(config)
-    if trained is None:
-        return None
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(trained.variables):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
-
-
-def is_policy(workdir: Path) -> bool:
-    """Whether a work directory is a policy's."""
-    try:
-        return "policy" in json.loads((workdir / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-
-
-def warm_encoder(config: PolicyConfig) -> Trained | None:
-    """The trained reward model that `config.encoder.init_from` names."""
-    if config.is_sft or config.policy.adapter.latent == "none" or not config.encoder.init_from:
-        return None
-    reward = _reward_workdir(config.encoder.init_from)
-    return reward.trained()
-
-
-def _reward_workdir(path: str) -> Workdir:
-    directory = Path(path)
-    if is_policy(directory):
-        raise UserError(
-            f"config.encoder.init_from: {path} is the work directory of a policy; give one of an np_btl model"
-        )
-    work = Workdir.open(directory)
-    if work.config.model.kind != "np_btl":
-        raise UserError(f"config.encoder.init_from: {path} is a {work.config.model.kind} model, which reads no choices")
-    return work
 
 
 def _with_start(config: PolicyConfig, path: Path) -> Any:
     """The language model's settings; a base that is made here starts from what was made for it."""
     settings = config.policy
     return settings if settings.base else dataclasses.replace(settings, base=str(path / "start"))
-
-
-def _dataset(config: PolicyConfig, path: Path) -> Dataset:
-    """The configuration's people and texts, with the features that the encoder was trained on."""
-    plain = _reward_config(config)
-    # Benchmarks are made with as many targets as reward models have there, whatever a batch or the scoring takes.
-    plain.train.targets = max(TrainConfig().targets, config.train.targets, config.evaluate.targets)
-    if config.is_sft or config.policy.adapter.latent == "none" or not config.encoder.init_from:
-        return load_dataset(plain, path / "embedding")
-    reward = _reward_workdir(config.encoder.init_from)
-    if _takes_data_of(config, reward):
-        return reward.dataset
-    dataset = load_dataset(plain, path / "embedding")
-    if reward.config.model.learn_texts == "yes":
-        raise UserError(
-            f"config.encoder.init_from: the model of {config.encoder.init_from} knows the texts of its own data alone; "
-            "give the same data, or train it with --config.model.learn_texts=no"
-        )
-    width, wanted = dataset.features.shape[1], reward.dataset.features.shape[1]
-    if config.data.features != "auto" and width != wanted:
-        raise UserError(
-            f"config.encoder.init_from: {config.encoder.init_from} reads features of {wanted} numbers, these data have "
-            f"{width}; leave config.data.features at auto to have them made as they were there"
-        )
-    met = set(reward.dataset.splits["train"].users)
-    again = sorted(met & {*dataset.splits["val"].users, *dataset.splits["test"].users})
-    if again:
-        raise UserError(
-            f"config.encoder.init_from: {config.encoder.init_from} was trained on {len(again)} people who are held out "
-            f"here ({', '.join(again[:3])} …); give the same splits (split_user)"
-        )
-    dataset.featuriser = reward.dataset.featuriser
-    dataset.features = dataset.featuriser.transform(dataset.texts)
-    dataset.report[_MET] = sorted(met | set(reward.dataset.splits["val"].users))
-    return dataset
-
-
-def _takes_data_of(config: PolicyConfig, reward: Workdir) -> bool:
-    """Whether the people and texts are those of the encoder's work directory."""
-    same = (config.data.source, config.data.path) == (reward.config.data.source, reward.config.data.path)
-    return same or (config.data.source == "rows" and not config.data.path)
-
-
-def _with_whole_paths(config: PolicyConfig) -> PolicyConfig:
-    """The configuration with the directories that it names as absolute paths: programs may run from elsewhere later."""
-    policy, encoder = copy.copy(config.policy), copy.copy(config.encoder)
-    policy.base, encoder.init_from = _whole_path(policy.base), _whole_path(encoder.init_from)
-    return dataclasses.replace(config, policy=policy, encoder=encoder)
-
-
-def _moved(before: PolicyConfig, config: PolicyConfig) -> PolicyConfig:
-    """What a work directory was trained with, with directories that are gone called by the names that are given now:
-    language model and encoder are known by their contents."""
-    policy, encoder = copy.copy(before.policy), copy.copy(before.encoder)
-    if _gone(policy.base):
-        policy.base = config.policy.base
-    if _gone(encoder.init_from):
-        encoder.init_from = config.encoder.init_from
-    return dataclasses.replace(before, policy=policy, encoder=encoder)
-
-
-def _gone(name: str) -> bool:
-    return Path(name).is_absolute() and not Path(name).is_dir()
-
-
-def _whole_path(name: str) -> str:
-    return str(Path(name).resolve()) if name and Path(name).is_dir() else name
-
-
-def _adopted(config: PolicyConfig) -> PolicyConfig:
-    """The configuration with the model of the encoder's work directory, and its data settings where its data are taken.
-
-    Raises:
-      UserError: a setting is given that was another there.
-    """
-    if config.is_sft or config.policy.adapter.latent == "none" or not config.encoder.init_from:
-        return config
-    reward = _reward_workdir(config.encoder.init_from)
-    _refuse_other("model", ModelConfig(), reward.config.model, config.model, config.encoder.init_from)
-    config = dataclasses.replace(config, model=copy.deepcopy(reward.config.model))
-    if not _takes_data_of(config, reward):
-        return config
-    _refuse_other("data", DataConfig(), reward.config.data, config.data, config.encoder.init_from)
-    return dataclasses.replace(config, data=copy.deepcopy(reward.config.data))
-
-
-def _refuse_other(key: str, default: Any, before: Any, given: Any, source: str) -> None:
-    """Raises `UserError` for a setting that is given, but was another in `source`; a default is no wish."""
-    for field in dataclasses.fields(default):
-        name = f"{key}.{field.name}"
-        usual, old, new = (getattr(config, field.name) for config in (default, before, given))
-        if dataclasses.is_dataclass(old):
-            _refuse_other(name, usual, old, new, source)
-        elif name not in ("data.source", "data.path") and new not in (old, usual):
-            raise UserError(
-                f"config.{name}: {source} was trained with {old!r}, not {new!r}; leave it out, or train the encoder "
-                "with it too"
-            )
-
-
-def _reward_config(config: PolicyConfig) -> Config:
-    """The settings of the data and of the encoder as those of a reward model."""
-    sizes = TrainConfig(max_context=config.train.max_context, targets=config.train.targets)
-    return Config(seed=config.seed, data=config.data, model=config.model, train=sizes, evaluate=config.evaluate)
-
-
-def _resolved(config: PolicyConfig, dataset: Dataset, quiet: bool = False) -> PolicyConfig:
-    """The configuration with what the data decide."""
-    config = copy.deepcopy(config)
-    if config.is_sft:
-        return config
-    decided = resolve(_reward_config(config), dataset, quiet)
-    config.model = decided.model
-    config.train.max_context, config.train.targets = decided.train.max_context, decided.train.targets
-    return config
