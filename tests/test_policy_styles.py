@@ -10,7 +10,7 @@ from fssa_jax.config import DataConfig
 from fssa_jax.data import build
 from fssa_jax.data.dataset import Truth, texts_of
 from fssa_jax.policy import train as training
-from fssa_jax.policy import workdir
+from fssa_jax.policy import adopt
 from fssa_jax.policy.report import evaluate_workdir
 from tests import tiny_policy
 
@@ -42,7 +42,7 @@ def written(tiny_base, tmp_path_factory):
     config.policy.max_length = 256
     directory = tmp_path_factory.mktemp("styles") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workdir, "load_dataset", lambda config, scratch: few_styles())
+        patch.setattr(adopt, "load_dataset", lambda config, scratch: few_styles())
         training.train(config, directory)
     return directory / "report", evaluate_workdir(directory)
 
