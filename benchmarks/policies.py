@@ -62,6 +62,7 @@ _HALF = {
     "objective.sft": "chosen", "objective.beta": 0.5, "train.users": 32, "train.targets": 2,
 }  # fmt: skip
 _COLD = {"encoder.init_from": "", "encoder.frozen": False, "objective.distil": 0.0}
+_IMITATE = {"kind": "lora_core", "train.users": 16, "train.targets": 4}
 ABLATIONS: dict[str, dict[str, Any]] = {
     "np_dpo_film": {},
     "choices for labels": {"objective.distil": 0.0},
@@ -74,12 +75,9 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "film on the residual stream alone": {"policy.adapter.places": ("residual",)},
     "film with 64 hidden units": {"policy.adapter.hidden": 64},
     "np_dpo_lora_core": {"kind": "lora_core"},
-    "lora_core, SFT on responses by their rewards": {
-        "kind": "lora_core", "objective.sft": "weighted", "train.users": 16, "train.targets": 4,
-    },
-    "lora_core, SFT on responses by their rewards, β ⅓": {
-        "kind": "lora_core", "objective.sft": "weighted", "train.users": 16, "train.targets": 4, "objective.beta": 0.33,
-    },
+    "lora_core, imitation by advantage": {**_IMITATE, "objective.sft": "advantage"},
+    "lora_core, imitation by advantage, beta 1/3": {**_IMITATE, "objective.sft": "advantage", "objective.beta": 0.33},
+    "lora_core, imitation by reward, beta 1/4": {**_IMITATE, "objective.sft": "reward", "objective.beta": 0.25},
     "np_dpo_lora": {"kind": "lora"},
     "published recipe": {
         **_COLD, "objective.beta": 0.05, "objective.sft_weight": 0.0, "policy.adapter.places": ("residual",),

@@ -70,7 +70,7 @@ def _policy(variant: str) -> PolicyConfig:
         adapter.hidden = 64
         return config  # it writes worse by what follows
     # More responses of fewer people: the best of them are what is imitated.
-    config.objective.sft, config.objective.beta = "weighted", 0.33
+    config.objective.sft, config.objective.beta = "reward", 0.25
     config.train.users, config.train.targets = 16, 4
     if adapter.kind == "lora_core":
         adapter.core, adapter.rank, config.optim.learning_rate = "full", 8, 2e-2

@@ -110,6 +110,7 @@ def neural_process_loss(
 
 
 Preference = Literal["sigmoid", "ipo", "hinge", "robust"]
+Worth = Literal["advantage", "reward"]
 
 
 def dpo_loss(
@@ -164,13 +165,20 @@ def dpo_loss(
 
 
 def response_weights(
-    margin: Float[Array, "*batch t"], mask: Bool[Array, "*batch t"], beta: float
+    chosen: Float[Array, "*batch t"],
+    rejected: Float[Array, "*batch t"],
+    mask: Bool[Array, "*batch t"],
+    beta: float,
+    worth: Worth = "advantage",
 ) -> tuple[Float[Array, "*batch t"], Float[Array, "*batch t"]]:
     """Weights of the responses of a person's choices: what is worth imitating, by a reward model.
 
-    w_i = exp(A_i / β) / Σ_j exp(A_j / β) over both responses of all t choices. The advantage A_i of a response is its
-    reward beyond that of the other one to the same prompt: ±m. A BTL reward is known up to a constant of each prompt,
-    on which differences do not depend (leave-one-out baseline, arXiv 2402.14740).
+    w_i = exp(A_i / β) / Σ_j exp(A_j / β) over both responses of all t choices. What a response is worth, A_i, is
+
+    * "reward": its reward r_i (reward-weighted regression, Peters and Schaal 2007). A BTL reward is known up to a
+      constant of each prompt, so this is for responses to one prompt, or to prompts of one kind.
+    * "advantage": its reward beyond that of the other one to the same prompt, r_i − r_j = ±m, on which no such constant
+      counts (leave-one-out baseline, arXiv 2402.14740). A good response beside another good one is worth little.
 
     With many responses that the reference model could have written, −Σ w_i log π(y_i) is least for the policy that is
     ∝ π_ref exp(A / β) (arXiv 2305.18290, eq. 4; advantage-weighted regression, arXiv 1910.00177). Of few, at a small β,
@@ -179,22 +187,34 @@ def response_weights(
     the worse response unlikely at its every token; this term says that the better one is to be written.
 
     Args:
-      margin: m, the reward of the chosen response minus that of the rejected one, in nats.
+      chosen: rewards of the chosen responses, in nats.
+      rejected: rewards of the rejected ones.
       mask: which choices are real.
       beta: as of the policy, > 0. The smaller, the fewer responses count.
+      worth: what a response is weighed by.
 
     Returns:
       Weights of the chosen and of the rejected responses, together 1 for each person; 0 where no choice is real.
 
+    Raises:
+      ValueError: `worth` is not one of the two.
+
     >>> import jax.numpy as jnp
     >>> from fssa_jax import response_weights
-    >>> chosen, rejected = response_weights(jnp.array([1.0, -1.0, 9.0]), jnp.array([True, True, False]), beta=1.0)
-    >>> [f"{w:.2f}" for w in chosen], [f"{w:.2f}" for w in rejected]
-    (['0.44', '0.06', '0.00'], ['0.06', '0.44', '0.00'])
+    >>> rewards = jnp.array([1.0, -1.0, 9.0]), jnp.zeros(3)
+    >>> for worth in ("advantage", "reward"):
+    ...     chosen, rejected = response_weights(*rewards, jnp.array([True, True, False]), beta=1.0, worth=worth)
+    ...     print([f"{w:.2f}" for w in chosen], [f"{w:.2f}" for w in rejected])
+    ['0.44', '0.06', '0.00'] ['0.06', '0.44', '0.00']
+    ['0.53', '0.07', '0.00'] ['0.20', '0.20', '0.00']
     """
-    both = jnp.concatenate([margin, -margin], axis=-1) / beta
+    if worth not in get_args(Worth):
+        raise ValueError(f"worth must be one of {', '.join(get_args(Worth))}; got {worth!r}")
+    if worth == "advantage":
+        chosen, rejected = chosen - rejected, rejected - chosen
+    both = jnp.concatenate([chosen, rejected], axis=-1) / beta
     real = jnp.concatenate([mask, mask], axis=-1)
     # Finite also where nothing is real.
     weights = jnp.where(real, jax.nn.softmax(jnp.where(real, both, jnp.finfo(both.dtype).min), axis=-1), 0.0)
-    chosen, rejected = jnp.split(weights, 2, axis=-1)
-    return chosen, rejected
+    of_chosen, of_rejected = jnp.split(weights, 2, axis=-1)
+    return of_chosen, of_rejected

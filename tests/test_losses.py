@@ -110,18 +110,23 @@ def test_what_a_policy_loss_does_not_have_is_refused():
 
 def test_weights_of_responses_are_those_of_the_best_policy():
     """∝ exp(advantage / β); together 1; what is not real weighs nothing; sharper as β falls; nobody's are 0."""
-    margin = jnp.array([[0.5, -2.0, 3.0], [1.0, 1.0, 1.0]])
+    rewards = jnp.array([[1.5, -1.0, 3.0], [1.0, 1.0, 1.0]]), jnp.array([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
     mask = jnp.array([[True, True, False], [False, False, False]])
-    chosen, rejected = response_weights(margin, mask, 0.5)
-    expected = np.exp(np.array([0.5, -2.0, -0.5, 2.0]) / 0.5)
-    expected /= expected.sum()
-    np.testing.assert_allclose(np.concatenate([chosen[0, :2], rejected[0, :2]]), expected, rtol=1e-5)
+    for worth, worths in (("advantage", [0.5, -2.0, -0.5, 2.0]), ("reward", [1.5, -1.0, 1.0, 1.0])):
+        chosen, rejected = response_weights(*rewards, mask, 0.5, worth)
+        expected = np.exp(np.array(worths) / 0.5)
+        expected /= expected.sum()
+        np.testing.assert_allclose(np.concatenate([chosen[0, :2], rejected[0, :2]]), expected, rtol=1e-5)
     assert float(chosen[0, 2] + rejected[0, 2]) == 0
     np.testing.assert_array_equal(chosen[1], 0.0)
-    assert response_weights(margin, mask, 0.1)[1][0, 1] > rejected[0, 1]
-    swapped = response_weights(-margin, mask, 0.5)
+    assert response_weights(*rewards, mask, 0.1, "reward")[0][0, 0] > chosen[0, 0]
+    swapped = response_weights(*rewards[::-1], mask, 0.5, "reward")
     np.testing.assert_allclose(swapped[0], rejected)
-    gradient = jax.grad(lambda m: sum(w.sum() for w in response_weights(m, mask, 0.5)[:1]))(margin)
+    moved = response_weights(rewards[0] + 7.0, rewards[1] + 7.0, mask, 0.5)
+    np.testing.assert_allclose(moved, response_weights(*rewards, mask, 0.5), atol=1e-5)
+    gradient = jax.grad(lambda r: sum(w.sum() for w in response_weights(r, rewards[1], mask, 0.5)[:1]))(rewards[0])
     assert np.isfinite(gradient).all()
-    huge = response_weights(1e4 * margin, mask, 0.5)
+    huge = response_weights(1e4 * rewards[0], 1e4 * rewards[1], mask, 0.5)
+    with pytest.raises(ValueError, match="worth must be one of"):
+        response_weights(*rewards, mask, 0.5, "weighted")  # type: ignore[arg-type]
     np.testing.assert_allclose(sum(np.asarray(w).sum(1) for w in huge), [1.0, 0.0])

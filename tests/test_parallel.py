@@ -59,7 +59,7 @@ base = tiny_policy.base(room / "base")
 config = tiny_policy.config(tiny.write_rows(room / "rows.jsonl", tiny.rows()), base, users=16, accumulate=2)
 config.optim.eps, config.optim.warmup_steps = 1e-2, 0
 work = PolicyWorkdir.make(config, room / "run")
-work.config.objective.sft = "weighted"
+work.config.objective.sft = "advantage"
 conditioner, optimizer, start = make_state(work, "main")
 start.params["hyper"] = jax.tree.map(lambda x: x + 0.1, start.params["hyper"])
 out = []

@@ -9,8 +9,8 @@ import pytest
 from fssa_jax.config import DataConfig
 from fssa_jax.data import build
 from fssa_jax.data.dataset import Truth, texts_of
-from fssa_jax.policy import train as training
 from fssa_jax.policy import adopt
+from fssa_jax.policy import train as training
 from fssa_jax.policy.report import evaluate_workdir
 from tests import tiny_policy
 

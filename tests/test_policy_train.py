@@ -153,11 +153,12 @@ def test_labels_of_the_reward_model_are_its_probabilities_of_each_choice(made):
     np.testing.assert_allclose(metrics["loss"], ((losses * mask).sum(1) / mask.sum(1)).mean(), rtol=1e-4)
 
 
-def test_what_is_imitated_is_what_the_reward_model_likes(made):
+@pytest.mark.parametrize("worth", ["advantage", "reward"])
+def test_what_is_imitated_is_what_the_reward_model_likes(made, worth):
     """−Σ w log π(y | x, z) of all responses of a person's targets, a token of a typical text."""
     settings = {
         "objective.sft_weight": 2.0,
-        "objective.sft": "weighted",
+        "objective.sft": worth,
         "objective.beta": 0.3,
     }
     metrics, _, parts = one_step(made, {**PLAIN, **settings})
@@ -170,8 +171,8 @@ def test_what_is_imitated_is_what_the_reward_model_likes(made):
     rewards = np.asarray(conditioner.apply(variables, jnp.asarray(ids.reshape(len(ids), -1)), z[None], data.features,
                                            method=lambda c, *a: c.reward_model.rewards(*a)))[0, ..., 0]  # fmt: skip
     rewards = rewards.reshape(ids.shape)
-    advantage = (rewards - rewards[..., ::-1]) / 0.3
-    weight = np.exp(advantage) * mask[..., None]
+    worths = rewards - rewards[..., ::-1] if worth == "advantage" else rewards
+    weight = np.exp(worths / 0.3) * mask[..., None]
     weight /= weight.sum((1, 2), keepdims=True)
     assert weight.max() > 1.2 * weight[weight > 0].min()
     lengths = np.asarray(data.ends - data.starts)
@@ -226,7 +227,7 @@ def test_parts_of_a_batch_add_up(made):
     state.params["hyper"] = jax.tree.map(lambda x: x + 0.1, state.params["hyper"])
     results = []
     for parts in (1, 2):
-        config = change(copy.deepcopy(made.config), {"objective.sft": "weighted", "train.accumulate": parts})
+        config = change(copy.deepcopy(made.config), {"objective.sft": "reward", "train.accumulate": parts})
         step = jax.jit(make_policy_step(conditioner, made.base.decoder, optimizer, config))
         results.append(step(state, made.data("train")))
     for a, b in zip(leaves(results[0]), leaves(results[1]), strict=True):
@@ -331,11 +332,11 @@ MISTAKES = {
         "config.objective.latent: a policy for everybody",
     ),
     "imitation of nothing": (
-        {"objective.sft": "weighted", "objective.sft_weight": 0.0},
+        {"objective.sft": "reward", "objective.sft_weight": 0.0},
         "whose config.objective.sft_weight is 0",
     ),
     "imitation of an encoder that moves": (
-        {"objective.sft": "weighted", "encoder.frozen": False},
+        {"objective.sft": "advantage", "encoder.frozen": False},
         "config.objective.sft: responses are weighted by",
     ),
     "imitation by everybody": (
@@ -343,12 +344,12 @@ MISTAKES = {
             "policy.adapter.latent": "none",
             "encoder.init_from": "",
             "encoder.frozen": False,
-            "objective.sft": "weighted",
+            "objective.sft": "advantage",
         },
         "config.objective.sft: a policy for everybody",
     ),
     "imitation of texts": (
-        {"objective.kind": "sft", "objective.sft": "weighted"},
+        {"objective.kind": "sft", "objective.sft": "advantage"},
         "config.objective.sft: a base is made of texts",
     ),
     "attention's dropout from chance": (

@@ -68,18 +68,19 @@ class Conditioner(nn.Module):
         """Adapters of latents."""
         return self.hypernetwork(z)
 
-    def reward_margin(
+    def target_rewards(
         self, targets: Comparisons, z: Float[Array, "*batch m"], table: Array | None = None
-    ) -> Float[Array, "*batch t"]:
-        """r(y⁺, z) − r(y⁻, z) of targets under the reward model, in nats: log σ of it is the choice's log p."""
+    ) -> tuple[Float[Array, "*batch t"], Float[Array, "*batch t"]]:
+        """(r(y⁺, z), r(y⁻, z)) of targets under the reward model, in nats: log σ of the first less the second is the
+        log-probability of the choice."""
         both = jnp.concatenate([targets.chosen, targets.rejected], axis=targets.mask.ndim - 1)
         rewards = self.reward_model.rewards(both, z[None], table)[0, ..., 0]
         chosen, rejected = jnp.split(rewards, 2, axis=-1)
-        return chosen - rejected
+        return chosen, rejected
 
     def __call__(self, episode: Episode, table: Array | None = None) -> AdapterTree:
         """Adapters at the mean latent. Touches every parameter."""
         q = self.latent_of(episode, table)
         if self.latent == "context":
-            self.reward_margin(episode.targets, q.mean, table)
+            self.target_rewards(episode.targets, q.mean, table)
         return self.adapt(q.mean)

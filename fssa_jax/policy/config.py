@@ -73,10 +73,10 @@ class PolicyObjective:
     # the same optimum where the reward model is calibrated, with far less noise (cf. arXiv 2405.19316).
     distil: float = 0.0
     sft_weight: float = 1.0  # of −log π(y | x) a token, beside
-    # Of which responses: those that were chosen; or all of a person's targets, by the reward model's rewards at z (see
-    # losses.response_weights; more `train.targets` are sharper), which those who read no choices, the population's
-    # policy and the specialists, do not have: theirs are those that were chosen.
-    sft: str = choice("chosen", "weighted")
+    # Of which responses: those that were chosen; or all of a person's targets, by the reward model at z (see
+    # losses.response_weights; "reward" where all prompts are of one kind, else "advantage"; more `train.targets` are
+    # sharper). Who reads no choices, the population's policy and the specialists, imitates what was chosen.
+    sft: str = choice("chosen", "advantage", "reward")
     # What z is drawn from, and what the KL divergence of that is taken to: see losses.latent_roles. Both count with a
     # Gaussian latent that is trained.
     latent: str = choice("vpl", "elbo", "published")
@@ -265,10 +265,10 @@ def _check_encoder(config: PolicyConfig) -> None:
         raise UserError(
             "config.objective.distil: must be in [0, 1], and 0 without a trained reward model (encoder.init_from)"
         )
-    if objective.sft == "weighted" and not objective.sft_weight:
+    if objective.sft != "chosen" and not objective.sft_weight:
         raise UserError("config.objective.sft: weighs the responses of a term whose config.objective.sft_weight is 0; "
                         "give config.objective.sft=chosen")  # fmt: skip
-    if objective.sft == "weighted" and not encoder.frozen:
+    if objective.sft != "chosen" and not encoder.frozen:
         raise UserError("config.objective.sft: responses are weighted by a reward model that stays as it is; name it "
                         "in config.encoder.init_from and give config.encoder.frozen=True, or sft=chosen")  # fmt: skip
     if objective.distil and not encoder.frozen:

@@ -132,15 +132,19 @@ def make_policy_step(
 
         sft = -mean(sides(log_p / tokens)[0])
         # Only who reads choices has a reward model; what is not used of it is not compiled.
-        margin: Any = None
+        liked: Any = None
+        margin = jnp.zeros_like(losses)
         if conditional:
-            margin = conditioner.apply(variables, episode.targets, z, data.features, method="reward_margin")
+            liked = conditioner.apply(variables, episode.targets, z, data.features, method="target_rewards")
+            margin = liked[0] - liked[1]
         if conditional and objective.distil:
             p = jax.nn.sigmoid(jax.lax.stop_gradient(margin))
             soft = p * losses + (1 - p) * loss_fn(*own[::-1], *reference[::-1])
             losses = (1 - objective.distil) * losses + objective.distil * soft
-        if conditional and objective.sft == "weighted":
-            weights = response_weights(jax.lax.stop_gradient(margin), mask, objective.beta)
+        if conditional and objective.sft != "chosen":
+            worth: Any = objective.sft  # checked with the configuration
+            judged: Any = jax.lax.stop_gradient(liked)
+            weights = response_weights(judged[0], judged[1], mask, objective.beta, worth)
             # By the mean number of tokens of all texts: by those of each, long ones would weigh less.
             typical = (data.ends - data.starts).sum() / jnp.maximum((data.ends > 0).sum(), 1)
             sft = -sum((w * side).sum(-1).mean() for w, side in zip(weights, sides(log_p / typical), strict=True))
