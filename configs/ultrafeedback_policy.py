@@ -14,9 +14,13 @@ np_dpo has the published settings: β .05, learning rate 1e-5, k ~ U{0..6}, 9 ta
 on the output of every block, and beside it one LoRA of all (r 128, alpha 256, query and value; its dropout of .1 is
 not applied). Ours on purpose: splits by prompt, attention with a residual and a mean, reference computed once.
 
-np_dpo_ours follows what works on `styles`: FiLM on six projections, the encoder of a reward model that comes first
-(--config.encoder.init_from=runs/hh, made by configs/ultrafeedback_reward.py:hh,np_btl), its probabilities for labels,
-β .5, an SFT term on what was chosen, learning rate 1e-4, 8 users of 4 targets.
+np_dpo_ours follows what works on `styles`: the cores of low-rank factors (rank 8) on six projections, the encoder of a
+reward model that comes first, its probabilities for labels, β .5, an SFT term on what was chosen, learning rate 1e-4,
+8 users of 4 targets. It is the same for both bases, and was not measured on them:
+
+  python -m launch.train --config=configs/ultrafeedback_reward.py:hh,np_btl --config.data.path=data/hh --workdir=runs/hh
+  python -m launch.train --config=configs/ultrafeedback_policy.py:hh,np_dpo_ours --config.data.path=data/hh \
+      --config.encoder.init_from=runs/hh --workdir=runs/hh_ours
 
 To expect of the published code, hh (implicit accuracy, not measured here): helpfulness 51.1/55.0/60.3/63.3/64.3 and
 honesty 49.3/45.6/40.5/39.4/36.4 at k = 0/1/3/5/10 (specialists 80.8 and 82.1), which is S(k) = 0.4/0.6/0.8/2.7/0.7:
@@ -57,8 +61,9 @@ def get_config(variant: str = "hh,np_dpo") -> PolicyConfig:
     train.validate_every = train.checkpoint_every = 500
     config.evaluate.users, config.evaluate.generate.max_new = 100, 256
     if model == "np_dpo_ours":
-        adapter.shared_rank = 0
-        adapter.places, adapter.hidden = ("query", "value", "out", "gate", "up", "down"), 64
+        adapter.shared_rank, adapter.shared_alpha = 0, 0.0
+        adapter.kind, adapter.core, adapter.rank = "lora_core", "full", 8
+        adapter.places = ("query", "value", "out", "gate", "up", "down")
         config.encoder.frozen, config.objective.distil = True, 1.0
         config.objective.beta, config.objective.sft_weight = 0.5, 1.0
         config.optim.learning_rate = 1e-4

@@ -1,5 +1,7 @@
 """Models that adapt to a person from a few of their choices (arXiv 2412.13998), in JAX."""
 
+from typing import TYPE_CHECKING, Any
+
 from fssa_jax import pretrained as pretrained
 from fssa_jax import tokens as tokens
 from fssa_jax.adapters import Film as Film
@@ -30,10 +32,21 @@ from fssa_jax.models.decoder import DecoderConfig as DecoderConfig
 from fssa_jax.models.encoder import NPEncoder as NPEncoder
 from fssa_jax.models.hypernetwork import Hypernetwork as Hypernetwork
 from fssa_jax.models.rewards import RewardModel as RewardModel
-from fssa_jax.policy.steer import Steerer as Steerer
-from fssa_jax.policy.steer import blended as blended
 from fssa_jax.sampling import Sampling as Sampling
 from fssa_jax.types import ChoiceTable as ChoiceTable
 from fssa_jax.types import Comparisons as Comparisons
 from fssa_jax.types import DiagGaussian as DiagGaussian
 from fssa_jax.types import Episode as Episode
+
+if TYPE_CHECKING:
+    from fssa_jax.policy.steer import Steerer as Steerer
+    from fssa_jax.policy.steer import blended as blended
+
+
+def __getattr__(name: str) -> Any:
+    """What reads work directories is imported when it is asked for: functions on arrays come without it."""
+    if name in ("Steerer", "blended"):
+        from fssa_jax.policy import steer
+
+        return getattr(steer, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -233,6 +233,7 @@ def check_fields(kind: type, config: Any, positive: Mapping[str, float]) -> None
         "train.validate_every": config.train.validate_every,
         "train.checkpoint_every": config.train.checkpoint_every,
         "train.keep": config.train.keep,
+        "train.max_context": config.train.max_context,
         "evaluate.draws": config.evaluate.draws,
         "evaluate.samples": config.evaluate.samples,
         "evaluate.bootstrap": config.evaluate.bootstrap,
@@ -245,6 +246,8 @@ def check_fields(kind: type, config: Any, positive: Mapping[str, float]) -> None
     for name, value in positive.items():
         if not 0 < value < math.inf:
             raise UserError(f"config.{name}: must be positive, got {value}")
+    if not 0 <= config.optim.average_decay < 1:
+        raise UserError(f"config.optim.average_decay: must be in [0, 1), got {config.optim.average_decay}")
     if not config.evaluate.k or min(config.evaluate.k) < 0:
         raise UserError(f"config.evaluate.k: needs context sizes ≥ 0, got {config.evaluate.k}")
     for name in ("validate_every", "checkpoint_every"):

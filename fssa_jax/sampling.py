@@ -1,6 +1,7 @@
 """From logits to the next token: pure functions of arrays, one row a sequence."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,8 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self):
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or self.repetition_penalty <= 0:
+        numbers = 0 <= self.temperature < math.inf and 0 < self.repetition_penalty < math.inf
+        if not numbers or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(f"temperature ≥ 0, top_k ≥ 0, 0 < top_p ≤ 1, repetition_penalty > 0; got {self}")
 
 

@@ -1,6 +1,8 @@
 """Imports point down only, and the pure layer needs neither Flax nor files nor configurations."""
 
 import ast
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -87,9 +89,24 @@ def test_the_pure_layer_needs_only_jax(name):
 
 def test_the_package_init_is_reexports_only():
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
-    docstring, *rest = tree.body
+    docstring, *rest, typed, late = tree.body
     assert isinstance(docstring, ast.Expr)
-    assert all(isinstance(node, ast.ImportFrom) for node in rest)
+    assert isinstance(typed, ast.If)
+    assert isinstance(late, ast.FunctionDef)
+    assert late.name == "__getattr__"
+    assert all(isinstance(node, ast.ImportFrom) for node in (*rest, *typed.body))
+
+
+def test_functions_on_arrays_come_without_the_programs():
+    code = """
+import sys
+from fssa_jax import Hypernetwork, dpo_loss
+print(sorted({"optax", "orbax", "tensorboardX", "transformers", "datasets", "fssa_jax.loop"} & {*sys.modules}))
+from fssa_jax import Steerer, blended
+print(Steerer.__name__, blended.__name__)
+"""
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert child.stdout.splitlines() == ["[]", "Steerer blended"]
 
 
 def test_programs_are_short():

@@ -14,6 +14,7 @@ from fssa_jax.data import styles
 from fssa_jax.episodes import truncate_context
 from fssa_jax.evaluate import scrambled_context
 from fssa_jax.policy import steer
+from fssa_jax.policy import train as training
 from fssa_jax.policy.base import reference_log_probs, tokenise
 from fssa_jax.policy.evaluate import trained_policy
 from fssa_jax.policy.generation import Samples, Writer, best_reward, movement, sampled_kl, styles_of, true_reward
@@ -26,7 +27,7 @@ from fssa_jax.policy.workdir import PolicyWorkdir
 from fssa_jax.predict import evaluation_episodes
 from fssa_jax.steer import read_choices
 from fssa_jax.types import DiagGaussian
-from tests import tiny
+from tests import tiny, tiny_policy
 from tests.mistakes import complaint
 from tests.programs import assert_one_clear_line, run
 
@@ -278,6 +279,23 @@ def test_the_four_calls(steered, moved, tmp_path):
     several = DiagGaussian(jnp.concatenate([one.mean, two.mean]), jnp.concatenate([one.scale, two.scale]))
     assert "a latent of 2 people" in complaint(steerer.score, several, responses)
     assert "1 weights for 2 people" in complaint(blended, [one, two], [1.0])
+
+
+def test_choices_are_read_by_the_language_model_itself(finished, tiny_base, tmp_path):
+    """No second model: features are the base's own states, of new texts too, and after a move."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    config = tiny_policy.config(finished[0] / "rows.jsonl", base, steps=2, population_steps=0, oracle_steps=0)
+    config.data.features, config.data.encoder, config.data.encoder_pool = "encoder", str(base), "response"
+    config.data.encoder_layer = 1
+    training.train(config, tmp_path / "run")
+    shutil.move(base, tmp_path / "elsewhere")
+    steerer = Steerer.load(tmp_path / "run", str(tmp_path / "elsewhere"))
+    known = steerer.work.dataset
+    assert known.features.shape[1] == steerer.work.base.decoder.config.width
+    np.testing.assert_allclose(known.featuriser.transform(known.texts[:3]), known.features[:3], atol=1e-5)
+    choice = ("question 0", "word1 of a new text", "word2 of another")
+    assert float(jnp.abs(steerer.infer([choice]).mean - steerer.infer([choice[:1] + choice[:0:-1]]).mean).max()) > 1e-4
 
 
 def test_a_person_writes_before_and_after_and_two_people_blend(steered, tmp_path):

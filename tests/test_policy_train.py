@@ -19,14 +19,16 @@ from fssa_jax.errors import Stopped
 from fssa_jax.loop import StopSignal
 from fssa_jax.policy import train as training
 from fssa_jax.policy.adopt import load_people, warm_encoder
-from fssa_jax.policy.base import load_base
+from fssa_jax.policy.base import load_base, stored_reference
 from fssa_jax.policy.config import PolicyModelConfig, check
 from fssa_jax.policy.evaluate import trained_policy
 from fssa_jax.policy.report import evaluate_workdir
+from fssa_jax.policy.score import PolicyScorer
 from fssa_jax.policy.steer import write_for
 from fssa_jax.policy.step import batch_key, draw_batch, make_policy_step, make_sft_step, text_log_probs
 from fssa_jax.policy.workdir import PolicyWorkdir
-from fssa_jax.step import make_optimizer
+from fssa_jax.predict import evaluation_episodes
+from fssa_jax.step import make_optimizer, many_steps
 from fssa_jax.workdir import Workdir
 from tests import tiny, tiny_policy
 from tests.mistakes import complaint
@@ -265,6 +267,50 @@ def test_stopped_and_resumed_is_the_undisturbed_run_bit_for_bit(steered, made, t
     assert_same(trained_policy(again).variables, trained_policy(made).variables)
 
 
+def test_a_trained_encoder_and_the_noise_of_its_latent_resume_bit_for_bit_too(made, tmp_path):
+    config = change(copy.deepcopy(made.config), {
+        "encoder.init_from": "", "encoder.frozen": False, "model.encoder.gaussian": True, "objective.kl_weight": 0.1,
+        "policy.adapter.kind": "lora", "policy.adapter.places": ("query",), "optim.average_decay": 0.9,
+    })  # fmt: skip
+    stop, found = StopSignal(), []
+    for name in ("whole", "stopped"):
+        work = PolicyWorkdir.make(config, tmp_path / name)
+        stop.received = name == "stopped"
+        if stop.received:
+            with pytest.raises(Stopped, match="stopped at step 2 of 4"):
+                training.fit_policy(work, "main", stop)
+        stop.received = False
+        training.fit_policy(work, "main", stop)
+        found.append(trained_policy(work).variables)
+    assert_same(*found)
+
+
+def test_a_policy_learns_to_follow_choices_and_nothing_else(made):
+    """People who like long answers and people who like short ones, whom training has not met."""
+    settings = {"encoder.frozen": False, "objective.sft_weight": 0.1, "train.users": 16, "train.steps": 60}
+    config = change(copy.deepcopy(made.config), settings)
+    config.policy.adapter.places = ("query", "value", "gate", "residual")
+    work = dataclasses.replace(made, config=config)
+    conditioner, optimizer, state = training.make_state(work, "main", warm=True)
+    steps = many_steps(make_policy_step(conditioner, made.base.decoder, optimizer, config), 60)
+    state, _ = jax.jit(steps)(state, made.data("train"))
+    table = jax.tree.map(jnp.asarray, made.dataset.splits["test"].table)
+    episodes = evaluation_episodes(0, 0, table, jnp.arange(table.group.shape[0]), max_context=3)
+    group = np.asarray(episodes.group)
+    assert {*group.tolist()} == {0, 1}
+    # Everybody with the context of somebody who wants the opposite.
+    other = np.array([np.flatnonzero(group != g)[0] for g in group])
+    swapped = dataclasses.replace(episodes, context=jax.tree.map(lambda x: x[other], episodes.context))
+    scorer = PolicyScorer(conditioner, made.base.decoder, made.data("test"), config.objective)
+    mask = np.asarray(episodes.targets.mask)
+    right = []
+    for e in (episodes, swapped):
+        log_p = np.asarray(scorer.predict({"params": state.params}, e, (3,))[0])[0].reshape(mask.shape)
+        right.append((log_p > np.log(0.5))[mask].mean())
+    assert right[0] > 0.8
+    assert right[1] < 0.2
+
+
 def test_a_loss_that_is_not_finite_names_the_step_and_the_people(made, tmp_path):
     work = PolicyWorkdir.make(made.config, tmp_path / "run")
     spoilt = dataclasses.replace(work.base, variables=jax.tree.map(lambda x: x * jnp.nan, work.base.variables))
@@ -348,6 +394,19 @@ MISTAKES = {
         },
         "config.objective.sft: a policy for everybody",
     ),
+    "average": ({"optim.average_decay": 2.0}, "config.optim.average_decay: must be in [0, 1), got 2.0"),
+    "no context": ({"train.max_context": -1}, "config.train.max_context: must be positive, got -1"),
+    "hidden of low rank": (
+        {"policy.adapter.kind": "lora", "policy.adapter.places": ("query",), "policy.adapter.hidden": 4},
+        "config.policy.adapter.hidden: counts for kind=film alone",
+    ),
+    "core of film": ({"policy.adapter.core": "full"}, "config.policy.adapter.core: is of kind=lora_core alone"),
+    "scale of nothing": (
+        {"policy.adapter.shared_alpha": 4.0},
+        "config.policy.adapter.shared_alpha: scales a LoRA of config.policy.adapter.shared_rank > 0 alone",
+    ),
+    "no number": ({"evaluate.generate.temperature": float("nan")}, "config.evaluate.generate: needs temperature"),
+    "labels of texts": ({"objective.kind": "sft"}, "config.encoder.init_from: a base is made of texts"),
     "imitation of texts": (
         {"objective.kind": "sft", "objective.sft": "advantage"},
         "config.objective.sft: a base is made of texts",
@@ -429,6 +488,12 @@ def test_a_base_may_move_and_is_known_by_its_contents(steered, made, tmp_path):
 def test_what_does_not_belong_together_is_named(steered, finished, made, tmp_path):
     directory, _ = finished
     config = copy.deepcopy(made.config)
+    reference = steered / "reference.npz"
+    for spoilt in (b"", reference.read_bytes()[:100], reference.read_bytes()[:-200]):
+        (tmp_path / "reference.npz").write_bytes(spoilt)
+        message = complaint(stored_reference, made.base, made.tokens, tmp_path / "reference.npz")
+        assert "reference.npz: damaged" in message
+        assert "remove it to have it made again" in message
     # The reference of another base, and of other texts.
     other = tiny_policy.base(tmp_path / "other")
     (other / "model.safetensors").write_bytes(_changed(other / "model.safetensors"))

@@ -114,8 +114,8 @@ def _refuse_other(key: str, default: Any, before: Any, given: Any, source: str) 
             _refuse_other(name, usual, old, new, source)
         elif name not in ("data.source", "data.path") and new not in (old, usual):
             raise UserError(
-                f"config.{name}: {source} was trained with {old!r}, not {new!r}; leave it out, or train the encoder "
-                "with it too"
+                f"config.{name}: {source} was trained with {old!r}, not {new!r}; give that, or train the encoder with "
+                "this one too"
             )
 
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import tempfile
+import zipfile
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -199,7 +200,7 @@ def stored_reference(base: Base, tokens: TokenTable, path: Path) -> np.ndarray:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 before, values = json.loads(str(arrays["stamp"])), arrays["log_probs"]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{path}: damaged ({error}); remove it to have it made again") from error
         for name, what in (("base", "another language model"), ("texts", "other texts or another tokenizer")):
             if before.get(name) != stamp[name]:

@@ -172,9 +172,9 @@ def check(config: PolicyConfig) -> None:
         raise UserError(
             "config.policy.base: give a checkpoint's directory or hub name, such as the model that an sft run made"
         )
-    if config.is_sft and config.objective.sft != "chosen":
-        raise UserError("config.objective.sft: a base is made of texts, which no rewards weigh; leave it out")
-    if not config.is_sft:
+    if config.is_sft:
+        _check_texts_alone(config)
+    else:
         _check_adapter(adapter)
         _check_encoder(config)
     generate = config.evaluate.generate
@@ -182,7 +182,7 @@ def check(config: PolicyConfig) -> None:
         raise UserError("config.evaluate.generate.prompts: must be positive; people=0 turns generation off")
     if config.evaluate.samples != 1:
         raise UserError("config.evaluate.samples: policies are scored at the mean of the latent; leave it at 1")
-    if generate.temperature < 0 or not 0 < generate.top_p <= 1:
+    if not 0 <= generate.temperature < math.inf or not 0 < generate.top_p <= 1:
         raise UserError("config.evaluate.generate: needs temperature ≥ 0 and top_p in (0, 1]")
     if not 0 <= config.objective.label_smoothing < 0.5 or (
         config.objective.label_smoothing and config.objective.kind not in ("sigmoid", "robust")
@@ -194,6 +194,7 @@ def _check_not_negative(config: PolicyConfig) -> None:
     values = {
         "policy.adapter.shared_rank": config.policy.adapter.shared_rank,
         "policy.adapter.hidden": config.policy.adapter.hidden,
+        "policy.adapter.shared_alpha": config.policy.adapter.shared_alpha,
         "objective.sft_weight": config.objective.sft_weight, "objective.kl_weight": config.objective.kl_weight,
         "encoder.auxiliary_weight": config.encoder.auxiliary_weight,
         "train.population_steps": config.train.population_steps, "train.oracle_steps": config.train.oracle_steps,
@@ -203,6 +204,18 @@ def _check_not_negative(config: PolicyConfig) -> None:
     for name, value in values.items():
         if not 0 <= value < math.inf:
             raise UserError(f"config.{name}: must not be negative, got {value}")
+
+
+def _check_texts_alone(config: PolicyConfig) -> None:
+    """Supervised fine-tuning has no people, so nothing that reads their choices."""
+    objective, encoder = config.objective, config.encoder
+    for name, given in {
+        "objective.sft": objective.sft != "chosen", "objective.distil": objective.distil,
+        "encoder.init_from": encoder.init_from, "encoder.frozen": encoder.frozen,
+        "encoder.auxiliary_weight": encoder.auxiliary_weight,
+    }.items():  # fmt: skip
+        if given:
+            raise UserError(f"config.{name}: a base is made of texts, whatever people chose; leave it out")
 
 
 def _check_new_base(new: NewBase) -> None:
@@ -223,6 +236,15 @@ def _check_adapter(adapter: AdapterConfig) -> None:
             raise UserError(
                 f"config.policy.adapter.{name}: must be some of {', '.join(_PLACES)}, each once; got {given}"
             )
+    core = adapter.core != "diagonal" and adapter.kind != "lora_core"
+    hidden, shared = adapter.hidden and adapter.kind != "film", adapter.shared_alpha and not adapter.shared_rank
+    for name, unused, what in (
+        ("core", core, "is of kind=lora_core"),
+        ("hidden", hidden, "counts for kind=film"),
+        ("shared_alpha", shared, "scales a LoRA of config.policy.adapter.shared_rank > 0"),
+    ):
+        if unused:
+            raise UserError(f"config.policy.adapter.{name}: {what} alone; leave it out")
     low_rank = adapter.places if adapter.kind != "film" else ()
     if "residual" in (*low_rank, *(adapter.shared_places if adapter.shared_rank else ())):
         raise UserError(

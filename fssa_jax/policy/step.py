@@ -71,6 +71,12 @@ def batch_key(seed: int, step: Int[Array, ""]) -> Key[Array, ""]:
     return jax.random.fold_in(jax.random.key(seed), step)
 
 
+def draw_texts(config: PolicyConfig, step: Int[Array, ""], data: PolicyData) -> Int[Array, " texts"]:
+    """The texts of a batch of supervised fine-tuning."""
+    place = jax.random.randint(batch_key(config.seed, step), (config.train.texts,), 0, data.rows.shape[0])
+    return data.rows[place]
+
+
 def make_policy_step(
     conditioner: Conditioner,
     decoder: Decoder,
@@ -191,8 +197,7 @@ def make_sft_step(
         return loss, {"loss": loss}
 
     def step(state: TrainState, data: PolicyData) -> tuple[TrainState, Metrics]:
-        place = jax.random.randint(batch_key(config.seed, state.step), (train.texts,), 0, data.rows.shape[0])
-        ids = data.rows[place]
+        ids = draw_texts(config, state.step, data)
         tokens = (data.ends[ids] - data.starts[ids]).astype(jnp.float32).mean()
         return _accumulated_update(
             state, optimizer, lambda params, part: loss_of(params, part, data, tokens), ids,

@@ -21,7 +21,7 @@ from fssa_jax.policy.base import reference_log_probs
 from fssa_jax.policy.conditioner import Conditioner
 from fssa_jax.policy.config import PolicyConfig
 from fssa_jax.policy.score import PolicyScorer
-from fssa_jax.policy.step import PolicyData, batch_key, draw_batch, make_policy_step, make_sft_step
+from fssa_jax.policy.step import PolicyData, batch_key, draw_batch, draw_texts, make_policy_step, make_sft_step
 from fssa_jax.policy.workdir import PolicyWorkdir
 from fssa_jax.roles import Role, directory_of, steps_of
 from fssa_jax.step import TrainState, make_optimizer, many_steps
@@ -201,9 +201,7 @@ def fit_base(work: PolicyWorkdir, stop: StopSignal) -> None:
     params = jax.tree.map(lambda x: jnp.array(x, jnp.float32), work.base.variables["params"])
     state = new_state(params, {}, optimizer, config.optim.average_decay > 0)
 
-    def ids(step: jax.Array, data: PolicyData) -> jax.Array:
-        return data.rows[jax.random.randint(batch_key(config.seed, step), (train.texts,), 0, data.rows.shape[0])]
-
+    ids = partial(draw_texts, config)
     held_out = work.tokens.rows(np.asarray(work.data("val").rows)[:_VALIDATION_TEXTS])
     number = int((held_out.ends - held_out.starts).sum())
 
