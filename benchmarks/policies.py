@@ -1,28 +1,25 @@
-"""Policies on `styles`: steering, movement and cost of every adapter kind; and the speed of a step. Prints JSON.
+"""Policies on `styles` and on real people: steering, movement and true reward of every adapter kind. Prints JSON.
 
   python -m benchmarks.policies --what=steering --kinds=film,lora_core,lora --seeds=0,1,2
   python -m benchmarks.policies --what=ablation
   python -m benchmarks.policies --what=polis --data=polis.jsonl.gz --split=test --seeds=0
-  python -m benchmarks.policies --what=speed
 
 steering: base model, reward model and policy from the shipped configurations, each seed with users, targets and
 contexts of its own; S(k) beside the Bayes S(k) of the same people, the shuffled control, the population's policy, and,
 with --oracle, the specialists. ablation: one seed, one setting changed at a time. polis: real people; a small base made
 of their statements, configs/rows.py:np_dpo on it, accuracies and gains over the population's policy in points with 95 %
-intervals over people, beside those of the reward model on the same people. speed: one step of NP-DPO on random
-weights (Qwen2 of width 256, 4 layers, vocabulary 32,000; 36 sequences of 256 tokens), and the time from ten choices to
-adapters; with --policy=WORKDIR that of a trained policy too, from texts on.
+intervals over people, beside those of the reward model on the same people.
+
+What is shipped was chosen on seeds 0, 1 and 2.
 """
 
 import json
-import resource
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -30,28 +27,16 @@ from configs import rows
 from configs.styles import get_config
 from fssa_jax import program
 from fssa_jax import train as reward_train
-from fssa_jax.models.decoder import Decoder, DecoderConfig, place_sizes
-from fssa_jax.models.encoder import NPEncoder
-from fssa_jax.models.hypernetwork import Hypernetwork
-from fssa_jax.models.rewards import RewardModel
+from fssa_jax.errors import UserError
 from fssa_jax.policy import train as policy_train
-from fssa_jax.policy.conditioner import Conditioner
-from fssa_jax.policy.config import PolicyConfig
 from fssa_jax.policy.report import evaluate_workdir
-from fssa_jax.policy.steer import Steerer, as_choices
-from fssa_jax.policy.step import PolicyData, draw_batch, make_policy_step
-from fssa_jax.policy.train import new_state
 from fssa_jax.report import evaluate_workdir as evaluate_reward
-from fssa_jax.steer import read_choices
-from fssa_jax.step import make_optimizer, many_steps
-from fssa_jax.types import ChoiceTable, Comparisons
 
-_WHAT = flags.DEFINE_enum("what", "steering", ["steering", "ablation", "polis", "speed"], "what to measure")
+_WHAT = flags.DEFINE_enum("what", "steering", ["steering", "ablation", "polis"], "what to measure")
 _KINDS = flags.DEFINE_list("kinds", ["film", "lora_core", "lora"], "adapter kinds")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "one base, reward model and policy each")
 _ORACLE = flags.DEFINE_bool("oracle", False, "train and score the specialists too")
 _DATA = flags.DEFINE_string("data", None, "rows of the Polis data, for --what=polis")
-_POLICY = flags.DEFINE_string("policy", None, "evaluated work directory, for --what=speed: from choices to adapters")
 _SPLIT = flags.DEFINE_enum("split", "val", ["val", "test"], "whom --what=polis scores")
 _ROOM = flags.DEFINE_string("room", "", "directory for the work directories; default: a temporary one")
 
@@ -95,8 +80,16 @@ def change(config: Any, settings: dict[str, Any]) -> Any:
         target = config
         for name in path:
             target = getattr(target, name)
+        if not hasattr(target, last):
+            raise UserError(f"config.{key}: no such setting")
         setattr(target, last, value)
     return config
+
+
+def ablated(kind: str, settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """(adapter kind, all that is changed) of an entry of ABLATIONS."""
+    changes = {"kind": kind, **_HALF, **settings}
+    return changes.pop("kind"), changes
 
 
 def start(seed: int, room: Path) -> tuple[Path, Path]:
@@ -173,8 +166,8 @@ def ablation(room: Path) -> dict[str, Any]:
     """One setting changed at a time."""
     out = {}
     for i, (name, settings) in enumerate(ABLATIONS.items()):
-        changes = {"kind": "film", **_HALF, **settings}
-        run = policy(changes.pop("kind"), int(_SEEDS.value[0]), room, f"ablation-{i}", changes)
+        kind, changes = ablated("film", settings)
+        run = policy(kind, int(_SEEDS.value[0]), room, f"ablation-{i}", changes)
         keys = ("steering", "bayes_steering", "movement", "well_formed", "seconds_of_training")
         out[name] = {key: run[key] if not isinstance(run[key], dict) else run[key]["10"] for key in keys}
         print(json.dumps({name: out[name]}), flush=True)
@@ -216,92 +209,19 @@ def polis(room: Path) -> dict[str, Any]:
     return out
 
 
-def _ready(steer: Conditioner, variables: Any, context: Comparisons, table: jax.Array) -> Any:
-    """Choices to adapters."""
-    q: Any = steer.apply(variables, context, table, method="infer")
-    return steer.apply(variables, q.mean, method="adapt")
-
-
-def speed() -> dict[str, Any]:
-    """Seconds a step, tokens a second, and the peak memory of the process; from ten choices to adapters."""
-    config = DecoderConfig(
-        vocabulary=32_000, width=256, layers=4, heads=4, groups=2, head_dim=64, mlp_width=1024, qkv_bias=True, tied=True
-    )
-    rng = np.random.default_rng(0)
-    texts, length, d = 200, 256, 64
-    table = ChoiceTable(*(jnp.asarray(rng.integers(0, texts, (50, 2, 12)), jnp.int32) for _ in range(2)),
-                        jnp.full((50, 2), 12, jnp.int32), jnp.zeros(50, jnp.int32))  # fmt: skip
-    out: dict[str, Any] = {}
-    for kind in _KINDS.value:
-        decoder = Decoder(config)
-        base: Any = jax.jit(decoder.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
-        data = PolicyData(
-            jnp.asarray(rng.integers(0, 32_000, (texts, length)), jnp.int32), jnp.full(texts, 100, jnp.int32),
-            jnp.full(texts, length, jnp.int32), base, jnp.full(texts, -1600.0), table,
-            jnp.asarray(rng.normal(size=(texts, d)), jnp.float32),
-        )  # fmt: skip
-        places = place_sizes(config, ("residual",) if kind == "film" else ("query", "value"))
-        reward = RewardModel(encoder=NPEncoder(width=64, latent_dim=64, heads=8), width=64)
-        # FiLM as published: on the output of every block, beside one LoRA of everybody.
-        beside = place_sizes(config, ("query", "value")) if kind == "film" else ()
-        hyper = Hypernetwork(kind, places, config.layers, shared_places=beside, shared_rank=128 if beside else 0)
-        steer = Conditioner(hyper, "context", reward)
-        settings = PolicyConfig()
-        settings.train.users, settings.train.targets, settings.train.max_context = 2, 9, 6
-        settings.train.accumulate = 2
-        optimizer = make_optimizer(settings.optim, 100)
-        ids = jnp.arange(10)[None]
-        context = Comparisons(ids, ids + 10, jnp.ones((1, 10), bool))
-        episode, _ = draw_batch(jax.random.key(0), data, 2, 6, 9)
-        variables: Any = jax.jit(steer.init)(jax.random.key(0), episode, data.features)
-        state = new_state(variables["params"], {}, optimizer, average=False)
-        step = jax.jit(many_steps(make_policy_step(steer, decoder, optimizer, settings), 1), donate_argnums=0)
-        state, _ = step(state, data)
-        times = []
-        for _ in range(3):
-            begun = time.perf_counter()
-            state, metrics = step(state, data)
-            jax.block_until_ready(metrics)
-            times.append(time.perf_counter() - begun)
-
-        adapt = jax.jit(lambda variables, context, table, steer=steer: _ready(steer, variables, context, table))
-        jax.block_until_ready(adapt({"params": state.params}, context, data.features))
-        waits = []
-        for _ in range(50):
-            begun = time.perf_counter()
-            jax.block_until_ready(adapt({"params": state.params}, context, data.features))
-            waits.append(1000 * (time.perf_counter() - begun))
-        out[kind] = {
-            "seconds_a_step": round(min(times), 2),
-            "tokens_a_second": round(36 * length / min(times)),
-            "choices_to_adapters_p50_ms": round(float(np.median(waits)), 2),
-            # Of the whole process so far: of one kind alone with --kinds=KIND.
-            "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-        }
-    if _POLICY.value:
-        out["trained_policy"] = readiness(Path(_POLICY.value))
-    return out
-
-
-def readiness(workdir: Path) -> dict[str, float]:
-    """Milliseconds from k choices, whose texts are new to the policy, to adapters that are ready to write."""
-    steerer = Steerer.load(workdir)
-    choices = as_choices(read_choices(str(workdir / "report" / "person_a.jsonl")))
-    waits = []
-    for i in range(60):
-        new = [(f"{prompt} {i}", chosen, rejected) for prompt, chosen, rejected in choices]
-        begun = time.perf_counter()
-        jax.block_until_ready(steerer.adapt(steerer.infer(new)))
-        waits.append(1000 * (time.perf_counter() - begun))
-    return {"choices": len(choices), "p50_ms": round(float(np.median(waits[10:])), 2),
-            "p95_ms": round(float(np.quantile(waits[10:], 0.95)), 2)}  # fmt: skip
+def _refuse_unused() -> None:
+    """A flag that a measurement does not read is a mistake."""
+    used = {"steering": ("kinds", "oracle"), "ablation": (), "polis": ("data", "split")}
+    for name in ("kinds", "oracle", "data", "split"):
+        if flags.FLAGS[name].present and name not in used[_WHAT.value]:
+            raise UserError(f"--{name}: --what={_WHAT.value} does not use it; leave it out")
+    if _WHAT.value == "polis" and not _DATA.value:
+        raise UserError("--data: give the rows of the Polis data (README: where real people come from)")
 
 
 def main() -> None:
     """Prints one JSON object."""
-    if _WHAT.value == "speed":
-        print(json.dumps({"devices": [d.device_kind for d in jax.devices()], **speed()}, indent=1))
-        return
+    _refuse_unused()
     with tempfile.TemporaryDirectory() as scratch:
         room = Path(_ROOM.value or scratch)
         out = {"steering": steering, "ablation": ablation, "polis": polis}[_WHAT.value](room)

@@ -1,0 +1,51 @@
+"""What the benchmarks of policies compare is allowed, and their programs run."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import policies
+from configs.styles import get_config
+from fssa_jax.policy.config import check
+from tests.mistakes import complaint
+
+
+@pytest.mark.parametrize("name", policies.ABLATIONS)
+def test_every_row_of_the_ablation_changes_settings_that_there_are(name):
+    kind, changes = policies.ablated("film", policies.ABLATIONS[name])
+    config = get_config(f"np_dpo_{kind}")
+    config.policy.base, config.encoder.init_from = "base", "reward"
+    check(policies.change(config, changes))
+
+
+def test_a_setting_that_is_not_there_is_named():
+    message = complaint(policies.change, get_config("np_dpo_film"), {"train.user": 3})
+    assert message == "config.train.user: no such setting"
+
+
+def program(name: str, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_every_kind_of_adapter_is_timed_beside_a_plain_one():
+    done = program("policy_speed", "--shape=tiny", "--kinds=plain,lora_core", "--peak_tflops=1")
+    assert done.returncode == 0, done.stderr
+    out = json.loads(done.stdout)
+    assert out["lora_core"]["tokens_a_second"] > 0
+    assert out["plain"]["mfu"] < 1
+    cost = out["lora_core"]["seconds_a_step"] / out["plain"]["seconds_a_step"] - 1
+    assert out["lora_core"]["cost_of_conditioning"] == pytest.approx(cost, abs=1e-3)
+
+
+def test_flags_that_a_measurement_does_not_read_are_refused():
+    done = program("policies", "--what=ablation", "--oracle")
+    assert done.returncode == 2
+    assert "--oracle: --what=ablation does not use it" in done.stderr
