@@ -63,6 +63,9 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "lora_core, imitation by advantage": {**_IMITATE, "objective.sft": "advantage"},
     "lora_core, imitation by advantage, beta 1/3": {**_IMITATE, "objective.sft": "advantage", "objective.beta": 0.33},
     "lora_core, imitation by reward, beta 1/4": {**_IMITATE, "objective.sft": "reward", "objective.beta": 0.25},
+    "lora_core, imitation by reward, beta 1/4, 8 people of 8 choices": {
+        **_IMITATE, "objective.sft": "reward", "objective.beta": 0.25, "train.users": 8, "train.targets": 8,
+    },
     "np_dpo_lora": {"kind": "lora"},
     "published recipe": {
         **_COLD, "objective.beta": 0.05, "objective.sft_weight": 0.0, "policy.adapter.places": ("residual",),
@@ -122,7 +125,7 @@ def policy(kind: str, seed: int, room: Path, name: str, settings: dict[str, Any]
     means = {
         key: {k: round(100 * cell["mean"], 1) for k, cell in report[key].items()}
         for key in ("steering", "bayes_steering", "control_steering", "scrambled_steering", "oracle_steering",
-                    "in_context_steering", "accuracy", "population")
+                    "steering_gap", "in_context_steering", "accuracy", "population")
         if report.get(key)
     }  # fmt: skip
     written = report["generation"]["policy"]
@@ -133,7 +136,10 @@ def policy(kind: str, seed: int, room: Path, name: str, settings: dict[str, Any]
     return {
         "seconds_of_training": round(seconds),
         **means,
-        **{f"interval_of_{name}": ends(name) for name in ("steering", "control_steering", "scrambled_steering")},
+        **{
+            f"interval_of_{name}": ends(name)
+            for name in ("steering", "steering_gap", "control_steering", "scrambled_steering")
+        },
         "movement": {k: round(100 * out["movement"], 1) for k, out in written.items()},
         "well_formed": {k: round(100 * out["well_formed"], 1) for k, out in written.items()},
         "kl": {k: round(out["kl"], 2) for k, out in written.items()},

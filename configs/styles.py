@@ -49,8 +49,8 @@ def _base() -> PolicyConfig:
 
 
 def _policy(variant: str) -> PolicyConfig:
-    """NP-DPO: the reward model's encoder as it is, its probabilities for labels; β ⅓ and SFT on what it likes, or for
-    FiLM β ½ and SFT on what was chosen."""
+    """NP-DPO: the reward model's encoder as it is, its probabilities for labels, and SFT on what it likes at a small β,
+    or for FiLM on what was chosen at β ½."""
     config = PolicyConfig(name=f"styles {variant}", data=_data())
     config.policy.max_length = 104
     adapter = config.policy.adapter
@@ -70,12 +70,15 @@ def _policy(variant: str) -> PolicyConfig:
         adapter.hidden = 64
         return config  # it writes worse by what follows
     # More responses of fewer people: the best of them are what is imitated.
-    config.objective.sft, config.objective.beta = "reward", 0.25
-    config.train.users, config.train.targets = 16, 4
     if adapter.kind == "lora_core":
         adapter.core, adapter.rank, config.optim.learning_rate = "full", 8, 2e-2
+        # All prompts are of one kind, so their rewards are of one scale.
+        config.objective.sft, config.objective.beta = "reward", 0.25
+        config.train.users, config.train.targets = 8, 8
     else:
         adapter.rank, config.optim.learning_rate = 4, 5e-3
+        config.objective.sft, config.objective.beta = "advantage", 0.33
+        config.train.users, config.train.targets = 16, 4
     return config
 
 

@@ -95,6 +95,9 @@ def evaluate(
     only a part of the target rows has both texts unseen in training, those rows are scored apart: accuracy_unseen and
     population_unseen.
 
+    Where the limit is known, steering_gap is S less that of the Bayes limit, paired within people, and
+    share_of_bayes_steering their ratio (None where the limit is below one point).
+
     Args:
       main, population, oracle: what is scored; the last two where there are any.
       split: whose people are scored, `max_users` and `max_targets` of each at most, the first ones.
@@ -150,6 +153,7 @@ def evaluate(
         score.add_gains("population")
     if dataset.truth is not None:
         score.add("bayes", np.stack([bayes_log_p(dataset.truth, e, ks) for e in progress(episodes, "Bayes limit")]))
+        score.add_steering_beside("bayes")
 
     seen = seen_in_training(dataset)
     unseen = mask & ~seen[np.asarray(targets.chosen)] & ~seen[np.asarray(targets.rejected)]
@@ -241,6 +245,15 @@ def collapse_warnings(health: dict[str, float | int], moved: float | None) -> li
     return warnings
 
 
+def limit_warnings(report: dict[str, Any]) -> list[str]:
+    """Where a model steers better than anybody can who sees what it should see: something leaks."""
+    return [
+        f"S is {100 * cell['mean']:.1f} points above that of the Bayes limit at k = {k}, more than its interval: "
+        "something of the targets reaches the model; check that contexts and targets share no text"
+        for k, cell in (report.get("steering_gap") or {}).items() if cell["low"] > 0
+    ]  # fmt: skip
+
+
 def bayes_log_p(truth: Truth, episode: Episode, ks: tuple[int, ...]) -> np.ndarray:
     """log p (k, users, targets) of the Bayes predictor that knows all possible people."""
     rewards = jnp.asarray(truth.rewards)
@@ -319,6 +332,20 @@ class _Scores:
         for name, key in (("", "gain"), ("control", "control_gain")):
             if name in self.by_user:
                 self.report[key] = self._means(self.by_user[name] - self.by_user[over])
+
+    def add_steering_beside(self, limit: str) -> None:
+        """Adds steering_gap, S less that of another predictor on the same choices, paired, and the ratio of the two."""
+        weight = self._contested * self.mask
+        if not weight.sum():
+            return
+        own, other = (np.asarray(metrics.preference_accuracy(jnp.asarray(self.log_p[name]))).mean(0)
+                      for name in ("", limit))  # fmt: skip
+        gap, total = ((own - other) * weight).sum(-1), weight.sum(-1)
+        self.report["steering_gap"] = self._over_k(lambda k, w: 2 * (w @ gap[k]) / np.maximum(w @ total, 1e-12))
+        reached, possible = self.report["steering"], self.report[f"{limit}_steering"]
+        self.report[f"share_of_{limit}_steering"] = {
+            k: reached[k]["mean"] / cell["mean"] if cell["mean"] > 0.01 else None for k, cell in possible.items()
+        }
 
     def accuracies(self, names: tuple[str, ...], mask: np.ndarray) -> dict[str, Any]:
         """The accuracies of predictors that were added, over other target rows."""

@@ -59,7 +59,7 @@ def render(config: Any, report: dict[str, Any], pictures: list[tuple[str, str]],
         for name, series in its.items():
             label = "accuracy %" if name == "accuracy" else f"accuracy %, {name}"
             rows += row("", html.escape(f"{group}: {label}"), 1, 100, series)
-    steering = [("steering", "this model"), ("bayes_steering", "Bayes limit"), ("oracle_steering", "oracle"), ("control_steering", "another person's context"), ("scrambled_steering", "choices of many people mixed"), *((f"{n}_steering", series_of(report)[n]) for n in _FEW)]  # noqa: E501  # fmt: skip
+    steering = [("steering", "this model"), ("bayes_steering", "Bayes limit"), ("steering_gap", "this model less the Bayes limit"), ("oracle_steering", "oracle"), ("control_steering", "another person's context"), ("scrambled_steering", "choices of many people mixed"), *((f"{n}_steering", series_of(report)[n]) for n in _FEW)]  # noqa: E501  # fmt: skip
     rows += "".join(row(n, f"steering score S, {label}", 1, 100) for n, label in steering if report.get(n))
     other = [("nll", "NLL, nats"), ("bayes_nll", "NLL of the Bayes limit"), ("ece", "calibration error ECE")]
     rows += "".join(row(n, label, 3, 1) for n, label in other if report.get(n))

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fssa_jax.evaluate import Trained, collapse_warnings, evaluate, reward_predictor
+from fssa_jax.evaluate import Trained, collapse_warnings, evaluate, limit_warnings, reward_predictor
 from fssa_jax.example import write_example
 from fssa_jax.files import whole_directory
 from fssa_jax.page import render, series_of
@@ -51,7 +51,7 @@ def evaluate_workdir(workdir: Path, data: str = "", split: str = "test", ks: tup
     scored = result.report["users"]["scored"]
     result.report["step"] = main.step
     result.report["warnings"] = work.unfinished()
-    result.report["warnings"] += few_people(scored)
+    result.report["warnings"] += few_people(scored) + limit_warnings(result.report)
     unknown = result.report["targets"]["unseen"] / max(result.report["targets"]["rows"], 1)
     if main.model.learnt_texts and main.model.target == "none" and unknown > 0.5:
         result.report["warnings"].append(
@@ -89,6 +89,7 @@ def format_table(report: dict[str, Any]) -> str:
     plain = ("steering", "bayes_steering", "control_steering", "scrambled_steering", "in_context_steering",
              "in_context_own_steering", "accuracy_unseen", "population_unseen")  # fmt: skip
     rows += [(name, name.replace("_", " ")) for name in plain if report.get(name)]
+    rows += [("steering_gap", "S less that of Bayes")] if report.get("steering_gap") else []
     rows += [("gain", "gain over population")] if report.get("gain") else []
     for name, label in rows:
         cells = (f"{100 * report[name][k]['mean']:.1f} ±{_half_width(report[name][k]):.1f}" for k in ks)

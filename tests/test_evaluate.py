@@ -19,6 +19,7 @@ from fssa_jax.evaluate import (
     evaluate,
     first_users,
     latent_health,
+    limit_warnings,
     reward_predictor,
 )
 from fssa_jax.predict import evaluation_episodes
@@ -66,6 +67,22 @@ def test_every_series_has_an_interval_around_its_mean(report):
             # ECE is biased upwards by resampling: its interval may lie above the mean.
             assert cell["low"] <= cell["high"], name
             assert name == "ece" or cell["low"] - 1e-6 <= cell["mean"] <= cell["high"] + 1e-6, name
+
+
+def test_steering_beside_the_limit_is_a_difference_within_people(report):
+    width = {"steering_gap": [], "steering": []}
+    for k in SETTINGS.k:
+        gap, own, limit = (report[name][str(k)] for name in ("steering_gap", "steering", "bayes_steering"))
+        assert gap["mean"] == pytest.approx(own["mean"] - limit["mean"], abs=1e-6)
+        assert gap["low"] <= gap["mean"] <= gap["high"]
+        share = report["share_of_bayes_steering"][str(k)]
+        assert share is None if limit["mean"] <= 0.01 else share == pytest.approx(own["mean"] / limit["mean"])
+        width["steering_gap"].append(gap["high"] - gap["low"])
+        width["steering"].append(own["high"] - own["low"] + limit["high"] - limit["low"])
+    assert sum(width["steering_gap"]) < sum(width["steering"])
+    assert limit_warnings(report) == []
+    leaky = {"steering_gap": {"1": {"mean": 0.1, "low": 0.05, "high": 0.15}}}
+    assert limit_warnings(leaky)[0].startswith("S is 10.0 points above that of the Bayes limit at k = 1")
 
 
 def test_gains_are_differences_within_people(report):

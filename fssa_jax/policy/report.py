@@ -8,7 +8,7 @@ from typing import Any
 
 from fssa_jax import plots
 from fssa_jax.errors import UserError
-from fssa_jax.evaluate import collapse_warnings
+from fssa_jax.evaluate import collapse_warnings, limit_warnings
 from fssa_jax.files import whole_directory
 from fssa_jax.page import render
 from fssa_jax.policy.evaluate import PolicyEvaluation, evaluate_policy, trained_policies
@@ -48,7 +48,7 @@ def evaluate_workdir(
     run = json.loads((workdir / "run.json").read_text()) if (workdir / "run.json").is_file() else {}
     report |= {"data": data or f"{split} split", "config": work.config.name, "seed": work.config.seed, "run": run,
                "warnings": work.unfinished()}  # fmt: skip
-    report["warnings"] += steering_warnings(report)
+    report["warnings"] += steering_warnings(report) + limit_warnings(report)
     if data:
         report["warnings"] += few_people(report["users"]["scored"])
     health = report.get("latent", {})
