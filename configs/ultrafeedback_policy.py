@@ -59,6 +59,7 @@ def get_config(variant: str = "hh,np_dpo") -> PolicyConfig:
     train.users, train.targets, train.max_context = 2, 9, 6
     train.steps = train.population_steps = train.oracle_steps = 5000
     train.validate_every = train.checkpoint_every = 500
+    train.steps_per_call = 1  # a batch is as long as its own longest text, not the longest of ten batches
     config.evaluate.users, config.evaluate.generate.max_new = 100, 256
     if model == "np_dpo_ours":
         adapter.shared_rank, adapter.shared_alpha = 0, 0.0
