@@ -90,7 +90,7 @@ def peak_memory_gb() -> float:
     return round((told or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**30, 2)
 
 
-def step_speed(kind: str, shape: Shape, base: Any, repeats: int = 3) -> dict[str, Any]:
+def step_speed(kind: str, shape: Shape, base: Any, peak_tflops: float = 0.0, repeats: int = 3) -> dict[str, Any]:
     """Seconds a step, tokens a second, and milliseconds from ten choices to adapters."""
     rng = np.random.default_rng(0)
     texts, features, vocabulary = 200, 64, shape.config.vocabulary
@@ -129,9 +129,9 @@ def step_speed(kind: str, shape: Shape, base: Any, repeats: int = 3) -> dict[str
         "trained_parameters": trained,
         "peak_memory_gb": peak_memory_gb(),
     }
-    if _PEAK.value:
+    if peak_tflops:
         flops = 4 * sum(x.size for x in jax.tree.leaves(base))
-        out["mfu"] = round(flops * speed / (1e12 * _PEAK.value), 3)
+        out["mfu"] = round(flops * speed / (1e12 * peak_tflops), 3)
     if conditional:
         out["choices_to_adapters_p50_ms"] = _readiness(conditioner, {"params": state.params}, data.features)
     return out
@@ -170,7 +170,7 @@ def trained_readiness(workdir: Path) -> dict[str, float]:
             "p95_ms": round(float(np.quantile(waits[10:], 0.95)), 2)}  # fmt: skip
 
 
-def measure(kinds: list[str], shape: Shape) -> dict[str, Any]:
+def measure(kinds: list[str], shape: Shape, peak_tflops: float = 0.0) -> dict[str, Any]:
     """Every kind on the same base; what conditioning costs, where "plain" is among them."""
     if unknown := sorted({*kinds} - {*KINDS}):
         raise UserError(f"--kinds: {unknown[0]!r} is none of {', '.join(KINDS)}")
@@ -184,7 +184,7 @@ def measure(kinds: list[str], shape: Shape) -> dict[str, Any]:
     base = jax.jit(init)(jax.random.key(0))
     out: dict[str, Any] = {"parameters_of_the_base": sum(x.size for x in jax.tree.leaves(base))}
     for kind in kinds:
-        out[kind] = step_speed(kind, shape, base)
+        out[kind] = step_speed(kind, shape, base, peak_tflops)
     if "plain" in kinds:
         for kind in {*kinds} - {"plain"}:
             out[kind]["cost_of_conditioning"] = round(
@@ -199,7 +199,7 @@ def main() -> None:
     out = {
         "devices": [d.device_kind for d in jax.devices()],
         "shape": _SHAPE.value,
-        **measure(kinds, SHAPES[_SHAPE.value]),
+        **measure(kinds, SHAPES[_SHAPE.value], _PEAK.value),
     }
     if _POLICY.value:
         out["trained_policy"] = trained_readiness(Path(_POLICY.value))

@@ -37,6 +37,13 @@ def make_comparisons(seed: int, shape: tuple[int, ...], d: int, k=None) -> Compa
     return Comparisons(jnp.asarray(chosen), jnp.asarray(rejected), jnp.asarray(mask))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def nothing_compiled_is_kept():
+    """What a file of tests has compiled goes with it: thousands of programs would fill the memory."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def comparisons():
     return make_comparisons

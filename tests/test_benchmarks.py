@@ -1,12 +1,9 @@
 """What the benchmarks of policies compare is allowed, and their programs run."""
 
-import json
-import subprocess
-import sys
-
 import pytest
+from absl.testing import flagsaver
 
-from benchmarks import policies
+from benchmarks import policies, policy_speed
 from configs.styles import get_config
 from fssa_jax.policy.config import check
 from tests.mistakes import complaint
@@ -25,27 +22,18 @@ def test_a_setting_that_is_not_there_is_named():
     assert message == "config.train.user: no such setting"
 
 
-def program(name: str, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{name}", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
 def test_every_kind_of_adapter_is_timed_beside_a_plain_one():
-    done = program("policy_speed", "--shape=tiny", "--kinds=plain,lora_core", "--peak_tflops=1")
-    assert done.returncode == 0, done.stderr
-    out = json.loads(done.stdout)
+    out = policy_speed.measure(["plain", "lora_core"], policy_speed.SHAPES["tiny"], peak_tflops=1.0)
     assert out["lora_core"]["tokens_a_second"] > 0
-    assert out["plain"]["mfu"] < 1
+    assert out["lora_core"]["trained_parameters"] > 0
+    assert 0 < out["plain"]["mfu"] < 1
     cost = out["lora_core"]["seconds_a_step"] / out["plain"]["seconds_a_step"] - 1
     assert out["lora_core"]["cost_of_conditioning"] == pytest.approx(cost, abs=1e-3)
+    assert "'full' is none of plain, film" in complaint(policy_speed.measure, ["full"], policy_speed.SHAPES["tiny"])
 
 
 def test_flags_that_a_measurement_does_not_read_are_refused():
-    done = program("policies", "--what=ablation", "--oracle")
-    assert done.returncode == 2
-    assert "--oracle: --what=ablation does not use it" in done.stderr
+    with flagsaver.as_parsed(what="ablation", oracle="true"):
+        assert "--oracle: --what=ablation does not use it" in complaint(policies.main)
+    with flagsaver.as_parsed(what="polis"):
+        assert "--data: give the rows" in complaint(policies.main)

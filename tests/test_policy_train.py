@@ -273,8 +273,9 @@ def test_a_trained_encoder_and_the_noise_of_its_latent_resume_bit_for_bit_too(ma
         "policy.adapter.kind": "lora", "policy.adapter.places": ("query",), "optim.average_decay": 0.9,
     })  # fmt: skip
     stop, found = StopSignal(), []
+    made = PolicyWorkdir.make(config, tmp_path / "whole")
     for name in ("whole", "stopped"):
-        work = PolicyWorkdir.make(config, tmp_path / name)
+        work = dataclasses.replace(made, path=tmp_path / name)
         stop.received = name == "stopped"
         if stop.received:
             with pytest.raises(Stopped, match="stopped at step 2 of 4"):
