@@ -1,8 +1,8 @@
 """The speed of policies: a step of NP-DPO on random weights, beside plain LoRA-DPO, and choices to adapters. JSON.
 
-  python -m benchmarks.policy_speed --kinds=lora_core                     (two x86-64 cores: under a minute a kind)
+  python -m benchmarks.policy_speed --adapters=lora_core          (two x86-64 cores: under a minute a kind)
   python -m benchmarks.policy_speed --shape=qwen2.5-1.5b --peak_tflops=989               (a GPU, bfloat16)
-  python -m benchmarks.policy_speed --kinds= --policy=WORKDIR
+  python -m benchmarks.policy_speed --adapters= --policy=WORKDIR
 
 A step takes 36 sequences of 2 people with 9 targets each. --shape=small is a Qwen2 of width 256, 4 layers and a
 vocabulary of 32,000 in float32, 256 tokens a sequence, for which the published code takes 10.1 s and 6.7 GB on two
@@ -70,7 +70,7 @@ SHAPES = {
 }  # fmt: skip
 
 _SHAPE = flags.DEFINE_enum("shape", "small", list(SHAPES), "language model and sequences")
-_KINDS = flags.DEFINE_list("kinds", list(KINDS), "of adapters; empty for none")
+_ADAPTERS = flags.DEFINE_list("adapters", list(KINDS), "kinds that are timed; empty for none")
 _PEAK = flags.DEFINE_float("peak_tflops", 0.0, "of one device in the shape's dtype, for the MFU; 0: not told")
 _POLICY = flags.DEFINE_string("policy", None, "evaluated work directory: from choices to adapters")
 
@@ -85,7 +85,7 @@ def hypernetwork(kind: str, config: DecoderConfig) -> Hypernetwork:
 
 
 def peak_memory_gb() -> float:
-    """Of the device where it says so, else of this process: of everything so far, so of one kind with --kinds=KIND."""
+    """Of the device where it says so, else of this process: of everything so far, so give one of --adapters."""
     told = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     return round((told or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**30, 2)
 
@@ -173,7 +173,7 @@ def trained_readiness(workdir: Path) -> dict[str, float]:
 def measure(kinds: list[str], shape: Shape, peak_tflops: float = 0.0) -> dict[str, Any]:
     """Every kind on the same base; what conditioning costs, where "plain" is among them."""
     if unknown := sorted({*kinds} - {*KINDS}):
-        raise UserError(f"--kinds: {unknown[0]!r} is none of {', '.join(KINDS)}")
+        raise UserError(f"--adapters: {unknown[0]!r} is none of {', '.join(KINDS)}")
     if not kinds:
         return {}
 
@@ -195,7 +195,7 @@ def measure(kinds: list[str], shape: Shape, peak_tflops: float = 0.0) -> dict[st
 
 def main() -> None:
     """Prints one JSON object."""
-    kinds = [kind for kind in _KINDS.value if kind]
+    kinds = [kind for kind in _ADAPTERS.value if kind]
     out = {
         "devices": [d.device_kind for d in jax.devices()],
         "shape": _SHAPE.value,
