@@ -89,9 +89,9 @@ def change(config: Any, settings: dict[str, Any]) -> Any:
     return config
 
 
-def ablated(kind: str, settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def ablated(settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """(adapter kind, all that is changed) of an entry of ABLATIONS."""
-    changes = {"kind": kind, **_HALF, **settings}
+    changes = {"kind": "film", **_HALF, **settings}
     return changes.pop("kind"), changes
 
 
@@ -172,7 +172,7 @@ def ablation(room: Path) -> dict[str, Any]:
     """One setting changed at a time."""
     out = {}
     for i, (name, settings) in enumerate(ABLATIONS.items()):
-        kind, changes = ablated("film", settings)
+        kind, changes = ablated(settings)
         run = policy(kind, int(_SEEDS.value[0]), room, f"ablation-{i}", changes)
         keys = ("steering", "bayes_steering", "movement", "well_formed", "seconds_of_training")
         out[name] = {key: run[key] if not isinstance(run[key], dict) else run[key]["10"] for key in keys}

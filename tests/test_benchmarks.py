@@ -1,5 +1,7 @@
 """What the benchmarks of policies compare is allowed, and their programs run."""
 
+import functools
+
 import pytest
 from absl.testing import flagsaver
 
@@ -11,10 +13,13 @@ from tests.mistakes import complaint
 
 @pytest.mark.parametrize("name", policies.ABLATIONS)
 def test_every_row_of_the_ablation_changes_settings_that_there_are(name):
-    kind, changes = policies.ablated("film", policies.ABLATIONS[name])
+    kind, changes = policies.ablated(policies.ABLATIONS[name])
     config = get_config(f"np_dpo_{kind}")
     config.policy.base, config.encoder.init_from = "base", "reward"
-    check(policies.change(config, changes))
+    changed = policies.change(config, changes)
+    for key, value in changes.items():
+        assert functools.reduce(getattr, key.split("."), changed) == value
+    assert check(changed) is None
 
 
 def test_a_setting_that_is_not_there_is_named():
