@@ -47,7 +47,7 @@ def _base() -> PolicyConfig:
     config.objective.kind = "sft"
     config.policy.max_length = 104
     config.optim.learning_rate, config.optim.warmup_steps = 1e-2, 50
-    config.train.steps, config.train.texts = 800, 48
+    config.train.steps, config.train.texts, config.train.length_groups = 800, 48, 3
     config.train.steps_per_call, config.train.validate_every, config.train.checkpoint_every = 20, 200, 200
     return config
 
@@ -62,6 +62,7 @@ def _policy(variant: str) -> PolicyConfig:
     config.optim.learning_rate, config.optim.warmup_steps = 1e-2, 20
     config.train.users, config.train.targets, config.train.max_context = 32, 2, 10
     config.train.steps, config.train.population_steps, config.train.oracle_steps = 600, 100, 800
+    config.train.length_groups = 3
     config.evaluate.shuffles = 2
     config.evaluate.generate.max_new, config.evaluate.generate.temperature = 96, 0.7
     if variant == "dpo":

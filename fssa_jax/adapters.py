@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from fssa_jax.types import Leaf
 
@@ -131,6 +131,27 @@ def adapter_rows(adapters: AdapterTree) -> int | None:
             if leaf is not None:
                 return leaf.shape[1]
     return None
+
+
+def take_adapter_rows(adapters: AdapterTree, rows: Int[Array, " n"]) -> AdapterTree:
+    """The given rows, in this order and as often as they are named; what all rows share stays as it is.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax.adapters import Film, take_adapter_rows
+    >>> people = {"residual": Film(jnp.array([[[3.0], [1.0]]]), jnp.zeros((1, 2, 1)))}  # one layer, two people
+    >>> take_adapter_rows(people, jnp.array([1, 0, 0]))["residual"].scale.ravel().tolist()
+    [1.0, 3.0, 3.0]
+    """
+
+    def one(adapter: Any) -> Any:
+        if isinstance(adapter, tuple):
+            return tuple(one(a) for a in adapter)
+        if isinstance(adapter, Film):
+            return Film(adapter.scale[:, rows], adapter.shift[:, rows])
+        down, up = (factor[:, rows] if factor.ndim == 4 else factor for factor in (adapter.down, adapter.up))
+        return LowRank(down, up, None if adapter.core is None else adapter.core[:, rows])
+
+    return {place: one(adapter) for place, adapter in adapters.items()}
 
 
 def combine_adapters(adapters: AdapterTree, weights: Float[Array, "out rows"]) -> AdapterTree:

@@ -406,6 +406,26 @@ def scrambled_context(context: Comparisons, seed: int) -> Comparisons:
     return Comparisons(jnp.asarray(chosen), jnp.asarray(rejected), jnp.asarray(real))
 
 
+def contradicted_context(context: Comparisons) -> Comparisons:
+    """Contexts of 2n choices, each followed by the same choice the other way round: what they say cancels out.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import Comparisons
+    >>> from fssa_jax.evaluate import contradicted_context
+    >>> both = contradicted_context(Comparisons(jnp.array([[3, 5]]), jnp.array([[4, 6]]), jnp.ones((1, 2), bool)))
+    >>> both.chosen.tolist(), both.rejected.tolist()
+    ([[3, 4, 5, 6]], [[4, 3, 6, 5]])
+    """
+    chosen, rejected = context.chosen, context.rejected
+
+    def in_turn(a, b):
+        return jnp.stack([a, b], axis=2).reshape(a.shape[0], 2 * a.shape[1], *a.shape[2:])
+
+    return Comparisons(
+        in_turn(chosen, rejected), in_turn(rejected, chosen), jnp.asarray(in_turn(context.mask, context.mask))
+    )
+
+
 def _first_targets(episode: Episode, number: int) -> Episode:
     targets = jax.tree.map(lambda x: x[:, :number], episode.targets)
     return Episode(episode.context, targets, episode.user, episode.group)

@@ -17,6 +17,13 @@ SERIES = {
     "control": "another person's context",
 }
 
+_NORMS = {
+    "norm": "|z|",
+    "norm_scrambled": "|z|, choices of many people mixed",
+    "norm_contradicted": "|z|, choices that contradict each other",
+    "bayes": "what the exact posterior moves by, nats",
+    "bayes_scrambled": "the same, choices of many people mixed",
+}
 _FEW = ("in_context", "in_context_own")
 
 
@@ -63,7 +70,7 @@ def render(config: Any, report: dict[str, Any], pictures: list[tuple[str, str]],
     rows += "".join(row(n, f"steering score S, {label}", 1, 100) for n, label in steering if report.get(n))
     other = [("nll", "NLL, nats"), ("bayes_nll", "NLL of the Bayes limit"), ("ece", "calibration error ECE")]
     rows += "".join(row(n, label, 3, 1) for n, label in other if report.get(n))
-    for name, label in (("norm", "|z|"), ("norm_scrambled", "|z|, choices of many people mixed")):
+    for name, label in _NORMS.items():
         if norms := report.get("latent", {}).get(name):
             rows += f"<tr><td class=l>{label}</td>{''.join(f'<td>{norms[k]:.2f}</td>' for k in ks)}</tr>"
     figures = "".join(

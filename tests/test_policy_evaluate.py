@@ -1,5 +1,6 @@
 """What a policy implies and writes: scores beside everything, generation, the report, and the four calls."""
 
+import copy
 import dataclasses
 import doctest
 import json
@@ -16,7 +17,7 @@ from fssa_jax.evaluate import scrambled_context
 from fssa_jax.policy import steer
 from fssa_jax.policy import train as training
 from fssa_jax.policy.base import reference_log_probs, tokenise
-from fssa_jax.policy.evaluate import trained_policy
+from fssa_jax.policy.evaluate import TrainedPolicy, drift, trained_policy
 from fssa_jax.policy.generation import Samples, Writer, best_reward, movement, sampled_kl, styles_of, true_reward
 from fssa_jax.policy.in_context import in_context_predictor, in_context_prompt
 from fssa_jax.policy.report import evaluate_workdir, format_generation, generation_table, steering_warnings
@@ -30,6 +31,7 @@ from fssa_jax.types import DiagGaussian
 from tests import tiny, tiny_policy
 from tests.mistakes import complaint
 from tests.programs import assert_one_clear_line, run
+from tests.tiny_policy import change
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +169,8 @@ def test_the_report_is_whole(steered, work):
     assert json.loads((directory / "report.json").read_text())["k"] == [0, 1, 3]
     for name in ("accuracy", "nll", "control", "population", "oracle", "in_context", "by_group", "scrambled"):
         assert report[name], name
-    assert set(report["latent"]["norm"]) == set(report["latent"]["norm_scrambled"]) == {"0", "1", "3"}
+    for name in ("norm", "norm_scrambled", "norm_contradicted"):
+        assert set(report["latent"][name]) == {"0", "1", "3"}, name
     generation = report["generation"]
     assert set(generation["policy"]) == {"0", "1", "3"}
     assert abs(generation["policy"]["0"]["kl"]) < 0.1  # four steps from the base
@@ -193,6 +196,30 @@ def test_a_control_that_steers_is_said():
     report = {"k": [0, 3], "control_steering": {"3": cell}, "scrambled_steering": {"3": cell | {"low": -0.1}}}
     [warning] = steering_warnings(report)
     assert warning.startswith("S = 20.0 at k = 3 with another person's context")
+
+
+def test_an_encoder_that_counts_choices_is_told_from_one_that_reads_them(work):
+    """Choices that contradict each other say nothing, however many they are; the published sum over them grows."""
+    users = np.arange(len(work.dataset.splits["test"].users))
+    found = {}
+    for name, encoder in {
+        "bayes": {"aggregation": "bayes", "gaussian": False},
+        "sum": {"aggregation": "sum", "gaussian": False, "prior_choice": False},
+    }.items():
+        config = change(copy.deepcopy(work.config), {f"model.encoder.{key}": value for key, value in encoder.items()})
+        config.encoder.init_from, config.encoder.frozen = "", False
+        model = dataclasses.replace(work, config=config)
+        conditioner, _, state = training.make_state(model, "main")
+        policy = TrainedPolicy(conditioner, state.variables, 0)
+        latent = drift(model, model.dataset.splits["test"], policy, users, config.evaluate)
+        found[name] = latent["norm_contradicted"], steering_warnings({"k": [0, 1, 3], "latent": latent})
+    norms, warnings = found["bayes"]
+    assert norms["1"] == pytest.approx(norms["0"], abs=1e-5)
+    assert norms["3"] == pytest.approx(norms["0"], abs=1e-5)
+    assert not warnings
+    norms, [warning] = found["sum"]
+    assert norms["3"] > 1.5 * norms["1"] > 1.5 * norms["0"]
+    assert "z counts choices in place of reading them" in warning
 
 
 def test_what_is_written_is_a_table_with_the_columns_that_there_are():
@@ -260,8 +287,9 @@ def test_the_four_calls(steered, moved, tmp_path):
     scorer = PolicyScorer(
         moved.conditioner, steerer.work.base.decoder, steerer.work.data("test"), steerer.work.config.objective
     )
-    ids = np.array([[steerer.work.dataset.texts.index(r) for r in responses]])
-    expected = steerer.work.config.objective.beta * scorer.log_ratios(moved.variables, np.asarray(one.mean), ids)[0]
+    ids = np.array([steerer.work.dataset.texts.index(r) for r in responses])
+    ratios = scorer.log_ratios(moved.variables, np.asarray(one.mean), np.zeros(2, int), ids)
+    expected = steerer.work.config.objective.beta * ratios
     np.testing.assert_allclose(steerer.score(one, responses), expected, atol=1e-4)
     between = blended([one, two], [0.5, 0.5])
     np.testing.assert_allclose(between.mean, (one.mean + two.mean) / 2)

@@ -54,6 +54,14 @@ def test_the_limit_and_the_population_stand_beside(written):
     assert report["bayes_steering"]["0"]["mean"] == pytest.approx(0, abs=1e-6)
 
 
+def test_the_latent_stands_beside_the_exact_posterior(written):
+    _, report = written
+    latent = report["latent"]
+    for name in ("bayes", "bayes_scrambled"):
+        assert latent[name]["0"] == pytest.approx(0, abs=1e-6)
+        assert 0 < latent[name]["1"] < latent[name]["3"] < 5
+
+
 def test_what_is_written_is_judged_by_the_wishes_of_each_person(written):
     directory, report = written
     assert report["generation"]["people"] == 4

@@ -14,6 +14,7 @@ import pytest
 
 from configs.styles import get_config
 from fssa_jax import pretrained
+from fssa_jax.buckets import best_plan
 from fssa_jax.data.build import load_dataset
 from fssa_jax.errors import Stopped
 from fssa_jax.loop import StopSignal
@@ -32,6 +33,7 @@ from fssa_jax.step import make_optimizer, many_steps
 from fssa_jax.workdir import Workdir
 from tests import tiny, tiny_policy
 from tests.mistakes import complaint
+from tests.tiny_policy import change
 
 
 def leaves(tree):
@@ -256,6 +258,31 @@ def test_parts_of_texts_add_up_too(made):
     np.testing.assert_allclose(results[0][1], expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["film", "lora_core", "lora"])
+def test_texts_of_like_length_are_padded_together_and_nothing_else_changes(made, kind):
+    """However a batch is padded, every response has its own person's adapter, and the gradient is the same."""
+    config = change(copy.deepcopy(made.config), {"policy.adapter.kind": kind, "policy.adapter.shared_rank": 2})
+    config.policy.adapter.places = ("query", "gate")
+    work = dataclasses.replace(made, config=config)
+    conditioner, _, state = training.make_state(work, "main", warm=True)
+    state.params["hyper"] = jax.tree.map(lambda x: x + 0.1, state.params["hyper"])
+    optimizer = optax.sgd(1.0)
+    state = dataclasses.replace(state, opt_state=optimizer.init(state.params))
+    data = made.data("train")
+    sizes = (config.train.users, config.train.max_context, config.train.targets)
+    episode, _ = draw_batch(batch_key(config.seed, jnp.int32(0)), data, *sizes)
+    ids = jnp.stack([episode.targets.chosen, episode.targets.rejected], -1).reshape(-1)
+    plan = best_plan(np.sort(np.asarray(data.ends)[ids])[::-1], 3, data.tokens.shape[1])
+    assert len(plan) > 1
+    results = [
+        jax.jit(make_policy_step(conditioner, made.base.decoder, optimizer, config, plan=p))(state, data)
+        for p in (None, plan)
+    ]
+    assert largest_difference(results[0][0].params["hyper"], state.params["hyper"]) > 1e-3
+    for a, b in zip(leaves(results[0]), leaves(results[1]), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
 def test_stopped_and_resumed_is_the_undisturbed_run_bit_for_bit(steered, made, tmp_path):
     again = PolicyWorkdir.make(made.config, tmp_path / "again")
     stop = StopSignal()
@@ -422,16 +449,6 @@ MISTAKES = {
     ),
     "for everybody": ({"policy.adapter.latent": "none"}, "config.encoder.init_from: a policy for everybody"),
 }
-
-
-def change(config, settings):
-    for key, value in settings.items():
-        target = config
-        *path, last = key.split(".")
-        for part in path:
-            target = getattr(target, part)
-        setattr(target, last, value)
-    return config
 
 
 def test_a_base_is_made_whatever_its_adapters_would_be():

@@ -31,3 +31,13 @@ def config(rows: Path | str, base: Path | str, reward: Path | str = "", **train:
     e.k, e.draws, e.bootstrap, e.shuffles, e.users, e.targets = (0, 1, 3), 1, 20, 1, 6, 3
     e.in_context_users, e.generate.people, e.generate.prompts, e.generate.max_new = 2, 4, 1, 8
     return c
+
+
+def change(config, settings):
+    for key, value in settings.items():
+        target = config
+        *path, last = key.split(".")
+        for part in path:
+            target = getattr(target, part)
+        setattr(target, last, value)
+    return config

@@ -96,6 +96,7 @@ class PolicyTrainConfig(LoopConfig):
     targets: int = 4
     texts: int = 64
     accumulate: int = 1  # the batch is taken in so many parts, one after the other
+    length_groups: int = 2  # texts of a part are sorted by length and padded in so many groups, each by itself
     population_steps: int = 200  # of the DPO policy of everybody; 0: none
     oracle_steps: int = 0  # of the specialists, one adapter a group; 0: none
 
@@ -152,7 +153,8 @@ def check(config: PolicyConfig) -> None:
     """Raises `UserError` on a value that its field does not allow, naming the key."""
     train, policy, adapter = config.train, config.policy, config.policy.adapter
     positive: dict[str, Any] = {
-        **{f"train.{n}": getattr(train, n) for n in ("steps", "users", "targets", "texts", "accumulate")},
+        **{f"train.{n}": getattr(train, n) for n in ("steps", "users", "targets", "texts", "accumulate",
+                                                      "length_groups")},
         **{f"policy.new.{n}": getattr(policy.new, n) for n in ("vocabulary", "width", "layers", "heads", "groups")},
         "policy.max_length": policy.max_length, "policy.adapter.rank": adapter.rank,
         "objective.beta": config.objective.beta,

@@ -9,10 +9,17 @@ import numpy as np
 
 from fssa_jax import roles
 from fssa_jax.data import styles
-from fssa_jax.data.dataset import Split
+from fssa_jax.data.dataset import Split, Truth
 from fssa_jax.episodes import truncate_context
 from fssa_jax.errors import UserError
-from fssa_jax.evaluate import Evaluation, Predictor, evaluate, first_users, scrambled_context
+from fssa_jax.evaluate import (
+    Evaluation,
+    Predictor,
+    contradicted_context,
+    evaluate,
+    first_users,
+    scrambled_context,
+)
 from fssa_jax.metrics import bayes_log_posterior
 from fssa_jax.policy.conditioner import Conditioner
 from fssa_jax.policy.config import GenerateConfig, PolicyEvaluateConfig
@@ -23,7 +30,7 @@ from fssa_jax.policy.train import make_state
 from fssa_jax.policy.workdir import PolicyWorkdir
 from fssa_jax.predict import evaluation_episodes
 from fssa_jax.roles import Role
-from fssa_jax.types import Episode, PyTree
+from fssa_jax.types import Comparisons, Episode, PyTree
 
 _BLEND = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -135,19 +142,43 @@ def latents(policy: TrainedPolicy, episodes: Episode, features: jax.Array, k: in
 def drift(
     work: PolicyWorkdir, split: Split, main: TrainedPolicy, users: np.ndarray, settings: PolicyEvaluateConfig
 ) -> dict[str, Any]:
-    """|z| by k, of people's own contexts and of contexts whose every choice is another person's.
+    """Whether z reads choices or counts them: |z| by k, of four kinds of contexts.
 
-    The mean of a posterior moves away from its prior with evidence of any kind. Where |z| grows alike in both and the
-    mixed contexts steer too (`scrambled_steering`), z counts choices in place of reading them.
+    * norm: people's own. The mean of a posterior moves away from its prior as evidence comes in.
+    * norm_scrambled: every choice is another person's. These too look like somebody's, the more so the fewer they are.
+    * norm_contradicted: each choice stands beside its reverse (k rounded up to an even number). They say nothing,
+      however many they are: where |z| grows with them, it tracks k.
+    * bayes, bayes_scrambled, where the limit is known: how far the first two move the exact posterior, as the root mean
+      square over texts of E[r(y) | C] − E[r(y)], in nats. Where |z| grows as this does, it tracks what is known.
     """
     features = work.data("test").features
     episodes = _episodes(work, split, users, settings)
     mixed = dataclasses.replace(episodes, context=scrambled_context(episodes.context, work.config.seed))
-    out: dict[str, Any] = {}
-    for name, these in (("norm", episodes), ("norm_scrambled", mixed)):
-        norms = {str(k): np.linalg.norm(latents(main, these, features, k), axis=-1) for k in sorted(set(settings.k))}
-        out[name] = {k: float(n.mean()) for k, n in norms.items()}
+    against = dataclasses.replace(episodes, context=contradicted_context(episodes.context))
+    ks = sorted(set(settings.k))
+
+    def norms(these: Episode, k: int) -> float:
+        return float(np.linalg.norm(latents(main, these, features, k), axis=-1).mean())
+
+    out: dict[str, Any] = {
+        "norm": {str(k): norms(episodes, k) for k in ks},
+        "norm_scrambled": {str(k): norms(mixed, k) for k in ks},
+        "norm_contradicted": {str(k): norms(against, k + k % 2) for k in ks},
+    }
+    truth = work.dataset.truth
+    if truth is not None:
+        for name, these in (("bayes", episodes), ("bayes_scrambled", mixed)):
+            out[name] = {str(k): _posterior_shift(truth, truncate_context(these, k).context) for k in ks}
     return out
+
+
+def _posterior_shift(truth: Truth, context: Comparisons) -> float:
+    """Mean over people of √(mean over texts of (E[r(y) | C] − E[r(y)])²), in nats, by the exact posterior."""
+    rewards = jnp.asarray(truth.rewards)
+    evidence = rewards[context.chosen] - rewards[context.rejected]
+    posterior = np.exp(bayes_log_posterior(evidence, context.mask, jnp.asarray(truth.log_prior)))
+    shift = (posterior - np.exp(truth.log_prior)) @ truth.rewards.T
+    return float(np.sqrt((shift**2).mean(-1)).mean())
 
 
 def _write(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fssa_jax.buckets import bucket
+from fssa_jax.buckets import best_plan
 from fssa_jax.episodes import truncate_context
 from fssa_jax.evaluate import Predictor
 from fssa_jax.models.decoder import Decoder
@@ -20,7 +20,8 @@ from fssa_jax.policy.step import PolicyData, text_log_probs
 from fssa_jax.types import Episode, PyTree
 
 _TOKENS = {"cpu": 16_384}  # of a call; elsewhere:
-_MANY_TOKENS = 262_144
+_MANY_TOKENS = 65_536  # every sequence has adapters of its own, which take memory too
+_GROUPS = 3
 
 
 @dataclass
@@ -58,12 +59,11 @@ class PolicyScorer:
 
     def _log_ratios(self, variables: PyTree, data: PolicyData, z: jax.Array, ids: jax.Array, size: int) -> jax.Array:
         adapters: Any = self.conditioner.apply(variables, z, method="adapt")
-        flat = ids.reshape(-1)
         short = replace(data, tokens=data.tokens[:, :size])
-        ratio = text_log_probs(self.decoder, data.base, short, flat, adapters) - data.reference[flat]
+        ratio = text_log_probs(self.decoder, data.base, short, ids, adapters) - data.reference[ids]
         if self.objective.length_normalised:
-            ratio = ratio / jnp.maximum(data.ends[flat] - data.starts[flat], 1).astype(jnp.float32)
-        return ratio.reshape(ids.shape)
+            ratio = ratio / jnp.maximum(data.ends[ids] - data.starts[ids], 1).astype(jnp.float32)
+        return ratio
 
     def of(self, data: PolicyData) -> "PolicyScorer":
         """The same for other texts; what is compiled is shared."""
@@ -71,33 +71,39 @@ class PolicyScorer:
         other.data, other.lengths = data, np.asarray(data.ends)
         return other
 
-    def log_ratios(self, variables: PyTree, z: np.ndarray, ids: np.ndarray) -> np.ndarray:
-        """(rows, n) log-ratios of texts `ids` (rows, n) for the latents `z` (rows, m), in calls of one shape."""
-        size = min(bucket(int(self.lengths[ids].max(initial=1))), self.data.tokens.shape[1])
-        rows = max(self._budget // (size * ids.shape[1]), 1)
-        out = []
-        for start in range(0, len(ids), rows):
-            place = np.arange(start, start + min(rows, len(ids))) % len(ids)  # the last call is filled up
-            values = self._ratios(variables, self.data, jnp.asarray(z[place]), jnp.asarray(ids[place]), size)
-            out.append(np.asarray(values)[: min(rows, len(ids) - start)])
-        return np.concatenate(out)
+    def log_ratios(
+        self, variables: PyTree, z: np.ndarray, people: np.ndarray, ids: np.ndarray, groups: int = _GROUPS
+    ) -> np.ndarray:
+        """(n,) log-ratios of texts `ids` (n,) for the latents `z` (rows, m) of `people` (n,), one of the rows each.
+
+        Texts of like length are scored together: `groups` lengths, each a program of its own.
+        """
+        out = np.zeros(len(ids), np.float32)
+        order = np.argsort(-self.lengths[ids], kind="stable")
+        start = 0
+        for number, size in best_plan(self.lengths[ids][order], groups, self.data.tokens.shape[1]):
+            rows = min(max(self._budget // size, 1), number)
+            for first in range(start, start + number, rows):
+                part = order[first : min(first + rows, start + number)]
+                place = np.resize(part, rows)  # the last call of a size is filled up
+                values = self._ratios(
+                    variables, self.data, jnp.asarray(z[people[place]]), jnp.asarray(ids[place]), size
+                )
+                out[part] = np.asarray(values)[: len(part)]
+            start += number
+        return out
 
     def of_texts(self, variables: PyTree, z: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """(texts,) log-ratios of every text for one latent (m,); 0 for texts that are not in `ids`."""
         out = np.zeros(len(self.lengths), np.float32)
         unique = np.unique(ids)
-        by_length = unique[np.argsort(-self.lengths[unique], kind="stable")]
-        longest = int(self.lengths[by_length[:1]].max(initial=1))
-        number = min(max(self._budget // max(longest, 1), 1), 256)
-        for start in range(0, len(by_length), number):
-            part = by_length[start : start + number]
-            out[part] = self.log_ratios(variables, z[None], np.resize(part, number)[None])[0, : len(part)]
+        out[unique] = self.log_ratios(variables, z[None], np.zeros(len(unique), int), unique)
         return out
 
     def score(self, variables: PyTree, episodes: Episode, ks: Sequence[int]) -> "PolicyScores":
         """What the policy says of the targets, for contexts of every size in `ks`."""
         pairs = np.stack([np.asarray(episodes.targets.chosen), np.asarray(episodes.targets.rejected)], -1)
-        users, targets = pairs.shape[:2]
+        users = len(pairs)
         ratios, means, divergences = [], [], []
         for k in ks:
             q = self._infer(variables, episodes, self.data.features, jnp.int32(k))
@@ -106,7 +112,8 @@ class PolicyScorer:
             if self.conditioner.latent == "none" or (self.conditioner.latent == "context" and k == 0):
                 ratio = self.of_texts(variables, z[0], pairs)[pairs]
             else:
-                ratio = self.log_ratios(variables, z, pairs.reshape(users, -1)).reshape(users, targets, 2)
+                people = np.broadcast_to(np.arange(users)[:, None, None], pairs.shape)
+                ratio = self.log_ratios(variables, z, people.ravel(), pairs.ravel()).reshape(pairs.shape)
             ratios.append(ratio)
             mean = np.broadcast_to(z, (users, z.shape[-1]))
             variance = np.maximum(np.broadcast_to(np.asarray(q.scale), mean.shape) ** 2, 1e-12)

@@ -173,8 +173,9 @@ class Steerer:
             reference=jnp.asarray(reference_log_probs(base, tokens)),
         )  # fmt: skip
         # In few shapes: other responses rarely compile anything.
-        ids = np.resize(np.arange(len(responses)), bucket(len(responses)))[None]
-        ratios = self._scorer.of(data).log_ratios(self._variables, np.asarray(latent.mean), ids)[0]
+        ids = np.resize(np.arange(len(responses)), bucket(len(responses)))
+        z, person = np.asarray(latent.mean), np.zeros(len(ids), int)
+        ratios = self._scorer.of(data).log_ratios(self._variables, z, person, ids, groups=1)
         return config.objective.beta * ratios[: len(responses)]
 
     def adapt(self, latent: DiagGaussian) -> AdapterTree:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from fssa_jax.adapters import AdapterTree
+from fssa_jax.adapters import AdapterTree, adapter_rows, take_adapter_rows
+from fssa_jax.buckets import Plan
 from fssa_jax.distributions import gaussian_kl, gaussian_sample
 from fssa_jax.episodes import draw_episode
 from fssa_jax.logprobs import response_log_probs
@@ -43,10 +44,19 @@ class PolicyData:
 
 
 def text_log_probs(
-    decoder: Decoder, base: PyTree, data: PolicyData, ids: Int[Array, " n"], adapters: AdapterTree | None = None
-) -> Float[Array, " n"]:
-    """log π(response | prompt) of texts; adapters have a row for each, or one for n that follow each other."""
+    decoder: Decoder, base: PyTree, data: PolicyData, ids: Int[Array, " n"], adapters: AdapterTree | None = None,
+    plan: Plan | None = None,
+) -> Float[Array, " n"]:  # fmt: skip
+    """log π(response | prompt) of texts; adapters have a row for each, or one for n that follow each other.
+
+    With a `plan` the texts are sorted by length and taken group by group, each padded to its own length; they must
+    fit (`buckets.fits`). Without one all are padded to the width of the token table.
+    """
+    if plan is not None and len(plan) > 1:
+        return _by_length(decoder, base, data, ids, adapters, plan)
     tokens = data.tokens[ids]
+    if plan is not None:
+        tokens = tokens[:, : max(length for _, length in plan)]
     hidden: Any = decoder.apply(base, tokens, adapters, method="hidden")
     kernel: Any = decoder.apply(base, method="output_kernel")
     # With a small vocabulary many tokens at a time fit into the same memory.
@@ -54,6 +64,22 @@ def text_log_probs(
     return response_log_probs(
         hidden[0], kernel, tokens, data.starts[ids], data.ends[ids], chunk=chunk, softcap=decoder.config.logit_softcap
     )
+
+
+def _by_length(
+    decoder: Decoder, base: PyTree, data: PolicyData, ids: Array, adapters: AdapterTree | None, plan: Plan
+) -> Float[Array, " n"]:
+    order = jnp.argsort(-data.ends[ids])
+    rows = None if adapters is None else adapter_rows(adapters)
+    values, start = [], 0
+    for number, width in plan:
+        place = order[start : start + number]
+        mine = adapters
+        if adapters is not None and rows not in (None, 1):
+            mine = take_adapter_rows(adapters, place // (len(ids) // rows))
+        values.append(text_log_probs(decoder, base, data, ids[place], mine, ((number, width),)))
+        start += number
+    return jnp.zeros(len(ids)).at[order].set(jnp.concatenate(values), unique_indices=True)
 
 
 def draw_batch(
@@ -84,11 +110,13 @@ def make_policy_step(
     config: PolicyConfig,
     *,
     axis_name: str | None = None,
+    plan: Plan | None = None,
 ) -> Callable[[TrainState, PolicyData], tuple[TrainState, Metrics]]:
     """The step of DPO and NP-DPO: one gradient of the mean loss over users with respect to what steers.
 
     A batch is a function of (seed, step). With `axis_name` each device takes its share of the users; a share is cut
-    into `config.train.accumulate` parts that are taken one after the other.
+    into `config.train.accumulate` parts that are taken one after the other. The texts of a part are padded by `plan`;
+    see `text_log_probs`.
     """
     train, objective = config.train, config.objective
     conditional = conditioner.latent == "context"
@@ -120,7 +148,7 @@ def make_policy_step(
         z, kl = latent(variables, episode, keys, data)
         adapters: Any = conditioner.apply(variables, z, method="adapt")
         ids = jnp.stack([episode.targets.chosen, episode.targets.rejected], axis=-1).reshape(-1)
-        log_p = text_log_probs(decoder, data.base, data, ids, adapters)
+        log_p = text_log_probs(decoder, data.base, data, ids, adapters, plan)
         tokens = jnp.maximum(data.ends[ids] - data.starts[ids], 1).astype(jnp.float32)
 
         def sides(x: Array) -> tuple[Array, Array]:
@@ -186,14 +214,15 @@ def make_policy_step(
 
 
 def make_sft_step(
-    decoder: Decoder, optimizer: optax.GradientTransformation, config: PolicyConfig, *, axis_name: str | None = None
-) -> Callable[[TrainState, PolicyData], tuple[TrainState, Metrics]]:
+    decoder: Decoder, optimizer: optax.GradientTransformation, config: PolicyConfig, *, axis_name: str | None = None,
+    plan: Plan | None = None,
+) -> Callable[[TrainState, PolicyData], tuple[TrainState, Metrics]]:  # fmt: skip
     """The step of supervised fine-tuning: −log π(response | prompt) a token, of texts drawn by (seed, step)."""
     train = config.train
 
     def loss_of(params: PyTree, ids: Array, data: PolicyData, tokens: Array):
         # By the mean number of tokens in the whole batch: parts and devices then add up to one batch.
-        loss = -text_log_probs(decoder, {"params": params}, data, ids).mean() / tokens
+        loss = -text_log_probs(decoder, {"params": params}, data, ids, plan=plan).mean() / tokens
         return loss, {"loss": loss}
 
     def step(state: TrainState, data: PolicyData) -> tuple[TrainState, Metrics]:

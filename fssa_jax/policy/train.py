@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,13 @@ import numpy as np
 import optax
 
 from fssa_jax import parallel, pretrained
-from fssa_jax.buckets import bucket
+from fssa_jax.buckets import Plan, cheapest, few_plans
 from fssa_jax.errors import UserError
 from fssa_jax.loop import Run, StopSignal, run_to_end
 from fssa_jax.policy.adopt import warm_encoder
 from fssa_jax.policy.base import reference_log_probs
 from fssa_jax.policy.conditioner import Conditioner
-from fssa_jax.policy.config import PolicyConfig
+from fssa_jax.policy.config import PolicyConfig, PolicyTrainConfig
 from fssa_jax.policy.score import PolicyScorer
 from fssa_jax.policy.step import PolicyData, batch_key, draw_batch, draw_texts, make_policy_step, make_sft_step
 from fssa_jax.policy.workdir import PolicyWorkdir
@@ -30,6 +30,7 @@ from fssa_jax.validation import HeldOut
 
 _log = logging.getLogger(__name__)
 
+_TYPICAL_CALLS = 32  # whose texts tell how to pad
 _VALIDATION_USERS, _VALIDATION_TARGETS, _VALIDATION_TEXTS = 128, 12, 256
 
 
@@ -56,21 +57,22 @@ def fit_policy(work: PolicyWorkdir, role: Role, stop: StopSignal) -> PyTree:
     mode = parallel.resolve(train.parallel, train.users)
     data = work.data("train")
     conditioner, optimizer, state = make_state(work, role, warm=True)
-    step = make_policy_step(
-        conditioner, work.base.decoder, optimizer, config, axis_name=parallel.AXIS if mode == "pmap" else None
-    )
+    step = partial(
+        make_policy_step, conditioner, work.base.decoder, optimizer, config,
+        axis_name=parallel.AXIS if mode == "pmap" else None,
+    )  # fmt: skip
     sizes = (train.users, train.max_context if conditioner.latent == "context" else 0, train.targets)
 
     def ids(step: jax.Array, data: PolicyData) -> jax.Array:
         episode, _ = draw_batch(batch_key(config.seed, step), data, *sizes)
-        return jnp.stack([episode.targets.chosen, episode.targets.rejected])
+        return jnp.stack([episode.targets.chosen, episode.targets.rejected], axis=-1)
 
     def culprits(number: int) -> str:
         episode, _ = draw_batch(batch_key(config.seed, jnp.int32(number - 1)), data, *sizes)
         names = sorted({work.dataset.splits["train"].users[int(u)] for u in np.asarray(episode.user)})
         return f" (people {', '.join(names)})"
 
-    advance = _bucketed(step, ids, data, mode)
+    advance = _planned(step, ids, data, train, steps_of(train, role), mode)
     validate = _Validation(work, conditioner)
     run = Run(role, steps_of(train, role), parallel.replicate(state, mode), advance, validate, culprits)
     return run_to_end(run, train, directory_of(work.path, role), stop)
@@ -138,30 +140,53 @@ def _only(
     return optax.multi_transform({"its": its, "others": others}, label)
 
 
-def _bucketed(
-    step: Callable, ids: Callable[[jax.Array, PolicyData], jax.Array], data: PolicyData, mode: Any
-) -> Callable[[TrainState, int, int], tuple[TrainState, Any]]:
-    """`loop.Run.advance` with token tables no longer than the longest text of the coming batches, in few sizes."""
+def _planned(
+    step: Callable[..., Callable], ids: Callable[[jax.Array, PolicyData], jax.Array], data: PolicyData,
+    train: PolicyTrainConfig, steps: int, mode: Literal["none", "pmap"],
+) -> Callable[[TrainState, int, int], tuple[TrainState, Any]]:  # fmt: skip
+    """`loop.Run.advance` in which texts of like length are padded together, by one of few plans.
+
+    Args:
+      step: makes the step of a plan.
+      ids: (step, data) ↦ the texts of its batch, in the order in which devices and parts take them.
+      steps: of the whole training, from which typical batches are taken.
+    """
     width = data.tokens.shape[1]
+    parts = train.accumulate * (jax.device_count() if mode == "pmap" else 1)
 
     @partial(jax.jit, static_argnames="number")
-    def longest(first: jax.Array, data: PolicyData, number: int) -> jax.Array:
-        steps = first + jnp.arange(number)
-        return jax.vmap(lambda s: data.ends[ids(s, data)].max())(steps).max()
+    def ranked(first: jax.Array, data: PolicyData, number: int) -> jax.Array:
+        """(rows,) of the i-th longest texts of all parts of the coming batches the longest."""
+        lengths = jax.vmap(lambda s: data.ends[ids(s, data)].reshape(parts, -1))(first + jnp.arange(number))
+        return jnp.sort(lengths, axis=-1, descending=True).max((0, 1))
 
-    host = jax.tree.map(lambda x: x, dataclasses.replace(data, tokens=data.tokens[:, :1], base=None))
+    host = dataclasses.replace(data, tokens=data.tokens[:, :1], base=None)
+
+    def lengths(first: int, number: int) -> jax.Array:
+        return ranked(jax.device_put(np.int32(first)), host, number)
+
+    number = min(train.steps_per_call, steps)
+    typical = np.unique(np.linspace(0, steps - number, _TYPICAL_CALLS).astype(int))
+    batches = jax.device_get([lengths(int(first), number) for first in typical])
+    plans = few_plans(np.stack(batches), train.length_groups, width)
     everywhere = parallel.replicate(data, mode)
     tables: dict[int, PolicyData] = {}
-    calls: dict[int, Callable] = {}
+    calls: dict[tuple[Plan, int], Callable] = {}
+    ahead: dict[tuple[int, int], jax.Array] = {}
 
     def advance(state: TrainState, first: int, number: int) -> tuple[TrainState, Any]:
-        size = min(bucket(int(jax.device_get(longest(jax.device_put(np.int32(first)), host, number)))), width)
+        coming = ahead.pop((first, number), None)
+        plan = cheapest(plans, jax.device_get(lengths(first, number) if coming is None else coming))
+        # Asked for before the steps are under way: the next call then need not wait for them to end.
+        ahead.clear()
+        ahead[first + number, number] = lengths(first + number, number)
+        size = plan[0][1]
         if size not in tables:
             with jax.transfer_guard("allow"):
                 tables[size] = dataclasses.replace(everywhere, tokens=parallel.replicate(data.tokens[:, :size], mode))
-        if number not in calls:
-            calls[number] = parallel.compile_steps(many_steps(step, number), mode)
-        return calls[number](state, tables[size])
+        if (plan, number) not in calls:
+            calls[plan, number] = parallel.compile_steps(many_steps(step(plan=plan), number), mode)
+        return calls[plan, number](state, tables[size])
 
     return advance
 
@@ -197,7 +222,7 @@ def fit_base(work: PolicyWorkdir, stop: StopSignal) -> None:
     mode = parallel.resolve(train.parallel, train.texts)
     optimizer = make_optimizer(config.optim, train.steps)
     data = work.data("train")
-    step = make_sft_step(decoder, optimizer, config, axis_name=parallel.AXIS if mode == "pmap" else None)
+    step = partial(make_sft_step, decoder, optimizer, config, axis_name=parallel.AXIS if mode == "pmap" else None)
     params = jax.tree.map(lambda x: jnp.array(x, jnp.float32), work.base.variables["params"])
     state = new_state(params, {}, optimizer, config.optim.average_decay > 0)
 
@@ -210,7 +235,8 @@ def fit_base(work: PolicyWorkdir, stop: StopSignal) -> None:
             "val/nll": -float(reference_log_probs(work.base, held_out, jax.device_put(variables)).sum()) / number
         }, []
 
-    run = Run("sft", train.steps, parallel.replicate(state, mode), _bucketed(step, ids, data, mode), validate)
+    advance = _planned(step, ids, data, train, train.steps, mode)
+    run = Run("sft", train.steps, parallel.replicate(state, mode), advance, validate)
     best = run_to_end(run, train, work.path, stop)
     source = work.base.directory
     pretrained.save_params(work.path / "model", {"params": best["params"]}, decoder.config, source)
