@@ -143,11 +143,19 @@ def policy(kind: str, seed: int, room: Path, name: str, settings: dict[str, Any]
         "movement": {k: round(100 * out["movement"], 1) for k, out in written.items()},
         "well_formed": {k: round(100 * out["well_formed"], 1) for k, out in written.items()},
         "kl": {k: round(out["kl"], 2) for k, out in written.items()},
+        "reward": {k: round(out["reward"], 2) for k, out in written.items()},
+        "specialists": {
+            name: round(report["generation"]["oracle"][name], 3) for name in ("reward", "kl", "well_formed", "movement")
+        }
+        if "oracle" in report["generation"]
+        else None,
         "share_of_specialists_reward": {k: out.get("reward_of_specialists") for k, out in written.items()},
         "bayes_share_of_who_knows": {k: out["bayes_reward_of_known"] for k, out in written.items()},
         "blend": report["generation"]["blend"].get("towards_first"),
-        "latent_norm": report["latent"]["norm"],
-        "latent_norm_scrambled": report["latent"]["norm_scrambled"],
+        "latent": {
+            name: {k: round(value, 3) for k, value in report["latent"][name].items()}
+            for name in ("norm", "norm_scrambled", "norm_contradicted", "bayes", "bayes_scrambled")
+        },
     }
 
 
@@ -158,8 +166,10 @@ def steering(room: Path) -> dict[str, Any]:
         runs = [policy(kind, int(seed), room, f"{kind}-{seed}", {}) for seed in _SEEDS.value]
         mean = {
             key: {k: round(float(np.mean([run[key][k] for run in runs])), 1) for k in runs[0][key]}
-            for key in ("steering", "bayes_steering", "control_steering", "movement", "well_formed")
-        }
+            for key in ("steering", "bayes_steering", "steering_gap", "control_steering", "scrambled_steering",
+                        "oracle_steering", "movement", "well_formed")
+            if key in runs[0]
+        }  # fmt: skip
         mean["share_of_bayes"] = {
             k: round(s / mean["bayes_steering"][k], 3) for k, s in mean["steering"].items() if k != "0"
         }

@@ -53,8 +53,7 @@ def _base() -> PolicyConfig:
 
 
 def _policy(variant: str) -> PolicyConfig:
-    """NP-DPO: the reward model's encoder as it is, its probabilities for labels, and SFT on what it likes at a small β,
-    or for FiLM on what was chosen at β ½."""
+    """NP-DPO: the reward model's encoder as it is, its probabilities for labels, and SFT on what it likes at a small β."""
     config = PolicyConfig(name=f"styles {variant}", data=_data())
     config.policy.max_length = 104
     adapter = config.policy.adapter
@@ -64,26 +63,26 @@ def _policy(variant: str) -> PolicyConfig:
     config.train.steps, config.train.population_steps, config.train.oracle_steps = 600, 100, 800
     config.train.length_groups = 3
     config.evaluate.shuffles = 2
-    config.evaluate.generate.max_new, config.evaluate.generate.temperature = 96, 0.7
+    generate = config.evaluate.generate
+    generate.max_new, generate.temperature, generate.top_p = 96, 0.7, 0.95
     if variant == "dpo":
         adapter.latent = "none"
         config.train.steps = 200
         return config
     config.encoder.frozen, config.objective.distil = True, 1.0
     adapter.kind = variant.removeprefix("np_dpo_")
+    # Several responses of each person: the best of them are what is imitated.
+    config.objective.sft, config.objective.beta = "advantage", 0.33
+    config.train.users, config.train.targets = 16, 4
     if adapter.kind == "film":
         adapter.hidden = 64
-        return config  # it writes worse by what follows
-    # More responses of fewer people: the best of them are what is imitated.
-    if adapter.kind == "lora_core":
+    elif adapter.kind == "lora":
+        adapter.rank, config.optim.learning_rate = 4, 5e-3
+    else:
         adapter.core, adapter.rank, config.optim.learning_rate = "full", 8, 2e-2
         # All prompts are of one kind, so their rewards are of one scale.
         config.objective.sft, config.objective.beta = "reward", 0.25
         config.train.users, config.train.targets = 8, 8
-    else:
-        adapter.rank, config.optim.learning_rate = 4, 5e-3
-        config.objective.sft, config.objective.beta = "advantage", 0.33
-        config.train.users, config.train.targets = 16, 4
     return config
 
 
