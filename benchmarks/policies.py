@@ -1,7 +1,7 @@
 """Policies on `styles` and on real people: steering, movement and true reward of every adapter kind. Prints JSON.
 
   python -m benchmarks.policies --what=steering --kinds=film,lora_core,lora --seeds=0,1,2
-  python -m benchmarks.policies --what=ablation
+  python -m benchmarks.policies --what=ablation [--entry="beta 1" --entry="beta .1"]
   python -m benchmarks.policies --what=polis --data=polis.jsonl.gz --split=test --seeds=0
 
 steering: base model, reward model and policy from the shipped configurations, each seed with users, targets and
@@ -36,20 +36,22 @@ _WHAT = flags.DEFINE_enum("what", "steering", ["steering", "ablation", "polis"],
 _KINDS = flags.DEFINE_list("kinds", ["film", "lora_core", "lora"], "adapter kinds")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "one base, reward model and policy each")
 _ORACLE = flags.DEFINE_bool("oracle", False, "train and score the specialists too")
+_ENTRIES = flags.DEFINE_multi_string("entry", [], "name of what --what=ablation changes; default: all of them")
 _DATA = flags.DEFINE_string("data", None, "rows of the Polis data, for --what=polis")
 _SPLIT = flags.DEFINE_enum("split", "val", ["val", "test"], "whom --what=polis scores")
 _ROOM = flags.DEFINE_string("room", "", "directory for the work directories; default: a temporary one")
 
-# One thing changed at a time, from np_dpo_film linear in z, what was chosen for the SFT term, half as many steps.
+# One thing changed at a time, from FiLM linear in z with what was chosen for the SFT term and half as many steps.
 _HALF = {
     "train.steps": 300, "train.population_steps": 0, "train.validate_every": 100, "evaluate.users": 100,
     "evaluate.shuffles": 1, "evaluate.generate.people": 64, "policy.adapter.hidden": 0,
     "objective.sft": "chosen", "objective.beta": 0.5, "train.users": 32, "train.targets": 2,
+    "evaluate.generate.top_p": 1.0,  # every token that is possible: what is written badly is seen
 }  # fmt: skip
 _COLD = {"encoder.init_from": "", "encoder.frozen": False, "objective.distil": 0.0}
 _IMITATE = {"kind": "lora_core", "train.users": 16, "train.targets": 4}
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "np_dpo_film": {},
+    "film": {},
     "choices for labels": {"objective.distil": 0.0},
     "choices for labels, encoder trained on": {"objective.distil": 0.0, "encoder.frozen": False},
     "choices for labels, encoder from chance": _COLD,
@@ -59,14 +61,14 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "a LoRA of everybody beside": {"policy.adapter.shared_rank": 8},
     "film on the residual stream alone": {"policy.adapter.places": ("residual",)},
     "film with 64 hidden units": {"policy.adapter.hidden": 64},
-    "np_dpo_lora_core": {"kind": "lora_core"},
+    "lora_core": {"kind": "lora_core"},
     "lora_core, imitation by advantage": {**_IMITATE, "objective.sft": "advantage"},
     "lora_core, imitation by advantage, beta 1/3": {**_IMITATE, "objective.sft": "advantage", "objective.beta": 0.33},
     "lora_core, imitation by reward, beta 1/4": {**_IMITATE, "objective.sft": "reward", "objective.beta": 0.25},
     "lora_core, imitation by reward, beta 1/4, 8 people of 8 choices": {
         **_IMITATE, "objective.sft": "reward", "objective.beta": 0.25, "train.users": 8, "train.targets": 8,
     },
-    "np_dpo_lora": {"kind": "lora"},
+    "lora": {"kind": "lora"},
     "published recipe": {
         **_COLD, "objective.beta": 0.05, "objective.sft_weight": 0.0, "policy.adapter.places": ("residual",),
         "policy.adapter.shared_rank": 8, "optim.learning_rate": 1e-3,
@@ -182,6 +184,8 @@ def ablation(room: Path) -> dict[str, Any]:
     """One setting changed at a time."""
     out = {}
     for i, (name, settings) in enumerate(ABLATIONS.items()):
+        if _ENTRIES.value and name not in _ENTRIES.value:
+            continue
         kind, changes = ablated(settings)
         run = policy(kind, int(_SEEDS.value[0]), room, f"ablation-{i}", changes)
         keys = ("steering", "bayes_steering", "movement", "well_formed", "seconds_of_training")
@@ -227,10 +231,13 @@ def polis(room: Path) -> dict[str, Any]:
 
 def _refuse_unused() -> None:
     """A flag that a measurement does not read is a mistake."""
-    used = {"steering": ("kinds", "oracle"), "ablation": (), "polis": ("data", "split")}
-    for name in ("kinds", "oracle", "data", "split"):
+    used = {"steering": ("kinds", "oracle"), "ablation": ("entry",), "polis": ("data", "split")}
+    for name in ("kinds", "oracle", "entry", "data", "split"):
         if flags.FLAGS[name].present and name not in used[_WHAT.value]:
             raise UserError(f"--{name}: --what={_WHAT.value} does not use it; leave it out")
+    unknown = [name for name in _ENTRIES.value if name not in ABLATIONS]
+    if unknown:
+        raise UserError(f"--entry: no entry {unknown[0]!r}; there are: {'; '.join(ABLATIONS)}")
     if _WHAT.value == "polis" and not _DATA.value:
         raise UserError("--data: give the rows of the Polis data (README: where real people come from)")
 

@@ -53,7 +53,7 @@ def _base() -> PolicyConfig:
 
 
 def _policy(variant: str) -> PolicyConfig:
-    """NP-DPO: the reward model's encoder as it is, its probabilities for labels, and SFT on what it likes at a small β."""
+    """NP-DPO: the reward model's encoder as it is, its probabilities for labels, and SFT on what it likes, small β."""
     config = PolicyConfig(name=f"styles {variant}", data=_data())
     config.policy.max_length = 104
     adapter = config.policy.adapter

@@ -40,5 +40,7 @@ def test_every_kind_of_adapter_is_timed_beside_a_plain_one():
 def test_flags_that_a_measurement_does_not_read_are_refused():
     with flagsaver.as_parsed(what="ablation", oracle="true"):
         assert "--oracle: --what=ablation does not use it" in complaint(policies.main)
+    with flagsaver.as_parsed(what="ablation", entry=["beta 2"]):
+        assert "--entry: no entry 'beta 2'; there are: film; " in complaint(policies.main)
     with flagsaver.as_parsed(what="polis", data=""):
         assert "--data: give the rows" in complaint(policies.main)
