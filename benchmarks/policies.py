@@ -235,7 +235,7 @@ def _refuse_unused() -> None:
     for name in ("kinds", "oracle", "entry", "data", "split"):
         if flags.FLAGS[name].present and name not in used[_WHAT.value]:
             raise UserError(f"--{name}: --what={_WHAT.value} does not use it; leave it out")
-    unknown = [name for name in _ENTRIES.value if name not in ABLATIONS]
+    unknown = [name for name in (_ENTRIES.value if _WHAT.value == "ablation" else ()) if name not in ABLATIONS]
     if unknown:
         raise UserError(f"--entry: no entry {unknown[0]!r}; there are: {'; '.join(ABLATIONS)}")
     if _WHAT.value == "polis" and not _DATA.value:
