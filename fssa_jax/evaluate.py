@@ -407,7 +407,8 @@ def scrambled_context(context: Comparisons, seed: int) -> Comparisons:
 
 
 def contradicted_context(context: Comparisons) -> Comparisons:
-    """Contexts of 2n choices, each followed by the same choice the other way round: what they say cancels out.
+    """Contexts of 2n choices, each followed by the same choice the other way round: without a population model
+    beside, what they say cancels out.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax import Comparisons

@@ -20,7 +20,7 @@ SERIES = {
 _NORMS = {
     "norm": "|z|",
     "norm_scrambled": "|z|, choices of many people mixed",
-    "norm_contradicted": "|z|, choices that contradict each other",
+    "norm_contradicted": "|z|, choices that contradict each other (k rounded up to even)",
     "bayes": "what the exact posterior moves by, nats",
     "bayes_scrambled": "the same, choices of many people mixed",
 }

@@ -15,7 +15,6 @@ from absl import flags
 
 from fssa_jax import program, steer
 from fssa_jax.errors import UserError
-from fssa_jax.policy.config import GenerateConfig
 from fssa_jax.policy.steer import format_written, write_for
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "what launch.train wrote")
@@ -25,8 +24,9 @@ _BASE = flags.DEFINE_string("base", "", "where the language model of a policy is
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "what to write a response to; may be given several times")
 _PEOPLE = flags.DEFINE_list("people", [], "files of choices, one a person, to write for each of them")
 _BLEND = flags.DEFINE_list("blend", [], "shares of the second of two people, to write between them")
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.7, "of sampling; 0 takes the likeliest token", lower_bound=0.0)
-_MAX_NEW = flags.DEFINE_integer("max_new", 256, "tokens of a response at most", lower_bound=1)
+flags.DEFINE_float("temperature", None, "of sampling; 0: the likeliest token; default: as evaluated", lower_bound=0.0)
+flags.DEFINE_float("top_p", None, "sample from the likeliest tokens of this mass; default: as evaluated", 0.01, 1.0)
+flags.DEFINE_integer("max_new", None, "tokens of a response at most; default: as evaluated", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "of sampling", lower_bound=0)
 _TRACE = flags.DEFINE_bool("trace", False, "also show how each choice changed the ranking")
 _JSON = flags.DEFINE_bool("json", False, "print one JSON object a prompt instead of a table")
@@ -38,16 +38,17 @@ def main() -> None:
         raise UserError("--workdir and one of --choices and --people are needed; see --help")
     if bool(_RESPONSES.value) == bool(_PROMPT.value):
         raise UserError("give either --responses, to rank them, or --prompt, to write to it; see --help")
-    unused = ("trace",) if _PROMPT.value else ("people", "blend", "temperature", "max_new", "seed", "base")
+    sampling = ("temperature", "top_p", "max_new")
+    unused = ("trace",) if _PROMPT.value else ("people", "blend", *sampling, "seed", "base")
     for name in unused:
         if flags.FLAGS[name].present:
             kind, other = ("--prompt", "--responses") if _PROMPT.value else ("--responses", "--prompt")
             raise UserError(f"--{name}: means nothing with {kind}; it is for {other}")
     if _PROMPT.value:
-        settings = GenerateConfig(max_new=_MAX_NEW.value, temperature=_TEMPERATURE.value)
+        given = {name: flags.FLAGS[name].value for name in sampling if flags.FLAGS[name].present}
         blend = program.numbers("blend", _BLEND.value)
         written = write_for(Path(_WORKDIR.value), _PROMPT.value, choices=_CHOICES.value or "", people=_PEOPLE.value,
-                            blend=blend, settings=settings, seed=_SEED.value, base=_BASE.value)  # fmt: skip
+                            blend=blend, sampling=given, seed=_SEED.value, base=_BASE.value)  # fmt: skip
         print(format_written(_PROMPT.value, written, _JSON.value))
         return
     rows, rankings = steer.steer(Path(_WORKDIR.value), _CHOICES.value or "", _RESPONSES.value or "")

@@ -48,10 +48,10 @@ _POLICY = """
 import json, pathlib, tempfile
 import jax, numpy as np
 from fssa_jax import parallel
+from functools import partial
 from fssa_jax.policy.step import make_policy_step
-from fssa_jax.policy.train import make_state
+from fssa_jax.policy.train import make_state, planned, texts_of_batch
 from fssa_jax.policy.workdir import PolicyWorkdir
-from fssa_jax.step import many_steps
 from tests import tiny, tiny_policy
 
 room = pathlib.Path(tempfile.mkdtemp())
@@ -62,16 +62,22 @@ work = PolicyWorkdir.make(config, room / "run")
 work.config.objective.sft = "advantage"
 conditioner, optimizer, start = make_state(work, "main")
 start.params["hyper"] = jax.tree.map(lambda x: x + 0.1, start.params["hyper"])
-out = []
+out, groups = [], []
 for mode in ("none", "pmap"):
     axis = parallel.AXIS if mode == "pmap" else None
-    step = make_policy_step(conditioner, work.base.decoder, optimizer, work.config, axis_name=axis)
-    data = parallel.replicate(work.data("train"), mode)
+    step, plans = partial(make_policy_step, conditioner, work.base.decoder, optimizer, work.config, axis_name=axis), []
+    ids = texts_of_batch(work.config, conditioner)
+    advance = planned(
+        lambda plan: plans.append(plan) or step(plan=plan), ids, work.data("train"), work.config.train, 2, mode
+    )
     state = parallel.replicate(jax.tree.map(lambda x: x + 0, start), mode)
-    state, metrics = parallel.compile_steps(many_steps(step, 2), mode)(state, data)
+    state, metrics = advance(state, 0, 2)
+    groups.append([[rows for rows, _ in plan] for plan in plans])
     out.append((np.asarray(metrics["loss"]).tolist(), [np.asarray(x) for x in jax.tree.leaves(state.params)]))
 difference = max(float(np.abs(a - b).max()) for a, b in zip(out[0][1], out[1][1]))
-print(json.dumps({"devices": jax.device_count(), "difference": difference, "losses": [x[0] for x in out]}))
+print(json.dumps({
+    "devices": jax.device_count(), "difference": difference, "losses": [x[0] for x in out], "groups": groups,
+}))
 """
 
 
@@ -82,13 +88,9 @@ def simulated(devices: int) -> dict[str, str]:
 
 
 def test_a_policy_step_on_eight_devices_is_that_of_one():
-    environment = {
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-    }
     child = subprocess.run(
         [sys.executable, "-c", _POLICY], capture_output=True, text=True, timeout=300, check=False,
-        env={**os.environ, **environment},
+        env={**os.environ, **simulated(8)},
     )  # fmt: skip
     assert child.returncode == 0, child.stderr
     result = json.loads(child.stdout.splitlines()[-1])
@@ -97,16 +99,14 @@ def test_a_policy_step_on_eight_devices_is_that_of_one():
     assert one == pytest.approx(eight, rel=1e-4)
     assert one[0] != one[1]
     assert result["difference"] < 1e-4
+    # Each device pads its own parts, of one person's four texts each, by length.
+    assert result["groups"] == [[[16, 16]], [[2, 2]]]
 
 
 def test_eight_devices_compute_what_one_does():
-    environment = {
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-    }
     child = subprocess.run(
         [sys.executable, "-c", _CHILD], capture_output=True, text=True, timeout=300, check=False,
-        env={**__import__("os").environ, **environment},
+        env={**os.environ, **simulated(8)},
     )  # fmt: skip
     assert child.returncode == 0, child.stderr
     result = json.loads(child.stdout.splitlines()[-1])

@@ -14,7 +14,7 @@ import pytest
 from fssa_jax.data import styles
 from fssa_jax.episodes import truncate_context
 from fssa_jax.evaluate import scrambled_context
-from fssa_jax.policy import steer
+from fssa_jax.policy import score, steer
 from fssa_jax.policy import train as training
 from fssa_jax.policy.base import reference_log_probs, tokenise
 from fssa_jax.policy.evaluate import TrainedPolicy, drift, trained_policy
@@ -75,6 +75,26 @@ def test_implied_preferences_are_the_log_ratios_one_by_one(work, moved):
             expected = -np.logaddexp(0, -objective.beta * (ratio[0] - ratio[1]))
             assert log_p[i, user, 0] == pytest.approx(expected, abs=2e-4)
     assert np.abs(log_p[0] - log_p[1]).max() > 1e-3
+
+
+def test_however_texts_are_cut_into_calls_the_ratios_are_the_same(work, moved, monkeypatch):
+    """Many small calls, the last one of each length filled up, and few people a call where adapters are large."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(3, work.config.model.encoder.latent_dim)).astype(np.float32)
+    people, ids = rng.integers(0, 3, 29), rng.integers(0, len(work.dataset.texts), 29)
+
+    def ratios(tokens=None):
+        scorer = PolicyScorer(moved.conditioner, work.base.decoder, work.data("test"), work.config.objective)
+        scorer._budget = tokens or scorer._budget
+        return scorer.log_ratios(moved.variables, z, people, ids)
+
+    whole = ratios()
+    assert np.abs(whole).min() > 0
+    np.testing.assert_allclose(ratios(200), whole, atol=1e-4)
+    monkeypatch.setattr(score, "_ADAPTER_BYTES", 1)  # one sequence a call
+    np.testing.assert_allclose(ratios(), whole, atol=1e-4)
+    scorer = PolicyScorer(moved.conditioner, work.base.decoder, work.data("test"), work.config.objective)
+    assert scorer.log_ratios(moved.variables, z, people[:0], ids[:0]).shape == (0,)
 
 
 def test_the_reference_is_the_base_itself(work):
@@ -198,7 +218,7 @@ def test_a_control_that_steers_is_said():
     assert warning.startswith("S = 20.0 at k = 3 with another person's context")
 
 
-def test_an_encoder_that_counts_choices_is_told_from_one_that_reads_them(work):
+def test_an_encoder_that_counts_choices_is_told_from_those_that_read_them(work):
     """Choices that contradict each other say nothing, however many they are; the published sum over them grows."""
     users = np.arange(len(work.dataset.splits["test"].users))
     found = {}
@@ -211,15 +231,14 @@ def test_an_encoder_that_counts_choices_is_told_from_one_that_reads_them(work):
         model = dataclasses.replace(work, config=config)
         conditioner, _, state = training.make_state(model, "main")
         policy = TrainedPolicy(conditioner, state.variables, 0)
-        latent = drift(model, model.dataset.splits["test"], policy, users, config.evaluate)
-        found[name] = latent["norm_contradicted"], steering_warnings({"k": [0, 1, 3], "latent": latent})
-    norms, warnings = found["bayes"]
-    assert norms["1"] == pytest.approx(norms["0"], abs=1e-5)
-    assert norms["3"] == pytest.approx(norms["0"], abs=1e-5)
-    assert not warnings
-    norms, [warning] = found["sum"]
+        found[name] = drift(model, model.dataset.splits["test"], policy, users, config.evaluate)
+    assert found["bayes"]["counted"] == pytest.approx(0, abs=1e-5)
+    norms = found["sum"]["norm_contradicted"]
     assert norms["3"] > 1.5 * norms["1"] > 1.5 * norms["0"]
-    assert "z counts choices in place of reading them" in warning
+    [warning] = steering_warnings({"k": [0, 1, 3], "latent": found["sum"]})
+    assert "counts choices in place of reading them" in warning
+    for counts in ({"counted": 0.2}, {}):  # {}: beside a population model, to be undecided is news
+        assert not steering_warnings({"k": [0, 3], "latent": counts})
 
 
 def test_what_is_written_is_a_table_with_the_columns_that_there_are():
@@ -352,6 +371,9 @@ def test_the_program_writes_and_names_what_does_not_fit(steered, tmp_path):
     [line] = done.stdout.strip().splitlines()
     assert len(json.loads(line)["responses"]) == 2
     assert_one_clear_line(run(*base, f"--people={one}", "--blend=0,1"), "--blend", "two files in --people, got 1")
+    nobody = tmp_path / "nobody.jsonl"
+    nobody.write_text("")
+    assert_one_clear_line(run(*base, f"--choices={nobody}"), str(nobody), "no usable row")
     assert_one_clear_line(run(*base, f"--people={one},{two}", "--blend=0,half"), "--blend: needs numbers")
     assert_one_clear_line(run(*base, f"--choices={one}", "--trace"), "--trace: means nothing with --prompt")
     ranking = ("steer", f"--workdir={steered}", f"--choices={one}", f"--responses={two}", "--blend=0,1")

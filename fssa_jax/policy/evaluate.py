@@ -33,6 +33,7 @@ from fssa_jax.roles import Role
 from fssa_jax.types import Comparisons, Episode, PyTree
 
 _BLEND = (0.0, 0.25, 0.5, 0.75, 1.0)
+_STILL = 1e-6  # a latent that nothing moves farther than this has collapsed, which is said elsewhere
 
 
 @dataclasses.dataclass
@@ -146,25 +147,34 @@ def drift(
 
     * norm: people's own. The mean of a posterior moves away from its prior as evidence comes in.
     * norm_scrambled: every choice is another person's. These too look like somebody's, the more so the fewer they are.
-    * norm_contradicted: each choice stands beside its reverse (k rounded up to an even number). They say nothing,
-      however many they are: where |z| grows with them, it tracks k.
+    * norm_contradicted: each choice stands beside its reverse (k rounded up to an even number).
     * bayes, bayes_scrambled, where the limit is known: how far the first two move the exact posterior, as the root mean
       square over texts of E[r(y) | C] − E[r(y)], in nats. Where |z| grows as this does, it tracks what is known.
+
+    `counted` is how far contradicting choices move z from where it is without any, of how far a person's own do, at the
+    largest k: 0 for who reads choices, towards 1 for who counts them. Only where choices are read without a population
+    model: beside one, to be undecided is news.
     """
     features = work.data("test").features
     episodes = _episodes(work, split, users, settings)
     mixed = dataclasses.replace(episodes, context=scrambled_context(episodes.context, work.config.seed))
     against = dataclasses.replace(episodes, context=contradicted_context(episodes.context))
-    ks = sorted(set(settings.k))
+    ks, most = sorted(set(settings.k)), max(settings.k)
 
-    def norms(these: Episode, k: int) -> float:
-        return float(np.linalg.norm(latents(main, these, features, k), axis=-1).mean())
+    def norms(these: Episode, even: bool = False) -> dict[str, float]:
+        found = {str(k): latents(main, these, features, k + (k % 2 if even else 0)) for k in ks}
+        return {k: float(np.linalg.norm(z, axis=-1).mean()) for k, z in found.items()}
 
     out: dict[str, Any] = {
-        "norm": {str(k): norms(episodes, k) for k in ks},
-        "norm_scrambled": {str(k): norms(mixed, k) for k in ks},
-        "norm_contradicted": {str(k): norms(against, k + k % 2) for k in ks},
-    }
+        "norm": norms(episodes), "norm_scrambled": norms(mixed), "norm_contradicted": norms(against, even=True)
+    }  # fmt: skip
+    nothing = latents(main, episodes, features, 0)
+    moved, counted = (
+        float(np.linalg.norm(latents(main, these, features, k) - nothing, axis=-1).mean())
+        for these, k in ((episodes, most), (against, most + most % 2))
+    )
+    if work.config.model.population == "none" and moved > _STILL:
+        out["counted"] = counted / moved
     truth = work.dataset.truth
     if truth is not None:
         for name, these in (("bayes", episodes), ("bayes_scrambled", mixed)):

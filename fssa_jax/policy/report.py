@@ -16,6 +16,7 @@ from fssa_jax.policy.workdir import PolicyWorkdir
 from fssa_jax.report import few_people, report_directory
 
 _SIDE_BY_SIDE = 4
+_COUNTS = 0.5
 _SURELY = 0.05  # S of a control below it is nobody's concern
 
 
@@ -184,10 +185,8 @@ def steering_warnings(report: dict[str, Any]) -> list[str]:
         cell = (report.get(name) or {}).get(k)
         if cell and abs(cell["mean"]) > _SURELY and not cell["low"] <= 0 <= cell["high"]:
             out.append(f"S = {100 * cell['mean']:.1f} at k = {k} with {what}: what steers is not what the person chose")
-    latent = report.get("latent", {})
-    if "0" in latent.get("norm", {}):
-        none, own, against = (latent[name][at] for name, at in (("norm", "0"), ("norm", k), ("norm_contradicted", k)))
-        if against > none + 0.5 * abs(own - none):
-            out.append(f"|z| = {against:.2f} with {k} choices that contradict each other, {own:.2f} with a person's "
-                       f"own and {none:.2f} without any: z counts choices in place of reading them")  # fmt: skip
+    counted = report.get("latent", {}).get("counted", 0.0)
+    if counted > _COUNTS:
+        out.append(f"{k} choices that contradict each other move z {100 * counted:.0f} % as far as a person's own: it "
+                   "counts choices in place of reading them")  # fmt: skip
     return out

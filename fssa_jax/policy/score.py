@@ -20,7 +20,8 @@ from fssa_jax.policy.step import PolicyData, text_log_probs
 from fssa_jax.types import Episode, PyTree
 
 _TOKENS = {"cpu": 16_384}  # of a call; elsewhere:
-_MANY_TOKENS = 65_536  # every sequence has adapters of its own, which take memory too
+_MANY_TOKENS = 262_144
+_ADAPTER_BYTES = 2**30  # of all sequences of a call: each has adapters of its own
 _GROUPS = 3
 
 
@@ -79,10 +80,12 @@ class PolicyScorer:
         Texts of like length are scored together: `groups` lengths, each a program of its own.
         """
         out = np.zeros(len(ids), np.float32)
+        if not len(ids):
+            return out
         order = np.argsort(-self.lengths[ids], kind="stable")
-        start = 0
+        start, most = 0, max(_ADAPTER_BYTES // self._adapter_bytes(variables, z.shape[1]), 1)
         for number, size in best_plan(self.lengths[ids][order], groups, self.data.tokens.shape[1]):
-            rows = min(max(self._budget // size, 1), number)
+            rows = min(max(self._budget // size, 1), number, most)
             for first in range(start, start + number, rows):
                 part = order[first : min(first + rows, start + number)]
                 place = np.resize(part, rows)  # the last call of a size is filled up
@@ -92,6 +95,15 @@ class PolicyScorer:
                 out[part] = np.asarray(values)[: len(part)]
             start += number
         return out
+
+    def _adapter_bytes(self, variables: PyTree, width: int) -> int:
+        """Of the adapters of one more sequence: what two have beyond those of one."""
+        one, two = (
+            sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(
+                lambda v, z: self.conditioner.apply(v, z, method="adapt"), variables, jnp.zeros((n, width)))))
+            for n in (1, 2)
+        )  # fmt: skip
+        return max(two - one, 1)
 
     def of_texts(self, variables: PyTree, z: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """(texts,) log-ratios of every text for one latent (m,); 0 for texts that are not in `ids`."""

@@ -3,8 +3,9 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -168,14 +169,17 @@ class Steerer:
         if tokens.too_long:
             limit = base.decoder.config.max_length
             raise UserError(f"response {tokens.too_long[0]}: longer than the {limit} positions of the model")
+        # In few shapes, of the table too: other responses rarely compile anything.
+        rows, width = bucket(len(responses)), bucket(tokens.tokens.shape[1])
+        padded = np.zeros((rows, width), np.int32)
+        ids = np.resize(np.arange(len(responses)), rows)
+        padded[:, : tokens.tokens.shape[1]] = tokens.tokens[ids]
         data = PolicyData(
-            *(jnp.asarray(x) for x in (tokens.tokens, tokens.starts, tokens.ends)), base=base.variables,
-            reference=jnp.asarray(reference_log_probs(base, tokens)),
+            *(jnp.asarray(x) for x in (padded, tokens.starts[ids], tokens.ends[ids])), base=base.variables,
+            reference=jnp.asarray(reference_log_probs(base, tokens)[ids]),
         )  # fmt: skip
-        # In few shapes: other responses rarely compile anything.
-        ids = np.resize(np.arange(len(responses)), bucket(len(responses)))
-        z, person = np.asarray(latent.mean), np.zeros(len(ids), int)
-        ratios = self._scorer.of(data).log_ratios(self._variables, z, person, ids, groups=1)
+        z, person = np.asarray(latent.mean), np.zeros(rows, int)
+        ratios = self._scorer.of(data).log_ratios(self._variables, z, person, np.arange(rows), groups=1)
         return config.objective.beta * ratios[: len(responses)]
 
     def adapt(self, latent: DiagGaussian) -> AdapterTree:
@@ -257,7 +261,7 @@ def write_for(
     choices: str = "",
     people: Sequence[str] = (),
     blend: Sequence[float] = (),
-    settings: GenerateConfig | None = None,
+    sampling: Mapping[str, Any] | None = None,
     seed: int = 0,
     base: str = "",
 ) -> list[list[Written]]:
@@ -268,7 +272,8 @@ def write_for(
       choices: file of one person's choices.
       people: files of choices, one a person.
       blend: shares of the second of two people, for responses between them.
-      settings, seed: of generation.
+      sampling: settings of a `GenerateConfig` that differ from those that the policy is evaluated with.
+      seed: of generation.
       base: where the language model is now, if that has moved.
 
     Raises:
@@ -279,6 +284,7 @@ def write_for(
         raise UserError(f"--blend: shares between two people need two files in --people, got {len(files)}")
     rows = [as_choices(read_choices(file)) for file in files]
     steerer = Steerer.load(workdir, base)
+    settings = dataclasses.replace(steerer.work.config.evaluate.generate, **(sampling or {}))
     latents = []
     for file, mine in zip(files, rows, strict=True):
         try:

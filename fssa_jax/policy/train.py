@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Int
 
 from fssa_jax import parallel, pretrained
 from fssa_jax.buckets import Plan, cheapest, few_plans
@@ -61,21 +62,35 @@ def fit_policy(work: PolicyWorkdir, role: Role, stop: StopSignal) -> PyTree:
         make_policy_step, conditioner, work.base.decoder, optimizer, config,
         axis_name=parallel.AXIS if mode == "pmap" else None,
     )  # fmt: skip
-    sizes = (train.users, train.max_context if conditioner.latent == "context" else 0, train.targets)
-
-    def ids(step: jax.Array, data: PolicyData) -> jax.Array:
-        episode, _ = draw_batch(batch_key(config.seed, step), data, *sizes)
-        return jnp.stack([episode.targets.chosen, episode.targets.rejected], axis=-1)
 
     def culprits(number: int) -> str:
-        episode, _ = draw_batch(batch_key(config.seed, jnp.int32(number - 1)), data, *sizes)
+        episode = _batch(config, conditioner, jnp.int32(number - 1), data)
         names = sorted({work.dataset.splits["train"].users[int(u)] for u in np.asarray(episode.user)})
         return f" (people {', '.join(names)})"
 
-    advance = _planned(step, ids, data, train, steps_of(train, role), mode)
+    ids = texts_of_batch(config, conditioner)
+    advance = planned(step, ids, data, train, steps_of(train, role), mode)
     validate = _Validation(work, conditioner)
     run = Run(role, steps_of(train, role), parallel.replicate(state, mode), advance, validate, culprits)
     return run_to_end(run, train, directory_of(work.path, role), stop)
+
+
+def _batch(config: PolicyConfig, conditioner: Conditioner, step: jax.Array, data: PolicyData) -> Episode:
+    """The episodes of a step."""
+    context = config.train.max_context if conditioner.latent == "context" else 0
+    return draw_batch(batch_key(config.seed, step), data, config.train.users, context, config.train.targets)[0]
+
+
+def texts_of_batch(
+    config: PolicyConfig, conditioner: Conditioner
+) -> Callable[[jax.Array, PolicyData], Int[Array, "users targets 2"]]:
+    """(step, data) ↦ the texts of a step's batch, in the order in which they are scored."""
+
+    def ids(step: jax.Array, data: PolicyData) -> jax.Array:
+        targets = _batch(config, conditioner, step, data).targets
+        return jnp.stack([targets.chosen, targets.rejected], axis=-1)
+
+    return ids
 
 
 def make_state(
@@ -140,7 +155,7 @@ def _only(
     return optax.multi_transform({"its": its, "others": others}, label)
 
 
-def _planned(
+def planned(
     step: Callable[..., Callable], ids: Callable[[jax.Array, PolicyData], jax.Array], data: PolicyData,
     train: PolicyTrainConfig, steps: int, mode: Literal["none", "pmap"],
 ) -> Callable[[TrainState, int, int], tuple[TrainState, Any]]:  # fmt: skip
@@ -235,7 +250,7 @@ def fit_base(work: PolicyWorkdir, stop: StopSignal) -> None:
             "val/nll": -float(reference_log_probs(work.base, held_out, jax.device_put(variables)).sum()) / number
         }, []
 
-    advance = _planned(step, ids, data, train, train.steps, mode)
+    advance = planned(step, ids, data, train, train.steps, mode)
     run = Run("sft", train.steps, parallel.replicate(state, mode), advance, validate)
     best = run_to_end(run, train, work.path, stop)
     source = work.base.directory
