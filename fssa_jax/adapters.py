@@ -154,6 +154,36 @@ def take_adapter_rows(adapters: AdapterTree, rows: Int[Array, " n"]) -> AdapterT
     return {place: one(adapter) for place, adapter in adapters.items()}
 
 
+def lora_factors(
+    adapter: Film | LowRank | tuple, row: int = 0
+) -> tuple[Float[Array, "layers inputs r"], Float[Array, "layers r outputs"]]:
+    """A row of low-rank adapters of a place as the factors of one ordinary LoRA: ΔW = A B, the core inside A.
+
+    What follows each other on a place adds up, so that the ranks stand side by side.
+
+    Raises:
+      ValueError: FiLM, which is no low-rank change of the weights.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax.adapters import LowRank, lora_factors
+    >>> shared = LowRank(jnp.ones((1, 2, 1)), jnp.ones((1, 1, 3)), jnp.array([[[5.0], [7.0]]]))  # cores of two people
+    >>> down, up = lora_factors(shared, row=1)
+    >>> (down @ up)[0].tolist()
+    [[7.0, 7.0, 7.0], [7.0, 7.0, 7.0]]
+    """
+    downs, ups = [], []
+    for one in adapter if isinstance(adapter, tuple) else (adapter,):
+        if isinstance(one, Film):
+            raise ValueError("FiLM is no low-rank change of the weights")
+        down, up = (factor[:, row] if factor.ndim == 4 else factor for factor in (one.down, one.up))
+        if one.core is not None:
+            core = one.core[:, row]
+            down = down * core[:, None] if core.ndim == 2 else jnp.einsum("lir,lrs->lis", down, core)
+        downs.append(down)
+        ups.append(up)
+    return jnp.concatenate(downs, axis=2), jnp.concatenate(ups, axis=1)
+
+
 def combine_adapters(adapters: AdapterTree, weights: Float[Array, "out rows"]) -> AdapterTree:
     """Rows that are weighted sums of rows: what is adapted moves by Σ_i w_i times as far as row i moves it.
 

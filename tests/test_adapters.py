@@ -1,17 +1,22 @@
 """Adapters: identity, one row each, in the decoder with and without a cache; golden FiLM and the published network."""
 
+import copy
+import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from fssa_jax.adapters import Film, LowRank, apply_adapter, apply_film, apply_low_rank, combine_adapters
 from fssa_jax.generate import generate
 from fssa_jax.models.decoder import Decoder, DecoderConfig, place_sizes
 from fssa_jax.models.hypernetwork import Hypernetwork
+from fssa_jax.pretrained import save_lora
 from tests import small_lm
+from tests.mistakes import complaint
 
 GOLDEN = Path(__file__).parent / "golden"
 L, B, R = small_lm.CONFIG.layers, 3, 2
@@ -246,3 +251,36 @@ def test_golden_greedy_generation_with_a_latent_for_each_row():
     prompts = g["out/greedy_prompt"].tolist()
     out = generate(model, variables, prompts, 8, adapters=adapters)
     assert [p + o for p, o in zip(prompts, out.tokens, strict=True)] == g["out/greedy_sequences"].tolist()
+
+
+@pytest.mark.parametrize("kind", ["lora", "lora_diagonal", "lora_core"])
+def test_a_row_that_is_saved_as_a_lora_is_the_same_change_of_the_weights(lm, kind, tmp_path):
+    """The file of PEFT, W + B A as that library adds it, against the adapter itself; a shared LoRA beside."""
+    model, variables = lm
+    adapters = {place: a for place, a in random_adapters(kind).items() if place != "residual"}
+    shared = random_adapters("lora_core", seed=1)["gate"]
+    adapters["gate"] = (LowRank(shared.down, shared.up), adapters["gate"])
+    save_lora(tmp_path / "person", adapters, model.config, "the/base", row=1)
+    settings = json.loads((tmp_path / "person" / "adapter_config.json").read_text())
+    assert settings["r"] == settings["lora_alpha"] == 2 * R
+    assert settings["target_modules"] == ["down_proj", "gate_proj", "q_proj", "v_proj"]
+    tensors = load_file(tmp_path / "person" / "adapter_model.safetensors")
+    assert len(tensors) == 2 * 4 * L
+    names = {"query": "self_attn.q_proj", "value": "self_attn.v_proj", "gate": "mlp.gate_proj", "down": "mlp.down_proj"}
+    merged = copy.deepcopy(jax.device_get(variables))
+    for place, name in names.items():
+        for layer in range(L):
+            a, b = (tensors[f"base_model.model.model.layers.{layer}.{name}.lora_{x}.weight"] for x in "AB")
+            kernel = np.array(merged["params"]["layers"][place]["kernel"])
+            kernel[layer] += (b @ a).T
+            merged["params"]["layers"][place]["kernel"] = kernel
+    expected = model.apply(variables, TOKENS, adapters)[1]
+    assert np.abs(expected - model.apply(variables, TOKENS)[1]).max() > 0.01
+    out = model.apply(jax.tree.map(jnp.asarray, merged), TOKENS)[1]
+    np.testing.assert_allclose(out, expected, atol=2e-4)
+
+
+def test_film_is_no_lora(tmp_path):
+    message = complaint(save_lora, tmp_path / "person", random_adapters("film"), small_lm.CONFIG)
+    assert "FiLM is no low-rank change of the weights" in message
+    assert not (tmp_path / "person").exists()

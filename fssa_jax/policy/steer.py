@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fssa_jax import pretrained
 from fssa_jax.adapters import PLACES, AdapterTree, adapter_rows, check_adapters
 from fssa_jax.buckets import bucket
 from fssa_jax.data.build import texts_in
@@ -219,6 +220,17 @@ class Steerer:
                 raise UserError(f"adapters of {rows} people for {len(prompts)} prompts; give one row for each, or one")
         writer = Writer(self.work.base, settings or self.work.config.evaluate.generate)
         return writer(prompts, adapters, seed).texts
+
+    def save_lora(self, latent: DiagGaussian, directory: str | Path) -> None:
+        """Writes the adapter of one person as a LoRA in the format of PEFT, for other libraries and the same base.
+
+        Raises:
+          UserError: a latent of several people, or a policy whose adapters are FiLM.
+        """
+        if len(latent.mean) != 1:
+            raise UserError(f"a latent of {len(latent.mean)} people: save the adapter of one person at a time")
+        base = self.work.base
+        pretrained.save_lora(Path(directory), self.adapt(latent), base.decoder.config, str(base.directory))
 
 
 def as_choices(rows: Iterable[Row]) -> list[Choice]:
