@@ -15,8 +15,9 @@ on the output of every block, and beside it one LoRA of all (r 128, alpha 256, q
 not applied). Ours on purpose: splits by prompt, attention with a residual and a mean, reference computed once.
 
 np_dpo_ours follows what works on `styles`: the cores of low-rank factors (rank 8) on six projections, the encoder of a
-reward model that comes first, its probabilities for labels, β .5, an SFT term on what was chosen, learning rate 1e-4,
-8 users of 4 targets. It is the same for both bases, and was not measured on them:
+reward model that comes first, its probabilities for labels, an SFT term on all target responses weighted by their
+advantages (prompts are of many kinds), β .33, learning rate 1e-4, 8 users of 4 targets. It is the same for both bases,
+and was not measured on them:
 
   python -m launch.train --config=configs/ultrafeedback_reward.py:hh,np_btl --config.data.path=data/hh --workdir=runs/hh
   python -m launch.train --config=configs/ultrafeedback_policy.py:hh,np_dpo_ours --config.data.path=data/hh \
@@ -59,14 +60,14 @@ def get_config(variant: str = "hh,np_dpo") -> PolicyConfig:
     train.users, train.targets, train.max_context = 2, 9, 6
     train.steps = train.population_steps = train.oracle_steps = 5000
     train.validate_every = train.checkpoint_every = 500
-    train.steps_per_call = 1  # a batch is as long as its own longest text, not the longest of ten batches
+    train.steps_per_call = 1  # a batch is padded by its own lengths, not by the longest of ten batches
     config.evaluate.users, config.evaluate.generate.max_new = 100, 256
     if model == "np_dpo_ours":
         adapter.shared_rank, adapter.shared_alpha = 0, 0.0
         adapter.kind, adapter.core, adapter.rank = "lora_core", "full", 8
         adapter.places = ("query", "value", "out", "gate", "up", "down")
         config.encoder.frozen, config.objective.distil = True, 1.0
-        config.objective.beta, config.objective.sft_weight = 0.5, 1.0
+        config.objective.beta, config.objective.sft_weight, config.objective.sft = 0.33, 1.0, "advantage"
         config.optim.learning_rate = 1e-4
         train.users, train.targets, train.max_context = 8, 4, 10
     return config

@@ -508,6 +508,7 @@ MISTAKES = {
         {"encoder.init_from": "", "encoder.frozen": False, "model.text_dropout": 0.1},
         "config.model.text_dropout: has no part in the training of a policy",
     ),
+    "length groups": ({"train.length_groups": 9}, "config.train.length_groups: texts are cut at eighths"),
     "for everybody": ({"policy.adapter.latent": "none"}, "config.encoder.init_from: a policy for everybody"),
 }
 

@@ -96,7 +96,9 @@ class PolicyTrainConfig(LoopConfig):
     targets: int = 4
     texts: int = 64
     accumulate: int = 1  # the batch is taken in so many parts, one after the other
-    length_groups: int = 2  # texts of a part are sorted by length and padded in so many groups, each by itself
+    # Texts of a part are sorted by length and padded in so many groups (8 at most), each by itself. With one group a
+    # person's sequences share the memory of an adapter; with more, each has its own.
+    length_groups: int = 2
     population_steps: int = 200  # of the DPO policy of everybody; 0: none
     oracle_steps: int = 0  # of the specialists, one adapter a group; 0: none
 
@@ -170,6 +172,9 @@ def check(config: PolicyConfig) -> None:
     if part % train.accumulate:
         raise UserError(f"config.train.accumulate: {part} {'texts' if config.is_sft else 'users'} of a batch cannot be "
                         f"taken in {train.accumulate} equal parts")  # fmt: skip
+    if train.length_groups > 8:
+        raise UserError(f"config.train.length_groups: texts are cut at eighths of a batch; give 1 to 8, got "
+                        f"{train.length_groups}")  # fmt: skip
     if not config.is_sft and not policy.base:
         raise UserError(
             "config.policy.base: give a checkpoint's directory or hub name, such as the model that an sft run made"
