@@ -4,6 +4,7 @@
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 setup requirements.txt
+started=$SECONDS
 run=${1:-runs/quickstart}
 say() { printf '\n== %s\n' "$*"; }
 say "1 of 4: a small language model that writes in every style"
@@ -36,3 +37,4 @@ for name in sys.argv[1:]:
   --prompt="What is your best advice about yoga?" --prompt="How do I get started with pancakes?" \
   --people="$run/policy/report/person_a.jsonl,$run/policy/report/person_b.jsonl"
 printf '\nReports: %s and %s\n' "$run/policy/report/report.html" "$run/reward/report/report.html"
+printf '%s s after installation\n' "$((SECONDS - started))"
