@@ -2,17 +2,20 @@
 
   python -m benchmarks.policies --what=steering --kinds=film,lora_core,lora --seeds=0,1,2
   python -m benchmarks.policies --what=ablation [--entry="beta 1" --entry="beta .1"]
+  python -m benchmarks.policies --what=limit --room=DIR --kinds=lora --seeds=0,1,2
   python -m benchmarks.policies --what=polis --data=polis.jsonl.gz --split=test --seeds=0
 
 steering: base model, reward model and policy from the shipped configurations, each seed with users, targets and
 contexts of its own; S(k) beside the Bayes S(k) of the same people, the shuffled control, the population's policy, and,
-with --oracle, the specialists. ablation: one seed, one setting changed at a time. polis: real people; a small base made
-of their statements, configs/rows.py:np_dpo on it, accuracies and gains over the population's policy in points with 95 %
-intervals over people, beside those of the reward model on the same people.
+with --oracle, the specialists. limit: S beside the Bayes limit for policies that --what=steering left in --room, on all
+1,000 held-out people of each seed. ablation: one seed, one setting changed at a time. polis: real people; a small base
+made of their statements, configs/rows.py:np_dpo on it, accuracies and gains over the population's policy in points with
+95 % intervals over people, beside those of the reward model on the same people.
 
 What is shipped was chosen on seeds 0, 1 and 2.
 """
 
+import dataclasses
 import json
 import tempfile
 import time
@@ -20,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -28,11 +32,15 @@ from configs.styles import get_config
 from fssa_jax import program
 from fssa_jax import train as reward_train
 from fssa_jax.errors import UserError
+from fssa_jax.evaluate import evaluate
 from fssa_jax.policy import train as policy_train
+from fssa_jax.policy.evaluate import trained_policy
 from fssa_jax.policy.report import evaluate_workdir
+from fssa_jax.policy.score import PolicyScorer
+from fssa_jax.policy.workdir import PolicyWorkdir
 from fssa_jax.report import evaluate_workdir as evaluate_reward
 
-_WHAT = flags.DEFINE_enum("what", "steering", ["steering", "ablation", "polis"], "what to measure")
+_WHAT = flags.DEFINE_enum("what", "steering", ["steering", "limit", "ablation", "polis"], "what to measure")
 _KINDS = flags.DEFINE_list("kinds", ["film", "lora_core", "lora"], "adapter kinds")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "one base, reward model and policy each")
 _ORACLE = flags.DEFINE_bool("oracle", False, "train and score the specialists too")
@@ -180,6 +188,32 @@ def steering(room: Path) -> dict[str, Any]:
     return out
 
 
+def limit(room: Path) -> dict[str, Any]:
+    """S of trained policies less that of the Bayes limit, paired within all held-out people: ten choices of each."""
+    out: dict[str, Any] = {}
+    for kind in _KINDS.value:
+        for seed in _SEEDS.value:
+            work = PolicyWorkdir.open(room / f"{kind}-{seed}")
+            settings = dataclasses.replace(work.config.evaluate, k=(3, 5, 10))
+            main = trained_policy(work)
+            assert main is not None
+            split = work.dataset.splits["test"]
+            data = dataclasses.replace(work.data("test"), choices=jax.tree.map(jnp.asarray, split.table))
+            scorer = PolicyScorer(main.conditioner, work.base.decoder, data, work.config.objective)
+            report = evaluate(
+                scorer.predictor(main.variables), split, work.dataset, settings, seed=work.config.seed, max_targets=10,
+                control=False,
+            ).report  # fmt: skip
+            out[f"{kind} {seed}"] = {
+                name: {k: [round(100 * cell[part], 1) for part in ("mean", "low", "high")] for k, cell in its.items()}
+                for name in ("steering", "bayes_steering", "steering_gap") if (its := report[name])
+            }  # fmt: skip
+            print(json.dumps({f"{kind} {seed}": out[f"{kind} {seed}"]}), flush=True)
+        gaps = [out[f"{kind} {seed}"]["steering_gap"] for seed in _SEEDS.value]
+        out[kind] = {k: round(float(np.mean([gap[k][0] for gap in gaps])), 2) for k in gaps[0]}
+    return out
+
+
 def ablation(room: Path) -> dict[str, Any]:
     """One setting changed at a time."""
     out = {}
@@ -231,13 +265,15 @@ def polis(room: Path) -> dict[str, Any]:
 
 def _refuse_unused() -> None:
     """A flag that a measurement does not read is a mistake."""
-    used = {"steering": ("kinds", "oracle"), "ablation": ("entry",), "polis": ("data", "split")}
+    used = {"steering": ("kinds", "oracle"), "limit": ("kinds",), "ablation": ("entry",), "polis": ("data", "split")}
     for name in ("kinds", "oracle", "entry", "data", "split"):
         if flags.FLAGS[name].present and name not in used[_WHAT.value]:
             raise UserError(f"--{name}: --what={_WHAT.value} does not use it; leave it out")
     unknown = [name for name in (_ENTRIES.value if _WHAT.value == "ablation" else ()) if name not in ABLATIONS]
     if unknown:
         raise UserError(f"--entry: no entry {unknown[0]!r}; there are: {'; '.join(ABLATIONS)}")
+    if _WHAT.value == "limit" and not flags.FLAGS["room"].value:
+        raise UserError("--room: name the directory where --what=steering left its policies")
     if _WHAT.value == "polis" and not _DATA.value:
         raise UserError("--data: give the rows of the Polis data (README: where real people come from)")
 
@@ -247,7 +283,7 @@ def main() -> None:
     _refuse_unused()
     with tempfile.TemporaryDirectory() as scratch:
         room = Path(_ROOM.value or scratch)
-        out = {"steering": steering, "ablation": ablation, "polis": polis}[_WHAT.value](room)
+        out = {"steering": steering, "limit": limit, "ablation": ablation, "polis": polis}[_WHAT.value](room)
         print(json.dumps({"devices": [d.device_kind for d in jax.devices()], **out}, indent=1))
 
 

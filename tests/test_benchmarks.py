@@ -42,5 +42,7 @@ def test_flags_that_a_measurement_does_not_read_are_refused():
         assert "--oracle: --what=ablation does not use it" in complaint(policies.main)
     with flagsaver.as_parsed(what="ablation", entry=["beta 2"]):
         assert "--entry: no entry 'beta 2'; there are: film; " in complaint(policies.main)
+    with flagsaver.as_parsed(what="limit", room=""):
+        assert "--room: name the directory" in complaint(policies.main)
     with flagsaver.as_parsed(what="polis", data=""):
         assert "--data: give the rows" in complaint(policies.main)
