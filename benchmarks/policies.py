@@ -194,7 +194,7 @@ def limit(room: Path) -> dict[str, Any]:
     for kind in _KINDS.value:
         for seed in _SEEDS.value:
             work = PolicyWorkdir.open(room / f"{kind}-{seed}")
-            settings = dataclasses.replace(work.config.evaluate, k=(3, 5, 10))
+            settings = dataclasses.replace(work.config.evaluate, k=(1, 3, 5, 10))
             main = trained_policy(work)
             assert main is not None
             split = work.dataset.splits["test"]
