@@ -208,7 +208,8 @@ def test_the_report_is_whole(steered, work):
     kl = f"{generation['policy']['3']['kl']:.2f}"
     assert kl in printed
     assert kl in page
-    assert [w for w in report["warnings"] if "S =" not in w] == []
+    # After twenty steps its encoder still counts choices more than it reads them, and of six people S is mostly noise.
+    assert [w for w in report["warnings"] if "S =" not in w and "counts choices" not in w] == []
 
 
 def test_a_control_that_steers_is_said():
