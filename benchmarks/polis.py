@@ -23,7 +23,7 @@ import optax
 from absl import flags
 
 from configs import rows
-from fssa_jax import evaluate, program, train
+from fssa_jax import controls, evaluate, program, train
 from fssa_jax.config import Config
 from fssa_jax.episodes import truncate_context
 from fssa_jax.metrics import preference_accuracy
@@ -184,7 +184,7 @@ def main() -> None:
     group = np.asarray(table.group)[users]
     shuffled = []
     for draw, episode in enumerate(episodes):
-        owner = evaluate.other_owners(np.random.default_rng(draw), group)
+        owner = controls.other_owners(np.random.default_rng(draw), group)
         context = jax.tree.map(lambda x, owner=owner: x[owner], episode.context)
         shuffled.append(Episode(context, episode.targets, episode.user, episode.group))
 

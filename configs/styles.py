@@ -93,8 +93,9 @@ def _reward(variant: str) -> Config:
     config.model.kind = variant
     config.model.width = config.model.encoder.latent_dim = 32
     config.model.target = "linear"
-    # People differ by weights on what the features say: Bayesian regression is the right encoder.
-    config.model.encoder.aggregation, config.model.encoder.rounds = "bayes", 2
+    # People differ by weights on what the features say, and hold extreme ones more often than middling ones: Bayes'
+    # rule with a discrete prior is the right encoder.
+    config.model.encoder.aggregation, config.model.encoder.support = "bayes", 512
     config.optim.learning_rate = 3e-3
     config.train.steps, config.train.population_steps, config.train.oracle_steps = 1500, 250, 500
     config.train.checkpoint_every = config.train.validate_every = 500

@@ -68,7 +68,8 @@ class EncoderConfig:
     dropout: float = 0.0
     gaussian: bool = False
     observations: tuple[str, ...] = ("difference",)  # of "bayes": difference, responses, or both
-    rounds: int = 1  # of "bayes"
+    rounds: int = 1  # of "bayes" with a normal prior
+    support: int = 0  # of "bayes": kinds of people that a discrete prior knows; 0: a normal prior
 
 
 @dataclasses.dataclass
@@ -242,10 +243,13 @@ def check_fields(kind: type, config: Any, positive: Mapping[str, float]) -> None
         "model.encoder.width": config.model.encoder.width,
         "model.encoder.latent_dim": config.model.encoder.latent_dim,
         "model.encoder.heads": config.model.encoder.heads,
+        "model.encoder.rounds": config.model.encoder.rounds,
     }
     for name, value in positive.items():
         if not 0 < value < math.inf:
             raise UserError(f"config.{name}: must be positive, got {value}")
+    if config.model.encoder.support < 0:
+        raise UserError(f"config.model.encoder.support: must not be negative, got {config.model.encoder.support}")
     if not 0 <= config.optim.average_decay < 1:
         raise UserError(f"config.optim.average_decay: must be in [0, 1), got {config.optim.average_decay}")
     if not config.evaluate.k or min(config.evaluate.k) < 0:

@@ -13,11 +13,13 @@ from tqdm import tqdm
 
 from fssa_jax import metrics
 from fssa_jax.config import EvaluateConfig
+from fssa_jax.controls import other_owners, scrambled_context, with_contexts_of
 from fssa_jax.data.dataset import Dataset, Split, Truth, seen_in_training
 from fssa_jax.episodes import truncate_context
 from fssa_jax.errors import UserError
 from fssa_jax.models.rewards import RewardModel
 from fssa_jax.predict import evaluation_episodes, make_predictor
+from fssa_jax.scores import Scores
 from fssa_jax.types import Comparisons, Episode, PyTree
 
 _log = logging.getLogger(__name__)
@@ -121,7 +123,7 @@ def evaluate(
         episodes = [_first_targets(episode, max_targets) for episode in episodes]
     targets = episodes[0].targets
     mask = np.asarray(targets.mask)
-    score = _Scores(ks, mask, targets, settings, seed)
+    score = Scores(ks, mask, targets, settings, seed)
 
     def progress(episodes: list[Episode], name: str):
         return tqdm(episodes, desc=f"evaluate: {name}", unit="draw", leave=False, disable=None)
@@ -131,7 +133,7 @@ def evaluate(
     score.add("", np.stack(own))
     if main.conditional and control and len(users) > 1:
         shuffled = [
-            _with_contexts_of(episodes[i % len(episodes)], _shuffle(seed + i, split, users, settings))
+            with_contexts_of(episodes[i % len(episodes)], _shuffle(seed + i, split, users, settings))
             for i in range(settings.shuffles)
         ]
         log_p = [main.predict(e, ks)[0] for e in progress(shuffled, "control")]
@@ -277,161 +279,12 @@ def bayes_log_p(truth: Truth, episode: Episode, ks: tuple[int, ...]) -> np.ndarr
     return np.concatenate(parts, axis=1)
 
 
-class _Scores:
-    """Turns log-probabilities (draws, k, users, targets) into the series of the report."""
-
-    def __init__(self, ks, mask: np.ndarray, targets: Comparisons, settings: EvaluateConfig, seed: int):
-        self.ks = ks
-        self.mask = mask
-        self.report: dict[str, Any] = {}
-        self.log_p: dict[str, np.ndarray] = {}
-        self.by_user: dict[str, np.ndarray] = {}
-        self._weights = np.asarray(
-            metrics.bootstrap_weights(jax.random.key(seed), len(mask), settings.bootstrap), np.float64
-        )
-        chosen, rejected = np.asarray(targets.chosen), np.asarray(targets.rejected)
-        pairs = np.stack([np.minimum(chosen, rejected), np.maximum(chosen, rejected)], -1).reshape(-1, 2)
-        unique, item = np.unique(pairs, axis=0, return_inverse=True)
-        self._contested = np.asarray(
-            metrics.contested_weights(
-                jnp.asarray(item.reshape(chosen.shape)), jnp.asarray(chosen < rejected), jnp.asarray(mask), len(unique)
-            ),
-            np.float64,
-        )
-
-    def add(self, name: str, log_p: np.ndarray, mask: np.ndarray | None = None) -> None:
-        """Adds the series of one predictor; the model's own has no name."""
-        self.log_p[name] = log_p
-        mask = self.mask if mask is None else mask
-        hits = np.asarray(metrics.preference_accuracy(jnp.asarray(log_p))).mean(0)
-        accuracy = self._per_user(hits, mask)
-        self.by_user[name] = accuracy
-        nll = self._per_user(-log_p.mean(0), mask)
-        counts = np.stack([
-            sum(np.asarray(metrics.calibration_counts(jnp.exp(draw[k]), jnp.asarray(mask))) for draw in log_p)
-            for k in range(len(self.ks))
-        ])  # fmt: skip
-        flat = counts.reshape(*counts.shape[:2], -1)
-        prefix = f"{name}_" if name else ""
-        own = {"": "accuracy", "unseen": "accuracy_unseen"}
-        self.report[own.get(name, name)] = self._means(accuracy)
-        self.report[f"{prefix}nll"] = self._means(nll)
-        self.report[f"{prefix}ece"] = self._over_k(
-            lambda k, w: metrics.ece_from_counts(jnp.asarray((w @ flat[k]).reshape(len(w), *counts.shape[2:])))
-        )
-        self.report[f"{prefix}steering"] = None  # where no two people disagree about a pair
-        if (self._contested * mask).sum() > 0:
-            weight = self._contested * mask
-            gain, total = (hits * weight).sum(-1), weight.sum(-1)
-            self.report[f"{prefix}steering"] = self._over_k(
-                lambda k, w: 2 * (w @ gain[k]) / np.maximum(w @ total, 1e-12) - 1
-            )
-
-    def add_gains(self, over: str) -> None:
-        """Adds gain and control_gain: paired differences of accuracy from another predictor's, people by people."""
-        for name, key in (("", "gain"), ("control", "control_gain")):
-            if name in self.by_user:
-                self.report[key] = self._means(self.by_user[name] - self.by_user[over])
-
-    def add_steering_beside(self, limit: str) -> None:
-        """Adds steering_gap, S less that of another predictor on the same choices, paired, and the ratio of the two."""
-        weight = self._contested * self.mask
-        if not weight.sum():
-            return
-        own, other = (np.asarray(metrics.preference_accuracy(jnp.asarray(self.log_p[name]))).mean(0)
-                      for name in ("", limit))  # fmt: skip
-        gap, total = ((own - other) * weight).sum(-1), weight.sum(-1)
-        self.report["steering_gap"] = self._over_k(lambda k, w: 2 * (w @ gap[k]) / np.maximum(w @ total, 1e-12))
-        reached, possible = self.report["steering"], self.report[f"{limit}_steering"]
-        self.report[f"share_of_{limit}_steering"] = {
-            k: reached[k]["mean"] / cell["mean"] if cell["mean"] > 0.01 else None for k, cell in possible.items()
-        }
-
-    def accuracies(self, names: tuple[str, ...], mask: np.ndarray) -> dict[str, Any]:
-        """The accuracies of predictors that were added, over other target rows."""
-        out = {}
-        for name in names:
-            if name in self.log_p:
-                hits = np.asarray(metrics.preference_accuracy(jnp.asarray(self.log_p[name]))).mean(0)
-                out[name or "accuracy"] = self._means(self._per_user(hits, mask))
-        return out
-
-    def _per_user(self, values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """(k, users) means over the real targets; NaN for a user without any."""
-        count = mask.sum(-1)
-        return np.where(count > 0, (values * mask).sum(-1) / np.maximum(count, 1), np.nan)
-
-    def _means(self, values: np.ndarray) -> dict[str, Any]:
-        real = ~np.isnan(values)
-        filled = np.where(real, values, 0)
-        return self._over_k(lambda k, w: (w @ filled[k]) / np.maximum(w @ real[k], 1e-12))
-
-    def _over_k(self, statistic) -> dict[str, Any]:
-        everybody = np.ones((1, self._weights.shape[1]))
-        out = {}
-        for i, k in enumerate(self.ks):
-            mean = float(np.asarray(statistic(i, everybody))[0])
-            low, high = metrics.interval(jnp.asarray(np.asarray(statistic(i, self._weights), np.float32)))
-            out[str(k)] = {"mean": mean, "low": float(low), "high": float(high)}
-        return out
-
-
 def _shuffle(seed: int, split: Split, users: np.ndarray, settings: EvaluateConfig) -> np.ndarray:
     """Whose context each user gets: never the user's own, where there is another to take."""
     group = np.asarray(split.table.group)[users] if settings.shuffle_within_group else np.zeros(len(users), int)
     return other_owners(np.random.default_rng(seed), group)
 
 
-def other_owners(rng: np.random.Generator, group: np.ndarray) -> np.ndarray:
-    """(users,) another member of each user's group by chance; of any group for who is alone in theirs."""
-    users = len(group)
-    owner = np.arange(users)
-    for g in np.unique(group):
-        members = rng.permutation(np.flatnonzero(group == g))
-        owner[members] = np.roll(members, 1)
-    alone = np.flatnonzero(owner == np.arange(users))
-    if users > 1:
-        owner[alone] = (alone + rng.integers(1, users, len(alone))) % users
-    return owner
-
-
-def scrambled_context(context: Comparisons, seed: int) -> Comparisons:
-    """Contexts of the same sizes whose every choice is of a person drawn for it alone."""
-    rng = np.random.default_rng(seed)
-    users, n = context.mask.shape
-    owner = np.stack([rng.permutation(users) for _ in range(n)] or [np.zeros(users, int)], axis=1)[:, :n]
-    place = np.broadcast_to(np.arange(n), owner.shape)
-    chosen, rejected = (np.asarray(side)[owner, place] for side in (context.chosen, context.rejected))
-    real = np.asarray(context.mask) & np.asarray(context.mask)[owner, place]
-    return Comparisons(jnp.asarray(chosen), jnp.asarray(rejected), jnp.asarray(real))
-
-
-def contradicted_context(context: Comparisons) -> Comparisons:
-    """Contexts of 2n choices, each followed by the same choice the other way round: without a population model
-    beside, what they say cancels out.
-
-    >>> import jax.numpy as jnp
-    >>> from fssa_jax import Comparisons
-    >>> from fssa_jax.evaluate import contradicted_context
-    >>> both = contradicted_context(Comparisons(jnp.array([[3, 5]]), jnp.array([[4, 6]]), jnp.ones((1, 2), bool)))
-    >>> both.chosen.tolist(), both.rejected.tolist()
-    ([[3, 4, 5, 6]], [[4, 3, 6, 5]])
-    """
-    chosen, rejected = context.chosen, context.rejected
-
-    def in_turn(a, b):
-        return jnp.stack([a, b], axis=2).reshape(a.shape[0], 2 * a.shape[1], *a.shape[2:])
-
-    return Comparisons(
-        in_turn(chosen, rejected), in_turn(rejected, chosen), jnp.asarray(in_turn(context.mask, context.mask))
-    )
-
-
 def _first_targets(episode: Episode, number: int) -> Episode:
     targets = jax.tree.map(lambda x: x[:, :number], episode.targets)
     return Episode(episode.context, targets, episode.user, episode.group)
-
-
-def _with_contexts_of(episode: Episode, owner: np.ndarray) -> Episode:
-    context = jax.tree.map(lambda x: x[owner], episode.context)
-    return Episode(context, episode.targets, episode.user, episode.group)

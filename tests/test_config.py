@@ -109,6 +109,8 @@ def test_whole_numbers_are_numbers(tmp_path):
         ("model.encoder.inputs", ()),
         ("model.encoder.inputs", ("chosen", "text")),
         ("model.encoder.observations", ("margin",)),
+        ("model.encoder.support", -1),
+        ("model.encoder.rounds", 0),
         ("model.encoder.inputs", ("margin",)),
         ("model.encoder.width", 100),
         ("train.steps", "many"),

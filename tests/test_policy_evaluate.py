@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fssa_jax.controls import scrambled_context
 from fssa_jax.data import styles
 from fssa_jax.episodes import truncate_context
-from fssa_jax.evaluate import scrambled_context
 from fssa_jax.policy import score, steer
 from fssa_jax.policy import train as training
 from fssa_jax.policy.base import reference_log_probs, tokenise
@@ -225,6 +225,7 @@ def test_an_encoder_that_counts_choices_is_told_from_those_that_read_them(work):
     found = {}
     for name, encoder in {
         "bayes": {"aggregation": "bayes", "gaussian": False},
+        "kinds": {"aggregation": "bayes", "gaussian": False, "support": 64},
         "sum": {"aggregation": "sum", "gaussian": False, "prior_choice": False},
     }.items():
         config = change(copy.deepcopy(work.config), {f"model.encoder.{key}": value for key, value in encoder.items()})

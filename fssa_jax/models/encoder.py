@@ -32,14 +32,14 @@ class NPEncoder(nn.Module):
         the population model: a choice against the crowd tells more.
       aggregation: "mean", "sum", "attention" (masked self-attention, then `pool`), or "bayes" (see
         `BayesAggregation`; it reads encoded responses and leaves all other settings but `latent_dim`,
-        `gaussian`, `observations` and `rounds` unused).
+        `gaussian`, `observations`, `rounds` and `support` unused).
       pool: how attention's outputs are brought together, "mean" or "sum".
       prior_choice: put one learnt pseudo-choice into every context. The mean over k + 1 then tells k
         apart and is defined for k = 0, and its norm does not grow with k.
       residual: attention with a residual connection and a norm before it.
       heads, dropout: of the attention.
       gaussian: emit N(μ, diag σ²); otherwise z is deterministic and `scale` is 0.
-      observations, rounds: of "bayes".
+      observations, rounds, support: of "bayes".
 
     The published networks are pair "mlp" or "linear", inputs ("chosen", "rejected"), pool "sum", and neither
     prior_choice nor residual.
@@ -66,6 +66,7 @@ class NPEncoder(nn.Module):
     gaussian: bool = False
     observations: tuple[Observation, ...] = ("difference",)
     rounds: int = 1
+    support: int = 0
 
     @nn.compact
     def __call__(
@@ -89,7 +90,7 @@ class NPEncoder(nn.Module):
           q(z | C), (*batch, m).
         """
         if self.aggregation == "bayes":
-            bayes = BayesAggregation(self.observations, self.rounds, self.gaussian, name="bayes")
+            bayes = BayesAggregation(self.observations, self.rounds, self.gaussian, self.support, name="bayes")
             return bayes(context, rewards, offsets, repeats)
         mask = context.mask
         x = self._pair_inputs(context, rewards)
@@ -127,51 +128,82 @@ class NPEncoder(nn.Module):
 
 
 class BayesAggregation(nn.Module):
-    """q(z | C) by conditioning a normal prior on the choices, in closed form.
+    """q(z | C) by conditioning a learnt prior on the choices: Bayes' rule, in closed form.
 
     Every choice is read as observations of logits o + ⟨a, z⟩ being positive: of f(y⁺) − f(y⁻) being
     preferred ("difference"), and of y⁺ being liked and y⁻ disliked, each by itself ("responses": right
     where a choice means that a person agreed with one text and disagreed with the other). The offset o
-    is the population's. With prior N(μ, Λ₀⁻¹), one round is one Newton step to the posterior's mode:
+    is the population's, w the weight of an observation.
+
+    With `support` = J > 0 the prior is discrete: people are of J kinds, z₁ … z_J, with probabilities π. Then
+
+        p(j | C) ∝ π_j Π_o σ(o + ⟨a_o, z_j⟩)^w_o,   mean Σ_j p(j | C) z_j,   variance Σ_j p(j | C) (z_j − mean)²
+
+    is exact. The prior that is best for the data has finitely many points, whatever people are like (Kiefer and
+    Wolfowitz 1956; Lindsay 1983), so J is a budget, not a belief; this is right where people are of kinds or hold
+    extreme views, where a normal prior draws them to the middle.
+
+    With `support` 0 the prior is normal, N(μ, Λ₀⁻¹), and the posterior's mode is found by Newton's method. One of
+    `rounds` steps is
 
         g = σ(o + A z),   Λ = Λ₀ + Aᵀ diag(w g (1 − g)) A,   z ← z + Λ⁻¹ (Aᵀ w (1 − g) − Λ₀ (z − μ))
 
-    It is Bayesian context aggregation (Volpp et al., ICLR 2021) with full covariance. Prior, weights w and
-    offsets are learnt with the rest of the model; nothing is fitted to the person by gradient descent.
-    Order and padding do not matter, and an empty context gives the prior.
+    It is Bayesian context aggregation (Volpp et al., ICLR 2021) with full covariance.
+
+    Prior, weights w and offsets are learnt with the rest of the model; nothing is fitted to the person by
+    gradient descent. Order and padding do not matter, and an empty context gives the prior.
     """
 
     observations: tuple[Observation, ...]
     rounds: int
     gaussian: bool
+    support: int = 0
 
     @nn.compact
     def __call__(
         self, context: Comparisons, rewards: Array | None, offsets: Array | None, repeats: Array | None
     ) -> DiagGaussian:
         m = context.chosen.shape[-1]
-        batch = context.mask.shape[:-1]
-        prior_mean = self.param("prior_mean", nn.initializers.zeros, (m,))
-        prior_precision = jnp.exp(self.param("prior_log_precision", nn.initializers.zeros, (m + 1,)))
-        mean = jnp.concatenate([prior_mean, jnp.zeros(1)])  # the last coordinate: how easily a person likes
-        directions, logit, weights = self._observe(context, rewards, offsets, repeats)
-        z = jnp.broadcast_to(mean, (*batch, m + 1))
-        prior = jnp.broadcast_to(prior_precision, z.shape)
-        eye = jnp.broadcast_to(jnp.eye(m + 1), (*batch, m + 1, m + 1))
-        precision = prior[..., None] * eye
+        observed = self._observe(context, rewards, offsets, repeats)
+        mean, scale = self._of_kinds(*observed) if self.support else self._newton(*observed)
+        if not self.gaussian:
+            return DiagGaussian(mean[..., :m], jnp.zeros_like(mean[..., :m]))
+        return DiagGaussian(mean[..., :m], jnp.maximum(scale[..., :m], _MIN_SCALE))
+
+    def _of_kinds(self, directions: Array, logits: Array, weights: Array) -> tuple[Array, Array]:
+        """Mean and scale of z under a discrete prior; the last coordinate is how easily a person likes."""
+        shape = (self.support, directions.shape[-1])
+        kinds = self.param("kinds", nn.initializers.normal(0.3), shape)
+        log_prior = self.param("log_prior", nn.initializers.zeros, (self.support,))
+        of_kind = jnp.einsum("...oi,ji->...oj", directions, kinds) + logits[..., None]
+        log_likelihood = jnp.einsum("...o,...oj->...j", weights, jax.nn.log_sigmoid(of_kind))
+        p = jax.nn.softmax(log_likelihood + jnp.broadcast_to(log_prior, log_likelihood.shape))
+        mean = p @ kinds
+        if not self.gaussian:
+            return mean, jnp.zeros_like(mean)
+        variance = p @ jnp.square(kinds) - jnp.square(mean)
+        return mean, jnp.sqrt(jnp.maximum(variance, _MIN_SCALE**2))
+
+    def _newton(self, directions: Array, logits: Array, weights: Array) -> tuple[Array, Array]:
+        """Mode and scale of z under a normal prior; the last coordinate is how easily a person likes."""
+        n = directions.shape[-1]
+        prior_mean = self.param("prior_mean", nn.initializers.zeros, (n - 1,))
+        prior_precision = jnp.exp(self.param("prior_log_precision", nn.initializers.zeros, (n,)))
+        batch = directions.shape[:-2]
+        mean = jnp.broadcast_to(jnp.concatenate([prior_mean, jnp.zeros(1)]), (*batch, n))
+        prior = jnp.broadcast_to(prior_precision, (*batch, n))
+        prior_matrix = jnp.broadcast_to(jnp.diag(prior_precision), (*batch, n, n))
+        z, precision = mean, prior_matrix
         for _ in range(self.rounds):
-            logits = logit + jnp.einsum("...oi,...i->...o", directions, z)
-            dislike = jax.nn.sigmoid(-logits)
+            dislike = jax.nn.sigmoid(-logits - jnp.einsum("...oi,...i->...o", directions, z))
             curvature = weights * dislike * (1 - dislike)
             precision = jnp.einsum("...oi,...oj->...ij", directions * curvature[..., None], directions)
-            precision = precision + prior[..., None] * eye
+            precision = precision + prior_matrix
             gradient = jnp.einsum("...oi,...o->...i", directions, weights * dislike)
-            gradient = gradient - prior * (z - jnp.broadcast_to(mean, z.shape))
-            z = z + _solve(precision, gradient)
+            z = z + _solve(precision, gradient - prior * (z - mean))
         if not self.gaussian:
-            return DiagGaussian(z[..., :m], jnp.zeros((*batch, m)))
-        scale = jnp.sqrt(jnp.diagonal(jnp.linalg.inv(precision), axis1=-2, axis2=-1))
-        return DiagGaussian(z[..., :m], jnp.maximum(scale[..., :m], _MIN_SCALE))
+            return z, jnp.zeros_like(z)
+        return z, jnp.sqrt(jnp.diagonal(jnp.linalg.inv(precision), axis1=-2, axis2=-1))
 
     def _observe(
         self, context: Comparisons, rewards: Array | None, offsets: Array | None, repeats: Array | None

@@ -8,18 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from fssa_jax import roles
+from fssa_jax.controls import contradicted_context, scrambled_context
 from fssa_jax.data import styles
 from fssa_jax.data.dataset import Split, Truth
 from fssa_jax.episodes import truncate_context
 from fssa_jax.errors import UserError
-from fssa_jax.evaluate import (
-    Evaluation,
-    Predictor,
-    contradicted_context,
-    evaluate,
-    first_users,
-    scrambled_context,
-)
+from fssa_jax.evaluate import Evaluation, Predictor, evaluate, first_users
 from fssa_jax.metrics import bayes_log_posterior
 from fssa_jax.policy.conditioner import Conditioner
 from fssa_jax.policy.config import GenerateConfig, PolicyEvaluateConfig
