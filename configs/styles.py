@@ -72,18 +72,19 @@ def _policy(variant: str) -> PolicyConfig:
         return config
     config.encoder.frozen, config.objective.distil = True, 1.0
     adapter.kind = variant.removeprefix("np_dpo_")
-    # Several responses of each person: the best of them are what is imitated.
-    config.objective.sft, config.objective.beta = "advantage", 0.33
-    config.train.users, config.train.targets = 16, 4
     if adapter.kind == "film":
+        # Several responses of each person: the best of them are what is imitated.
+        config.objective.sft, config.objective.beta = "advantage", 0.33
+        config.train.users, config.train.targets = 16, 4
         adapter.hidden = 64
-    elif adapter.kind == "lora":
+        return config
+    # All prompts are of one kind, so their rewards are of one scale.
+    config.objective.sft, config.objective.beta = "reward", 0.25
+    config.train.users, config.train.targets = 8, 8
+    if adapter.kind == "lora":
         adapter.rank, config.optim.learning_rate = 4, 5e-3
     else:
         adapter.core, adapter.rank, config.optim.learning_rate = "full", 8, 2e-2
-        # All prompts are of one kind, so their rewards are of one scale.
-        config.objective.sft, config.objective.beta = "reward", 0.25
-        config.train.users, config.train.targets = 8, 8
     return config
 
 

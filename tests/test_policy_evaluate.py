@@ -5,6 +5,7 @@ import dataclasses
 import doctest
 import json
 import shutil
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +96,19 @@ def test_however_texts_are_cut_into_calls_the_ratios_are_the_same(work, moved, m
     np.testing.assert_allclose(ratios(), whole, atol=1e-4)
     scorer = PolicyScorer(moved.conditioner, work.base.decoder, work.data("test"), work.config.objective)
     assert scorer.log_ratios(moved.variables, z, people[:0], ids[:0]).shape == (0,)
+
+
+def test_the_memory_of_adapters_grows_with_the_device(monkeypatch):
+    class Device:
+        memory: ClassVar = None
+
+        def memory_stats(self):
+            return self.memory
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    assert score._adapter_budget() == 2**30  # a CPU does not say what it has
+    monkeypatch.setattr(Device, "memory", {"bytes_limit": 80 * 2**30})
+    assert score._adapter_budget() == 5 * 2**30
 
 
 def test_the_reference_is_the_base_itself(work):

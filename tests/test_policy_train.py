@@ -409,6 +409,21 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_people(made, tmp_path)
     assert "there is no checkpoint yet" in message
 
 
+def test_a_loss_that_one_text_spoils_names_the_step_that_reads_it_and_its_people(made, tmp_path):
+    """Not the first step of a call: a text whose reference is no number, which the first batch does not read."""
+    work = PolicyWorkdir.make(made.config, tmp_path / "run")
+    conditioner, _, _ = training.make_state(work, "main")
+    data, batch = work.data("train"), training.texts_of_batch(work.config, conditioner)
+    first, second = (set(np.asarray(batch(jnp.int32(step), data)).ravel().tolist()) for step in (0, 1))
+    reference = work.reference.copy()
+    reference[sorted(second - first)] = np.nan
+    message = complaint(training.fit_policy, dataclasses.replace(work, reference=reference), "main", StopSignal())
+    assert message.startswith("main: the loss is nan at step 2 (people u")
+    everybody = work.dataset.splits["train"].users
+    people = {everybody[int(u)] for u in np.asarray(training._batch(work.config, conditioner, jnp.int32(1), data).user)}
+    assert set(message.split("(people ")[1].split(")")[0].split(", ")) == people
+
+
 def test_a_base_is_made_and_fine_tuned(finished, tmp_path):
     """From nothing but texts to a checkpoint in the format of others, that the loss of its texts is lower for."""
     directory, _ = finished

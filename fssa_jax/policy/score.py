@@ -21,7 +21,8 @@ from fssa_jax.types import Episode, PyTree
 
 _TOKENS = {"cpu": 16_384}  # of a call; elsewhere:
 _MANY_TOKENS = 262_144
-_ADAPTER_BYTES = 2**30  # of all sequences of a call: each has adapters of its own
+_ADAPTER_BYTES = 2**30  # of all sequences of a call, each of which has adapters of its own, at least; or:
+_ADAPTER_SHARE = 16  # of a device's memory, one part in so many
 _GROUPS = 3
 
 
@@ -50,7 +51,7 @@ class PolicyScorer:
     def __init__(self, conditioner: Conditioner, decoder: Decoder, data: PolicyData, objective: PolicyObjective):
         self.conditioner, self.decoder, self.data, self.objective = conditioner, decoder, data, objective
         self.lengths = np.asarray(data.ends)
-        self._budget = _TOKENS.get(jax.devices()[0].platform, _MANY_TOKENS)
+        self._budget = _TOKENS.get(jax.local_devices()[0].platform, _MANY_TOKENS)
         self._ratios = jax.jit(self._log_ratios, static_argnames="size")
         self._infer = jax.jit(
             lambda variables, episode, features, k: conditioner.apply(
@@ -83,7 +84,7 @@ class PolicyScorer:
         if not len(ids):
             return out
         order = np.argsort(-self.lengths[ids], kind="stable")
-        start, most = 0, max(_ADAPTER_BYTES // self._adapter_bytes(variables, z.shape[1]), 1)
+        start, most = 0, max(_adapter_budget() // self._adapter_bytes(variables, z.shape[1]), 1)
         for number, size in best_plan(self.lengths[ids][order], groups, self.data.tokens.shape[1]):
             rows = min(max(self._budget // size, 1), number, most)
             for first in range(start, start + number, rows):
@@ -150,3 +151,9 @@ class PolicyScorer:
         return Predictor(
             partial(self.predict, variables), self.conditioner.latent == "context", self.conditioner.sampled
         )
+
+
+def _adapter_budget() -> int:
+    """Bytes for the adapters of a call, by what the device has; a CPU does not say."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return max(stats.get("bytes_limit", 0) // _ADAPTER_SHARE, _ADAPTER_BYTES)
