@@ -11,6 +11,7 @@ import platform
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -20,6 +21,20 @@ from fssa_jax import program, report, train
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py:VARIANT")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds of parameters, batches and, for benchmarks, data")
+
+
+def mean_series(reports: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The mean over reports of every series that they have, at every k: of {k: {"mean": …}}."""
+
+    def is_series(value: Any) -> bool:
+        return isinstance(value, dict) and bool(value) and all(
+            isinstance(cell, dict) and "mean" in cell for cell in value.values()
+        )  # fmt: skip
+
+    return {
+        name: {k: round(float(np.mean([r[name][k]["mean"] for r in reports])), 5) for k in value}
+        for name, value in reports[0].items() if is_series(value)
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -35,11 +50,7 @@ def main() -> None:
             train.train(config, Path(directory))
             reports.append(report.evaluate_workdir(Path(directory)))
             seconds.append(round(time.perf_counter() - start, 1))
-    series = [name for name, value in reports[0].items() if isinstance(value, dict) and "0" in value]
-    out: dict = {
-        name: {k: round(float(np.mean([r[name][k]["mean"] for r in reports])), 5) for k in reports[0][name]}
-        for name in series
-    }
+    out = mean_series(reports)
     if "bayes" in out:
         out["accuracy_minus_bayes_by_seed"] = {
             k: [round(r["accuracy"][k]["mean"] - r["bayes"][k]["mean"], 5) for r in reports] for k in out["bayes"]

@@ -24,20 +24,20 @@ class Done:
     stderr: str
 
 
-def _program(name: str, arguments: list[str], out: str) -> None:
+def _program(name: str, arguments: list[str], out: str, package: str) -> None:
     for number, stream in enumerate((sys.stdout, sys.stderr), 1):
         stream.flush()
         os.dup2(os.open(f"{out}/{number}", os.O_WRONLY | os.O_CREAT, 0o600), number)
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
-    sys.argv = [f"launch/{name}.py", *arguments]
-    runpy.run_module(f"launch.{name}", run_name="__main__", alter_sys=True)
+    sys.argv = [f"{package}/{name}.py", *arguments]
+    runpy.run_module(f"{package}.{name}", run_name="__main__", alter_sys=True)
 
 
-def run(name: str, *arguments: object, timeout: float = 300) -> Done:
-    """Runs launch.NAME with these arguments to its end."""
+def run(name: str, *arguments: object, timeout: float = 300, package: str = "launch") -> Done:
+    """Runs launch.NAME, or that of another package, with these arguments to its end."""
     with tempfile.TemporaryDirectory() as out:
-        process = _forks.Process(target=_program, args=(name, list(map(str, arguments)), out))
+        process = _forks.Process(target=_program, args=(name, list(map(str, arguments)), out, package))
         process.start()
         process.join(timeout)
         if process.exitcode is None:

@@ -1,6 +1,7 @@
 """What the benchmarks of policies compare is allowed, and their programs run."""
 
 import functools
+import json
 
 import pytest
 from absl.testing import flagsaver
@@ -9,6 +10,7 @@ from benchmarks import policies, policy_speed
 from configs.styles import get_config
 from fssa_jax.policy.config import check
 from tests.mistakes import complaint
+from tests.programs import run
 
 
 @pytest.mark.parametrize("name", policies.ABLATIONS)
@@ -46,3 +48,19 @@ def test_flags_that_a_measurement_does_not_read_are_refused():
         assert "--room: name the directory" in complaint(policies.main)
     with flagsaver.as_parsed(what="polis", data=""):
         assert "--data: give the rows" in complaint(policies.main)
+
+
+def test_the_means_of_every_series_stand_beside_the_limit():
+    done = run(
+        "accuracy", "--config=configs/synthetic.py:np_btl", "--seeds=0,1", "--config.data.eval_users=8",
+        "--config.train.steps=1", "--config.train.steps_per_call=1", "--config.train.validate_every=1",
+        "--config.train.checkpoint_every=1", "--config.train.population_steps=1", "--config.train.oracle_steps=1",
+        "--config.train.users=8", "--config.evaluate.draws=1", "--config.evaluate.bootstrap=10",
+        package="benchmarks",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    out = json.loads(done.stdout[done.stdout.index("{\n") :])
+    for name in ("accuracy", "bayes", "steering", "steering_gap", "population", "control"):
+        assert set(out[name]) == {"0", "1", "3", "5", "10"}, name
+    below = out["accuracy"]["3"] - out["bayes"]["3"]
+    assert sum(out["accuracy_minus_bayes_by_seed"]["3"]) / 2 == pytest.approx(below, abs=2e-5)
