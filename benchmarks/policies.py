@@ -111,7 +111,7 @@ def start(seed: int, room: Path) -> tuple[Path, Path]:
         config: Any = get_config(variant)
         config.seed = config.data.split_seed = seed
         if variant == "np_btl":
-            config.train.steps, config.train.oracle_steps = 4000, 0
+            config.train.oracle_steps = 0
         train(config, room / f"{name}-{seed}")
     return room / f"base-{seed}" / "model", room / f"reward-{seed}"
 

@@ -73,10 +73,11 @@ def _policy(variant: str) -> PolicyConfig:
     config.encoder.frozen, config.objective.distil = True, 1.0
     adapter.kind = variant.removeprefix("np_dpo_")
     if adapter.kind == "film":
-        # Several responses of each person: the best of them are what is imitated.
-        config.objective.sft, config.objective.beta = "advantage", 0.33
+        # Several responses of each person: the best of them are what is imitated. FiLM needs the largest distance from
+        # the base for the same movement, so its β is larger.
+        config.objective.sft, config.objective.beta = "advantage", 0.5
         config.train.users, config.train.targets = 16, 4
-        adapter.hidden = 64
+        adapter.hidden, config.optim.learning_rate = 64, 5e-3
         return config
     # All prompts are of one kind, so their rewards are of one scale.
     config.objective.sft, config.objective.beta = "reward", 0.25
@@ -97,8 +98,8 @@ def _reward(variant: str) -> Config:
     # People differ by weights on what the features say, and hold extreme ones more often than middling ones: Bayes'
     # rule with a discrete prior is the right encoder.
     config.model.encoder.aggregation, config.model.encoder.support = "bayes", 512
-    config.optim.learning_rate = 3e-3
-    config.train.steps, config.train.population_steps, config.train.oracle_steps = 1500, 250, 500
+    config.optim.learning_rate = 1e-2
+    config.train.steps, config.train.population_steps, config.train.oracle_steps = 4000, 250, 500
     config.train.checkpoint_every = config.train.validate_every = 500
     config.evaluate.draws, config.evaluate.shuffles = 2, 2
     return config

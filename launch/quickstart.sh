@@ -11,7 +11,7 @@ say "1 of 4: a small language model that writes in every style"
 "$venv/bin/python" -m launch.train --config=configs/styles.py:sft --workdir="$run/base"
 say "2 of 4: a reward model that reads a person's choices (NP-BTL)"
 "$venv/bin/python" -m launch.train --config=configs/styles.py:np_btl --workdir="$run/reward" \
-  --config.train.steps=4000 --config.train.oracle_steps=0
+  --config.train.oracle_steps=0
 "$venv/bin/python" -m launch.evaluate --workdir="$run/reward"
 say "One person's choices, and how each of them moved the ranking of new responses"
 "$venv/bin/python" -m launch.steer --workdir="$run/reward" --trace \
