@@ -1,7 +1,7 @@
 """Policies on `styles` and on real people: steering, movement and true reward of every adapter kind. Prints JSON.
 
   python -m benchmarks.policies --what=steering --kinds=film,lora_core,lora --seeds=0,1,2
-  python -m benchmarks.policies --what=ablation [--entry="beta 1" --entry="beta .1"]
+  python -m benchmarks.policies --what=ablation [--entry="beta 1" --entry="no SFT term"]
   python -m benchmarks.policies --what=limit --room=DIR --kinds=lora --seeds=0,1,2
   python -m benchmarks.policies --what=polis --data=polis.jsonl.gz --split=test --seeds=0
 
@@ -49,37 +49,40 @@ _DATA = flags.DEFINE_string("data", None, "rows of the Polis data, for --what=po
 _SPLIT = flags.DEFINE_enum("split", "val", ["val", "test"], "whom --what=polis scores")
 _ROOM = flags.DEFINE_string("room", "", "directory for the work directories; default: a temporary one")
 
-# One thing changed at a time, from FiLM linear in z with what was chosen for the SFT term and half as many steps.
+# One thing changed at a time, from lora_core as it is shipped with half as many steps. A "kind" is another adapter, as
+# it is shipped; "reward" changes the reward model.
 _HALF = {
-    "train.steps": 300, "train.population_steps": 0, "train.validate_every": 100, "evaluate.users": 100,
-    "evaluate.shuffles": 1, "evaluate.generate.people": 64, "policy.adapter.hidden": 0,
-    "objective.sft": "chosen", "objective.beta": 0.5, "train.users": 32, "train.targets": 2,
+    "train.steps": 300, "train.population_steps": 0, "train.validate_every": 100, "evaluate.shuffles": 1,
+    "evaluate.generate.people": 64,
     "evaluate.generate.top_p": 1.0,  # every token that is possible: what is written badly is seen
 }  # fmt: skip
-_COLD = {"encoder.init_from": "", "encoder.frozen": False, "objective.distil": 0.0}
-_IMITATE = {"kind": "lora_core", "train.users": 16, "train.targets": 4}
+_CHOICES = {"objective.distil": 0.0, "objective.sft": "chosen"}  # of the reward model nothing but its encoder
+_COLD = {**_CHOICES, "encoder.init_from": "", "encoder.frozen": False}
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "film": {},
-    "choices for labels": {"objective.distil": 0.0},
-    "choices for labels, encoder trained on": {"objective.distil": 0.0, "encoder.frozen": False},
+    "lora_core": {},
+    "a normal prior": {
+        "reward": {"model.encoder.support": 0, "model.encoder.rounds": 2, "optim.learning_rate": 3e-3},
+    },
+    "imitates by advantage": {"objective.sft": "advantage"},
+    "imitates what was chosen": {"objective.sft": "chosen"},
+    "no SFT term": {"objective.sft": "chosen", "objective.sft_weight": 0.0},
+    "choices for labels": _CHOICES,
+    "choices for labels, encoder trained on": {**_CHOICES, "encoder.frozen": False},
     "choices for labels, encoder from chance": _COLD,
     "beta 1": {"objective.beta": 1.0},
+    "beta 1/2": {"objective.beta": 0.5},
     "beta .1": {"objective.beta": 0.1},
-    "no SFT term": {"objective.sft_weight": 0.0},
+    "32 people of 2 choices": {"train.users": 32, "train.targets": 2},
+    "a diagonal core": {"policy.adapter.core": "diagonal"},
     "a LoRA of everybody beside": {"policy.adapter.shared_rank": 8},
-    "film on the residual stream alone": {"policy.adapter.places": ("residual",)},
-    "film with 64 hidden units": {"policy.adapter.hidden": 64},
-    "lora_core": {"kind": "lora_core"},
-    "lora_core, imitation by advantage": {**_IMITATE, "objective.sft": "advantage"},
-    "lora_core, imitation by advantage, beta 1/3": {**_IMITATE, "objective.sft": "advantage", "objective.beta": 0.33},
-    "lora_core, imitation by reward, beta 1/4": {**_IMITATE, "objective.sft": "reward", "objective.beta": 0.25},
-    "lora_core, imitation by reward, beta 1/4, 8 people of 8 choices": {
-        **_IMITATE, "objective.sft": "reward", "objective.beta": 0.25, "train.users": 8, "train.targets": 8,
-    },
     "lora": {"kind": "lora"},
+    "film": {"kind": "film"},
+    "film linear in z": {"kind": "film", "policy.adapter.hidden": 0},
+    "film on the residual stream alone": {"kind": "film", "policy.adapter.places": ("residual",)},
     "published recipe": {
-        **_COLD, "objective.beta": 0.05, "objective.sft_weight": 0.0, "policy.adapter.places": ("residual",),
-        "policy.adapter.shared_rank": 8, "optim.learning_rate": 1e-3,
+        **_COLD, "kind": "film", "objective.beta": 0.05, "objective.sft_weight": 0.0, "policy.adapter.hidden": 0,
+        "policy.adapter.places": ("residual",), "policy.adapter.shared_rank": 8, "optim.learning_rate": 1e-3,
+        "train.users": 32, "train.targets": 2,
         "model.encoder.aggregation": "attention", "model.encoder.residual": False, "model.encoder.pool": "sum",
         "model.encoder.prior_choice": False, "model.encoder.width": 32,
     },
@@ -99,26 +102,32 @@ def change(config: Any, settings: dict[str, Any]) -> Any:
     return config
 
 
-def ablated(settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """(adapter kind, all that is changed) of an entry of ABLATIONS."""
-    changes = {"kind": "film", **_HALF, **settings}
-    return changes.pop("kind"), changes
+def ablated(settings: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """(adapter kind, all that is changed of the policy, of the reward model) of an entry of ABLATIONS."""
+    changes = {"kind": "lora_core", "reward": {}, **_HALF, **settings}
+    return changes.pop("kind"), changes, changes.pop("reward")
 
 
-def start(seed: int, room: Path) -> tuple[Path, Path]:
-    """(base, reward work directory) of a seed, made once."""
-    for variant, name, train in (("sft", "base", policy_train.train), ("np_btl", "reward", reward_train.train)):
+def start(seed: int, room: Path, changes: dict[str, Any]) -> tuple[Path, Path]:
+    """(base, reward work directory) of a seed, made once; `changes` are those of the reward model."""
+    base, reward = room / f"base-{seed}", room / f"reward-{seed}"
+    if changes:
+        reward = room / "-".join([reward.name, *(f"{key}={value}" for key, value in changes.items())])
+    for variant, path, train in (("sft", base, policy_train.train), ("np_btl", reward, reward_train.train)):
         config: Any = get_config(variant)
         config.seed = config.data.split_seed = seed
         if variant == "np_btl":
             config.train.oracle_steps = 0
-        train(config, room / f"{name}-{seed}")
-    return room / f"base-{seed}" / "model", room / f"reward-{seed}"
+            change(config, changes)
+        train(config, path)
+    return base / "model", reward
 
 
-def policy(kind: str, seed: int, room: Path, name: str, settings: dict[str, Any]) -> dict[str, Any]:
+def policy(
+    kind: str, seed: int, room: Path, name: str, settings: dict[str, Any], of_reward: dict[str, Any]
+) -> dict[str, Any]:
     """Trains and evaluates one policy; the figures of its report that are compared."""
-    base, reward = start(seed, room)
+    base, reward = start(seed, room, of_reward)
     config: Any = get_config(f"np_dpo_{kind}")
     config.seed = config.data.split_seed = seed
     config.policy.base, config.encoder.init_from = str(base), str(reward)
@@ -173,7 +182,7 @@ def steering(room: Path) -> dict[str, Any]:
     """Every adapter kind over the seeds."""
     out: dict[str, Any] = {}
     for kind in _KINDS.value:
-        runs = [policy(kind, int(seed), room, f"{kind}-{seed}", {}) for seed in _SEEDS.value]
+        runs = [policy(kind, int(seed), room, f"{kind}-{seed}", {}, {}) for seed in _SEEDS.value]
         mean = {
             key: {k: round(float(np.mean([run[key][k] for run in runs])), 1) for k in runs[0][key]}
             for key in ("steering", "bayes_steering", "steering_gap", "control_steering", "scrambled_steering",
@@ -220,9 +229,10 @@ def ablation(room: Path) -> dict[str, Any]:
     for i, (name, settings) in enumerate(ABLATIONS.items()):
         if _ENTRIES.value and name not in _ENTRIES.value:
             continue
-        kind, changes = ablated(settings)
-        run = policy(kind, int(_SEEDS.value[0]), room, f"ablation-{i}", changes)
-        keys = ("steering", "bayes_steering", "movement", "well_formed", "seconds_of_training")
+        kind, changes, of_reward = ablated(settings)
+        run = policy(kind, int(_SEEDS.value[0]), room, f"ablation-{i}", changes, of_reward)
+        keys = ("steering", "bayes_steering", "steering_gap", "movement", "well_formed", "reward", "kl",
+                "seconds_of_training")  # fmt: skip
         out[name] = {key: run[key] if not isinstance(run[key], dict) else run[key]["10"] for key in keys}
         print(json.dumps({name: out[name]}), flush=True)
     return out

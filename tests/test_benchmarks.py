@@ -8,6 +8,7 @@ from absl.testing import flagsaver
 
 from benchmarks import policies, policy_speed
 from configs.styles import get_config
+from fssa_jax.config import check as check_reward
 from fssa_jax.policy.config import check
 from tests.mistakes import complaint
 from tests.programs import run
@@ -15,13 +16,16 @@ from tests.programs import run
 
 @pytest.mark.parametrize("name", policies.ABLATIONS)
 def test_every_row_of_the_ablation_changes_settings_that_there_are(name):
-    kind, changes = policies.ablated(policies.ABLATIONS[name])
+    kind, changes, of_reward = policies.ablated(policies.ABLATIONS[name])
     config = get_config(f"np_dpo_{kind}")
     config.policy.base, config.encoder.init_from = "base", "reward"
     changed = policies.change(config, changes)
     for key, value in changes.items():
         assert functools.reduce(getattr, key.split("."), changed) == value
     assert check(changed) is None
+    reward = policies.change(get_config("np_btl"), of_reward)
+    assert check_reward(reward) is None
+    assert (reward == get_config("np_btl")) == (not of_reward)
 
 
 def test_a_setting_that_is_not_there_is_named():
@@ -43,7 +47,7 @@ def test_flags_that_a_measurement_does_not_read_are_refused():
     with flagsaver.as_parsed(what="ablation", oracle="true"):
         assert "--oracle: --what=ablation does not use it" in complaint(policies.main)
     with flagsaver.as_parsed(what="ablation", entry=["beta 2"]):
-        assert "--entry: no entry 'beta 2'; there are: film; " in complaint(policies.main)
+        assert "--entry: no entry 'beta 2'; there are: lora_core; " in complaint(policies.main)
     with flagsaver.as_parsed(what="limit", room=""):
         assert "--room: name the directory" in complaint(policies.main)
     with flagsaver.as_parsed(what="polis", data=""):

@@ -24,6 +24,7 @@ import pytest
         "logprobs",
         "sampling",
         "buckets",
+        "controls",
         "models.bert",
         "models.decoder",
         "models.hypernetwork",
