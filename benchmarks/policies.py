@@ -34,9 +34,9 @@ from fssa_jax import train as reward_train
 from fssa_jax.errors import UserError
 from fssa_jax.evaluate import evaluate
 from fssa_jax.policy import train as policy_train
-from fssa_jax.policy.evaluate import trained_policy
 from fssa_jax.policy.report import evaluate_workdir
 from fssa_jax.policy.score import PolicyScorer
+from fssa_jax.policy.trained import trained_policy
 from fssa_jax.policy.workdir import PolicyWorkdir
 from fssa_jax.report import evaluate_workdir as evaluate_reward
 
@@ -83,8 +83,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
         **_COLD, "kind": "film", "objective.beta": 0.05, "objective.sft_weight": 0.0, "policy.adapter.hidden": 0,
         "policy.adapter.places": ("residual",), "policy.adapter.shared_rank": 8, "optim.learning_rate": 1e-3,
         "train.users": 32, "train.targets": 2,
-        "model.encoder.aggregation": "attention", "model.encoder.residual": False, "model.encoder.pool": "sum",
-        "model.encoder.prior_choice": False, "model.encoder.width": 32,
+        "model.encoder.aggregation": "attention", "model.encoder.support": 0, "model.encoder.residual": False,
+        "model.encoder.pool": "sum", "model.encoder.prior_choice": False, "model.encoder.width": 32,
     },
 }  # fmt: skip
 
@@ -131,7 +131,8 @@ def policy(
     config: Any = get_config(f"np_dpo_{kind}")
     config.seed = config.data.split_seed = seed
     config.policy.base, config.encoder.init_from = str(base), str(reward)
-    config.model = get_config("np_btl").model
+    if settings.get("encoder.init_from") == "":  # else it is that of the work directory
+        config.model = get_config("np_btl").model
     if not _ORACLE.value:
         config.train.oracle_steps = 0
     config.evaluate.users, config.evaluate.targets, config.evaluate.generate.people = 200, 12, 192

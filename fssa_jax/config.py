@@ -248,8 +248,13 @@ def check_fields(kind: type, config: Any, positive: Mapping[str, float]) -> None
     for name, value in positive.items():
         if not 0 < value < math.inf:
             raise UserError(f"config.{name}: must be positive, got {value}")
-    if config.model.encoder.support < 0:
-        raise UserError(f"config.model.encoder.support: must not be negative, got {config.model.encoder.support}")
+    encoder = config.model.encoder
+    if encoder.support < 0:
+        raise UserError(f"config.model.encoder.support: must not be negative, got {encoder.support}")
+    if encoder.support and encoder.aggregation != "bayes":
+        raise UserError("config.model.encoder.support: a prior is of aggregation=bayes; give 0")
+    if encoder.support and encoder.rounds != 1:
+        raise UserError("config.model.encoder.rounds: a discrete prior (support > 0) needs no steps; give 1")
     if not 0 <= config.optim.average_decay < 1:
         raise UserError(f"config.optim.average_decay: must be in [0, 1), got {config.optim.average_decay}")
     if not config.evaluate.k or min(config.evaluate.k) < 0:

@@ -25,6 +25,7 @@ import pytest
         "sampling",
         "buckets",
         "controls",
+        "policy.writing",
         "models.bert",
         "models.decoder",
         "models.hypernetwork",

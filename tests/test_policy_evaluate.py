@@ -15,19 +15,23 @@ import pytest
 from fssa_jax.controls import scrambled_context
 from fssa_jax.data import styles
 from fssa_jax.episodes import truncate_context
+from fssa_jax.metrics import preference_accuracy
 from fssa_jax.policy import score, steer
 from fssa_jax.policy import train as training
-from fssa_jax.policy.base import reference_log_probs, tokenise
-from fssa_jax.policy.evaluate import TrainedPolicy, drift, trained_policy
+from fssa_jax.policy.base import load_base, reference_log_probs, tokenise
+from fssa_jax.policy.evaluate import drift
 from fssa_jax.policy.generation import Samples, Writer, best_reward, movement, sampled_kl, styles_of, true_reward
 from fssa_jax.policy.in_context import in_context_predictor, in_context_prompt
 from fssa_jax.policy.report import evaluate_workdir, format_generation, generation_table, steering_warnings
 from fssa_jax.policy.score import PolicyScorer
 from fssa_jax.policy.steer import Steerer, as_choices, blended, write_for
 from fssa_jax.policy.step import text_log_probs
+from fssa_jax.policy.trained import TrainedPolicy, trained_policies, trained_policy
 from fssa_jax.policy.workdir import PolicyWorkdir
+from fssa_jax.policy.writing import written_for
 from fssa_jax.predict import evaluation_episodes
 from fssa_jax.steer import read_choices
+from fssa_jax.tokens import prompt_tokens
 from fssa_jax.types import DiagGaussian
 from tests import tiny, tiny_policy
 from tests.mistakes import complaint
@@ -76,6 +80,31 @@ def test_implied_preferences_are_the_log_ratios_one_by_one(work, moved):
             expected = -np.logaddexp(0, -objective.beta * (ratio[0] - ratio[1]))
             assert log_p[i, user, 0] == pytest.approx(expected, abs=2e-4)
     assert np.abs(log_p[0] - log_p[1]).max() > 1e-3
+
+
+def test_implied_preferences_are_a_token_s_where_the_objective_is(work, moved):
+    objective = dataclasses.replace(work.config.objective, length_normalised=True)
+    plain, token = (
+        PolicyScorer(moved.conditioner, work.base.decoder, work.data("test"), o).score(
+            moved.variables, episodes_of(work), (3,)
+        )
+        for o in (work.config.objective, objective)
+    )
+    targets = episodes_of(work).targets
+    ids = np.stack([np.asarray(targets.chosen), np.asarray(targets.rejected)], -1)
+    tokens = (work.tokens.ends - work.tokens.starts)[ids]
+    assert len(set(tokens.ravel().tolist())) > 1
+    np.testing.assert_allclose(token.rewards[0] * tokens, plain.rewards[0], atol=1e-4)
+    np.testing.assert_allclose(token.log_probs, plain.log_probs, atol=1e-3)
+
+
+def test_what_only_rounding_parts_is_a_tie(work):
+    """A policy that is its base prefers nothing: accuracy ½, not the sign of what sums were rounded to."""
+    conditioner, _, state = training.make_state(work, "main", warm=True)  # the adapters are the identity
+    scorer = PolicyScorer(conditioner, work.base.decoder, work.data("test"), work.config.objective)
+    scores = scorer.score(jax.device_get(state.variables), episodes_of(work), (0, 3))
+    assert np.abs(scores.rewards).max() > 0
+    np.testing.assert_array_equal(preference_accuracy(jnp.asarray(scores.log_likelihood)), 0.5)
 
 
 def test_however_texts_are_cut_into_calls_the_ratios_are_the_same(work, moved, monkeypatch):
@@ -137,6 +166,36 @@ def test_generation_depends_on_the_person_and_has_the_divergence_of_its_samples(
     start = len(samples.prompt_tokens[0])
     own, base = (sum(float(jax.nn.log_softmax(lp[i - 1])[row[i]]) for i in range(start, len(row))) for lp in logits)
     assert kl[0] == pytest.approx(own - base, abs=1e-3)
+
+
+def test_a_prompt_that_leaves_no_room_is_cut_where_that_is_asked_for(work):
+    settings = dataclasses.replace(work.config.evaluate.generate, max_new=6, temperature=0.0)
+    long = "word1 " * 400 + "question 0"
+    assert "do not fit into the 256 positions" in complaint(Writer(work.base, settings), [long], None)
+    writer = Writer(work.base, settings, cut=True)
+    samples = writer([long, "question 0"], None)
+    assert len(samples.prompt_tokens[0]) == 250
+    whole = prompt_tokens(work.base.tokenizer, long)
+    assert samples.prompt_tokens[0] == whole[-250:]
+    assert samples.prompt_tokens[1] == prompt_tokens(work.base.tokenizer, "question 0")
+    assert writer.cut_prompts([long, "question 0"]) == 1
+
+
+def test_who_has_no_specialist_is_left_out_of_what_specialists_write(work):
+    """A group without training people has a latent that nobody trained."""
+    table = work.dataset.splits["train"].table
+    train = dataclasses.replace(work.dataset.splits["train"], table=dataclasses.replace(table, group=table.group * 0))
+    dataset = dataclasses.replace(work.dataset, splits={**work.dataset.splits, "train": train})
+    split, users = work.dataset.splits["test"], np.arange(2)
+    group = np.asarray(split.table.group)[users]
+    assert set(group.tolist()) == {0, 1}
+    whole, written = written_for(work, split, trained_policies(work), users, work.config.evaluate)
+    assert "oracle" in written["texts"]
+    few, written = written_for(dataclasses.replace(work, dataset=dataset), split, trained_policies(work), users,
+                             work.config.evaluate)  # fmt: skip
+    assert "oracle" not in written["texts"]  # side by side stand those who are written for by all
+    assert few["policy"] == whole["policy"]
+    assert few["oracle"]["kl"] != whole["oracle"]["kl"]
 
 
 def test_movement_and_reward_of_known_styles():
@@ -209,6 +268,15 @@ def test_the_report_is_whole(steered, work):
     assert set(generation["policy"]) == {"0", "1", "3"}
     assert abs(generation["policy"]["0"]["kl"]) < 0.1  # four steps from the base
     assert len(generation["blend"]["texts"]) == len(generation["blend"]["t"]) == 5
+    # From the first person to the second: it starts with what the policy writes for the first.
+    written = json.loads((directory / "responses.json").read_text())
+    assert generation["blend"]["texts"][0] == written["texts"]["k = 3"][0]
+    # Whose wishes nobody knows are judged by the reward model.
+    for out in generation["policy"].values():
+        assert np.isfinite(out["model_reward"])
+        assert 0 <= out["model_win_rate_over_base"] <= 1
+        assert 0 <= out["model_win_rate_over_population"] <= 1
+    assert "wins over base by it" in (directory / "report.html").read_text()
     for name in ("person_a.jsonl", "person_b.jsonl"):
         assert len(read_choices(str(directory / name))) == 3
     page = (directory / "report.html").read_text()
@@ -339,9 +407,28 @@ def test_the_four_calls(steered, moved, tmp_path):
     )
     assert "10 choices" in complaint(steerer.infer, [("p", "a", "b")] * 10)
     assert steerer.score(one, []).shape == (0,)
+    assert "one prompt in place of a list" in complaint(steerer.generate, None, "question 0")
+    assert "a text in place of (prompt, response)" in complaint(steerer.score, one, responses[0])
+    assert "FiLM" in complaint(steerer.save_lora, one, tmp_path / "lora")
     several = DiagGaussian(jnp.concatenate([one.mean, two.mean]), jnp.concatenate([one.scale, two.scale]))
     assert "a latent of 2 people" in complaint(steerer.score, several, responses)
     assert "1 weights for 2 people" in complaint(blended, [one, two], [1.0])
+
+
+def test_a_low_rank_policy_of_a_base_in_bfloat16_writes_and_leaves_as_a_lora(steered, tmp_path):
+    work = PolicyWorkdir.open(steered)
+    changes = {"adapter.kind": "lora", "adapter.places": ("query", "gate"), "dtype": "bfloat16"}
+    config = change(copy.deepcopy(work.config), {f"policy.{key}": value for key, value in changes.items()})
+    work = dataclasses.replace(work, config=config, base=load_base(config.policy))
+    conditioner, _, state = training.make_state(work, "main", warm=True)
+    variables = jax.tree.map(lambda x: x + 0.2, jax.device_get(state.variables))
+    steerer = Steerer(work, TrainedPolicy(conditioner, variables, 0))
+    latent = steerer.infer([])
+    texts = steerer.generate(steerer.adapt(latent), ["question 0"], seed=1)
+    assert texts == steerer.generate(steerer.adapt(latent), ["question 0"], seed=1)
+    steerer.save_lora(latent, tmp_path / "lora")
+    assert json.loads((tmp_path / "lora" / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    assert (tmp_path / "lora" / "adapter_model.safetensors").stat().st_size > 1000
 
 
 def test_choices_are_read_by_the_language_model_itself(finished, tiny_base, tmp_path):

@@ -23,7 +23,6 @@ from fssa_jax.policy import train as training
 from fssa_jax.policy.adopt import load_people, warm_encoder
 from fssa_jax.policy.base import load_base, stored_reference
 from fssa_jax.policy.config import PolicyModelConfig, check
-from fssa_jax.policy.evaluate import trained_policy
 from fssa_jax.policy.report import evaluate_workdir
 from fssa_jax.policy.score import PolicyScorer
 from fssa_jax.policy.steer import write_for
@@ -35,6 +34,7 @@ from fssa_jax.policy.step import (
     make_sft_step,
     text_log_probs,
 )
+from fssa_jax.policy.trained import trained_policy
 from fssa_jax.policy.workdir import PolicyWorkdir
 from fssa_jax.predict import evaluation_episodes
 from fssa_jax.step import make_optimizer, many_steps
@@ -194,6 +194,37 @@ def test_what_is_imitated_is_what_the_reward_model_likes(made, worth):
     losses = np.log1p(np.exp(-margin))
     choices = ((losses * mask).sum(1) / mask.sum(1)).mean()
     np.testing.assert_allclose(metrics["loss"], choices + 2 * expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "smoothing"), [("ipo", 0.0), ("hinge", 0.0), ("sigmoid", 0.2), ("robust", 0.2)])
+def test_the_loss_of_a_step_is_the_one_that_is_asked_for(made, kind, smoothing):
+    """Written out from the margins, by the formulae of `losses.dpo_loss`."""
+    settings = {**PLAIN, "objective.kind": kind, "objective.label_smoothing": smoothing, "objective.beta": 0.4}
+    metrics, _, parts = one_step(made, settings)
+    margin, mask = margins(*parts, made.base.decoder, 0.4), np.asarray(parts[2].targets.mask)
+    right, wrong = np.log1p(np.exp(-margin)), np.log1p(np.exp(margin))
+    losses = {
+        "ipo": (margin / 0.4 - 1 / (2 * 0.4)) ** 2,
+        "hinge": np.maximum(1 - margin, 0),
+        "sigmoid": (1 - smoothing) * right + smoothing * wrong,
+        "robust": ((1 - smoothing) * right - smoothing * wrong) / (1 - 2 * smoothing),
+    }[kind]
+    assert np.abs(margin).max() > 1e-3
+    np.testing.assert_allclose(metrics["loss"], ((losses * mask).sum(1) / mask.sum(1)).mean(), rtol=1e-3)
+
+
+def test_a_policy_for_everybody_is_trained_and_says_the_same_whatever_was_chosen(finished, tiny_base, tmp_path):
+    config = tiny_policy.config(finished[0] / "rows.jsonl", tiny_base)
+    config.policy.adapter.latent, config.evaluate.in_context_users = "none", 0
+    training.train(config, tmp_path / "run")
+    report = evaluate_workdir(tmp_path / "run")
+    assert len({cell["mean"] for cell in report["accuracy"].values()}) == 1
+    assert report["population"] == report["accuracy"]
+    assert "latent" not in report
+    assert not report.get("control")
+    assert list(report["generation"]["policy"]) == ["3"]
+    assert "blend" not in report["generation"]
+    assert np.isfinite(report["generation"]["policy"]["3"]["kl"])
 
 
 def test_a_length_normalised_loss_compares_tokens(made):

@@ -38,7 +38,8 @@ class NPEncoder(nn.Module):
         apart and is defined for k = 0, and its norm does not grow with k.
       residual: attention with a residual connection and a norm before it.
       heads, dropout: of the attention.
-      gaussian: emit N(μ, diag σ²); otherwise z is deterministic and `scale` is 0.
+      gaussian: emit N(μ, diag σ²), from which the model draws z; otherwise z is the mean, and `scale` is 0, or with
+        "bayes" the posterior's all the same: what is not known of the person.
       observations, rounds, support: of "bayes".
 
     The published networks are pair "mlp" or "linear", inputs ("chosen", "rejected"), pool "sum", and neither
@@ -90,7 +91,7 @@ class NPEncoder(nn.Module):
           q(z | C), (*batch, m).
         """
         if self.aggregation == "bayes":
-            bayes = BayesAggregation(self.observations, self.rounds, self.gaussian, self.support, name="bayes")
+            bayes = BayesAggregation(self.observations, self.rounds, self.support, name="bayes")
             return bayes(context, rewards, offsets, repeats)
         mask = context.mask
         x = self._pair_inputs(context, rewards)
@@ -156,7 +157,6 @@ class BayesAggregation(nn.Module):
 
     observations: tuple[Observation, ...]
     rounds: int
-    gaussian: bool
     support: int = 0
 
     @nn.compact
@@ -166,8 +166,6 @@ class BayesAggregation(nn.Module):
         m = context.chosen.shape[-1]
         observed = self._observe(context, rewards, offsets, repeats)
         mean, scale = self._of_kinds(*observed) if self.support else self._newton(*observed)
-        if not self.gaussian:
-            return DiagGaussian(mean[..., :m], jnp.zeros_like(mean[..., :m]))
         return DiagGaussian(mean[..., :m], jnp.maximum(scale[..., :m], _MIN_SCALE))
 
     def _of_kinds(self, directions: Array, logits: Array, weights: Array) -> tuple[Array, Array]:
@@ -179,8 +177,6 @@ class BayesAggregation(nn.Module):
         log_likelihood = jnp.einsum("...o,...oj->...j", weights, jax.nn.log_sigmoid(of_kind))
         p = jax.nn.softmax(log_likelihood + jnp.broadcast_to(log_prior, log_likelihood.shape))
         mean = p @ kinds
-        if not self.gaussian:
-            return mean, jnp.zeros_like(mean)
         variance = p @ jnp.square(kinds) - jnp.square(mean)
         return mean, jnp.sqrt(jnp.maximum(variance, _MIN_SCALE**2))
 
@@ -201,8 +197,6 @@ class BayesAggregation(nn.Module):
             precision = precision + prior_matrix
             gradient = jnp.einsum("...oi,...o->...i", directions, weights * dislike)
             z = z + _solve(precision, gradient - prior * (z - mean))
-        if not self.gaussian:
-            return z, jnp.zeros_like(z)
         return z, jnp.sqrt(jnp.diagonal(jnp.linalg.inv(precision), axis1=-2, axis2=-1))
 
     def _observe(

@@ -5,6 +5,7 @@ import math
 from dataclasses import field
 from typing import Any
 
+from fssa_jax.adapters import PLACES
 from fssa_jax.config import DataConfig, EvaluateConfig, LoopConfig, ModelConfig, OptimConfig, check_fields, choice
 from fssa_jax.errors import UserError
 
@@ -148,7 +149,6 @@ class PolicyConfig:
 
 
 _LEAST_VOCABULARY = 261  # every byte, and the special tokens
-_PLACES = ("query", "key", "value", "out", "gate", "up", "down", "residual")
 
 
 def check(config: PolicyConfig) -> None:
@@ -239,9 +239,9 @@ def _check_new_base(new: NewBase) -> None:
 def _check_adapter(adapter: AdapterConfig) -> None:
     for name in ("places", "shared_places"):
         given = getattr(adapter, name)
-        if not given or set(given) - set(_PLACES) or len(set(given)) < len(given):
+        if not given or set(given) - set(PLACES) or len(set(given)) < len(given):
             raise UserError(
-                f"config.policy.adapter.{name}: must be some of {', '.join(_PLACES)}, each once; got {given}"
+                f"config.policy.adapter.{name}: must be some of {', '.join(PLACES)}, each once; got {given}"
             )
     core = adapter.core != "diagonal" and adapter.kind != "lora_core"
     hidden, shared = adapter.hidden and adapter.kind != "film", adapter.shared_alpha and not adapter.shared_rank

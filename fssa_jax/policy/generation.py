@@ -36,16 +36,24 @@ class Samples:
 
 
 class Writer:
-    """Generates responses of a base with adapters, one row each."""
+    """Generates responses of a base with adapters, one row each.
 
-    def __init__(self, base: Base, settings: GenerateConfig):
-        self.base, self.settings = base, settings
+    With `cut` a prompt that leaves no room for the response loses its beginning; else it is a `UserError`.
+    """
+
+    def __init__(self, base: Base, settings: GenerateConfig, cut: bool = False):
+        self.base, self.settings, self._cut = base, settings, cut
         self._stops = stop_tokens(base.tokenizer)
+        self._room = max(base.decoder.config.max_length - settings.max_new, 1)
+
+    def cut_prompts(self, prompts: Sequence[str]) -> int:
+        """How many of the prompts leave no room."""
+        return sum(len(prompt_tokens(self.base.tokenizer, prompt)) > self._room for prompt in prompts)
 
     def __call__(self, prompts: Sequence[str], adapters: AdapterTree | None, seed: int = 0) -> Samples:
         """A response to each prompt; row i of the adapters is for prompt i."""
         before = {p: prompt_tokens(self.base.tokenizer, p) for p in dict.fromkeys(prompts)}
-        ids = [before[p] for p in prompts]
+        ids = [before[p][-self._room :] if self._cut else before[p] for p in prompts]
         seeds = np.random.default_rng(seed).integers(0, 2**31, len(ids)).tolist()
         sampling = Sampling(self.settings.temperature, top_p=self.settings.top_p)
         out = generate(

@@ -11,13 +11,15 @@ from fssa_jax.errors import UserError
 from fssa_jax.evaluate import collapse_warnings, limit_warnings
 from fssa_jax.files import whole_directory
 from fssa_jax.page import render
-from fssa_jax.policy.evaluate import PolicyEvaluation, evaluate_policy, trained_policies
+from fssa_jax.policy.evaluate import PolicyEvaluation, evaluate_policy
+from fssa_jax.policy.trained import trained_policies
 from fssa_jax.policy.workdir import PolicyWorkdir
 from fssa_jax.report import few_people, report_directory
 
 _SIDE_BY_SIDE = 4
 _COUNTS = 0.5
 _SURELY = 0.05  # S of a control below it is nobody's concern
+_OF_HALF_WIDTH = 1.5  # of a 95 % interval, about three standard errors: there are two controls at every k
 
 
 def evaluate_workdir(
@@ -137,6 +139,9 @@ _COLUMNS = {
     "bayes_reward_of_known": ("exact posterior of who knows", 100, ".0f", " %"),
     "win_rate_over_base": ("wins over base", 100, ".0f", " %"),
     "win_rate_over_population": ("over population", 100, ".0f", " %"),
+    "model_reward": ("reward by the model", 1, ".2f", ""),
+    "model_win_rate_over_base": ("wins over base by it", 100, ".0f", " %"),
+    "model_win_rate_over_population": ("over population by it", 100, ".0f", " %"),
     "well_formed": ("well-formed", 100, ".1f", " %"),
     "kl": ("KL", 1, ".2f", ""),
 }
@@ -178,15 +183,19 @@ def format_generation(report: dict[str, Any]) -> str:
 
 
 def steering_warnings(report: dict[str, Any]) -> list[str]:
-    """Where contexts that say nothing about a person steer all the same, at the largest k."""
-    out, k = [], str(max(report["k"]))
+    """Where contexts that say nothing about a person steer all the same."""
+    out = []
     for name, what in (("control_steering", "another person's context"),
                        ("scrambled_steering", "choices of many people mixed")):  # fmt: skip
-        cell = (report.get(name) or {}).get(k)
-        if cell and abs(cell["mean"]) > _SURELY and not cell["low"] <= 0 <= cell["high"]:
-            out.append(f"S = {100 * cell['mean']:.1f} at k = {k} with {what}: what steers is not what the person chose")
+        for k, cell in (report.get(name) or {}).items():
+            if abs(cell["mean"]) > max(_SURELY, _OF_HALF_WIDTH * (cell["high"] - cell["low"]) / 2):
+                out.append(
+                    f"S = {100 * cell['mean']:.1f} at k = {k} with {what}: what steers is not what the person chose"
+                )
     counted = report.get("latent", {}).get("counted", 0.0)
     if counted > _COUNTS:
-        out.append(f"{k} choices that contradict each other move z {100 * counted:.0f} % as far as a person's own: it "
-                   "counts choices in place of reading them")  # fmt: skip
+        out.append(
+            f"{max(report['k'])} choices that contradict each other move z {100 * counted:.0f} % as far as a person's "
+            "own: it counts choices in place of reading them"
+        )
     return out

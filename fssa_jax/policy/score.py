@@ -24,6 +24,7 @@ _MANY_TOKENS = 262_144
 _ADAPTER_BYTES = 2**30  # of all sequences of a call, each of which has adapters of its own, at least; or:
 _ADAPTER_SHARE = 16  # of a device's memory, one part in so many
 _GROUPS = 3
+_TIE = 5e-4  # of log-ratios, in nats: the reference was summed in batches of other shapes
 
 
 @dataclass
@@ -31,18 +32,21 @@ class PolicyScores:
     """What a policy says of choices, (ks, users, targets, 2) with the chosen one first, and of people, (ks, users, m).
 
     `rewards` β [log π(y | x, z) − log π_ref(y | x)], a token where the objective is length-normalised; `log_probs`
-    log π(y | x, z) in nats; `latent` the mean of z; `kl` of q(z | C) to N(0, I), each dimension.
+    log π(y | x, z) in nats; `latent` the mean of z; `kl` of q(z | C) to N(0, I), each dimension. Rewards
+    that differ by less than `tie` do so because their sums were rounded in another order.
     """
 
     rewards: np.ndarray
     log_probs: np.ndarray
     latent: np.ndarray
     kl: np.ndarray
+    tie: float = 0.0
 
     @property
     def log_likelihood(self) -> np.ndarray:
-        """(ks, users, targets) log σ(reward of the chosen − reward of the rejected)."""
-        return np.asarray(jax.nn.log_sigmoid(self.rewards[..., 0] - self.rewards[..., 1]))
+        """(ks, users, targets) log σ(reward of the chosen − reward of the rejected); within `tie` they are equal."""
+        margin = self.rewards[..., 0] - self.rewards[..., 1]
+        return np.asarray(jax.nn.log_sigmoid(np.where(np.abs(margin) < self.tie, 0, margin)))
 
 
 class PolicyScorer:
@@ -136,7 +140,7 @@ class PolicyScorer:
         lengths = np.maximum(self.lengths - np.asarray(self.data.starts), 1)[pairs]
         scale = lengths if self.objective.length_normalised else 1.0
         log_probs = np.stack(ratios) * scale + np.asarray(self.data.reference)[pairs]
-        return PolicyScores(rewards, log_probs, np.stack(means), np.stack(divergences))
+        return PolicyScores(rewards, log_probs, np.stack(means), np.stack(divergences), self.objective.beta * _TIE)
 
     def predict(
         self, variables: PyTree, episodes: Episode, ks: Sequence[int]

@@ -23,10 +23,10 @@ from fssa_jax.models.decoder import place_sizes
 from fssa_jax.policy.adopt import is_policy
 from fssa_jax.policy.base import reference_log_probs
 from fssa_jax.policy.config import GenerateConfig
-from fssa_jax.policy.evaluate import TrainedPolicy, trained_policy
 from fssa_jax.policy.generation import Writer
 from fssa_jax.policy.score import PolicyScorer
 from fssa_jax.policy.step import PolicyData
+from fssa_jax.policy.trained import TrainedPolicy, trained_policy
 from fssa_jax.policy.workdir import PolicyWorkdir
 from fssa_jax.steer import read_choices
 from fssa_jax.tokens import encode_table
@@ -88,7 +88,7 @@ class Steerer:
         return max(self.work.config.train.max_context, *self.work.config.evaluate.k)
 
     def infer(self, choices: Sequence[Choice]) -> DiagGaussian:
-        """q(z | choices), (1, m): `scale` is the uncertainty, 0 for a deterministic encoder.
+        """q(z | choices), (1, m): `scale` is the uncertainty, 0 where the encoder has none (`NPEncoder.gaussian`).
 
         Args:
           choices: (prompt, chosen, rejected) of one person, in any order; none for a person who is not known yet.
@@ -163,6 +163,8 @@ class Steerer:
         """
         if len(latent.mean) != 1:
             raise UserError(f"a latent of {len(latent.mean)} people: score responses for one person at a time")
+        if isinstance(responses, str) or any(isinstance(text, str) for text in responses):
+            raise UserError("a text in place of (prompt, response); give a list of such pairs")
         if not len(responses):
             return np.zeros(0, np.float32)
         base, config = self.work.base, self.work.config
@@ -209,6 +211,8 @@ class Steerer:
         >>> same == steerer.generate(steerer.adapt(latent), ["question 0", "question 1"], seed=3)
         True
         """
+        if isinstance(prompts, str):
+            raise UserError("one prompt in place of a list of them; give [prompt]")
         if adapters is not None:
             config = self.work.base.decoder.config
             try:
