@@ -50,7 +50,7 @@ _SPLIT = flags.DEFINE_enum("split", "val", ["val", "test"], "whom --what=polis s
 _ROOM = flags.DEFINE_string("room", "", "directory for the work directories; default: a temporary one")
 
 # One thing changed at a time, from lora_core as it is shipped with half as many steps. A "kind" is another adapter, as
-# it is shipped; "reward" changes the reward model.
+# it is shipped; "base" and "reward" change the language model and the reward model that it starts from.
 _HALF = {
     "train.steps": 300, "train.population_steps": 0, "train.validate_every": 100, "evaluate.shuffles": 1,
     "evaluate.generate.people": 64,
@@ -63,6 +63,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "a normal prior": {
         "reward": {"model.encoder.support": 0, "model.encoder.rounds": 2, "optim.learning_rate": 3e-3},
     },
+    "a base that has not read the held-out topics": {"base": {"data.hold_out_items": True}},
     "imitates by advantage": {"objective.sft": "advantage"},
     "imitates what was chosen": {"objective.sft": "chosen"},
     "no SFT term": {"objective.sft": "chosen", "objective.sft_weight": 0.0},
@@ -102,42 +103,49 @@ def change(config: Any, settings: dict[str, Any]) -> Any:
     return config
 
 
-def ablated(settings: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """(adapter kind, all that is changed of the policy, of the reward model) of an entry of ABLATIONS."""
-    changes = {"kind": "lora_core", "reward": {}, **_HALF, **settings}
-    return changes.pop("kind"), changes, changes.pop("reward")
+@dataclasses.dataclass
+class Changes:
+    """Settings that differ from those that are shipped: of the policy, of its base, and of its reward model."""
+
+    policy: dict[str, Any] = dataclasses.field(default_factory=dict)
+    base: dict[str, Any] = dataclasses.field(default_factory=dict)
+    reward: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def start(seed: int, room: Path, changes: dict[str, Any]) -> tuple[Path, Path]:
-    """(base, reward work directory) of a seed, made once; `changes` are those of the reward model."""
-    base, reward = room / f"base-{seed}", room / f"reward-{seed}"
-    if changes:
-        reward = room / "-".join([reward.name, *(f"{key}={value}" for key, value in changes.items())])
-    for variant, path, train in (("sft", base, policy_train.train), ("np_btl", reward, reward_train.train)):
+def ablated(settings: dict[str, Any]) -> tuple[str, Changes]:
+    """(adapter kind, all that is changed) of an entry of ABLATIONS."""
+    changes = {"kind": "lora_core", "base": {}, "reward": {}, **_HALF, **settings}
+    kind, base, reward = (changes.pop(name) for name in ("kind", "base", "reward"))
+    return kind, Changes(changes, base, reward)
+
+
+def start(seed: int, room: Path, changes: Changes) -> tuple[Path, Path]:
+    """(base, reward work directory) of a seed, made once."""
+    made = []
+    for name, variant, its, train in (("base", "sft", changes.base, policy_train.train),
+                                      ("reward", "np_btl", changes.reward, reward_train.train)):  # fmt: skip
         config: Any = get_config(variant)
         config.seed = config.data.split_seed = seed
-        if variant == "np_btl":
+        if name == "reward":
             config.train.oracle_steps = 0
-            change(config, changes)
-        train(config, path)
-    return base / "model", reward
+        made.append(room / "-".join([name, str(seed), *(f"{key}={value}" for key, value in its.items())]))
+        train(change(config, its), made[-1])
+    return made[0] / "model", made[1]
 
 
-def policy(
-    kind: str, seed: int, room: Path, name: str, settings: dict[str, Any], of_reward: dict[str, Any]
-) -> dict[str, Any]:
+def policy(kind: str, seed: int, room: Path, name: str, changes: Changes) -> dict[str, Any]:
     """Trains and evaluates one policy; the figures of its report that are compared."""
-    base, reward = start(seed, room, of_reward)
+    base, reward = start(seed, room, changes)
     config: Any = get_config(f"np_dpo_{kind}")
     config.seed = config.data.split_seed = seed
     config.policy.base, config.encoder.init_from = str(base), str(reward)
-    if settings.get("encoder.init_from") == "":  # else it is that of the work directory
+    if changes.policy.get("encoder.init_from") == "":  # else it is that of the work directory
         config.model = get_config("np_btl").model
     if not _ORACLE.value:
         config.train.oracle_steps = 0
     config.evaluate.users, config.evaluate.targets, config.evaluate.generate.people = 200, 12, 192
     config.evaluate.in_context_users = 16 if _ORACLE.value else 0
-    change(config, settings)
+    change(config, changes.policy)
     begun = time.perf_counter()
     policy_train.train(config, room / name)
     seconds = time.perf_counter() - begun
@@ -183,7 +191,7 @@ def steering(room: Path) -> dict[str, Any]:
     """Every adapter kind over the seeds."""
     out: dict[str, Any] = {}
     for kind in _KINDS.value:
-        runs = [policy(kind, int(seed), room, f"{kind}-{seed}", {}, {}) for seed in _SEEDS.value]
+        runs = [policy(kind, int(seed), room, f"{kind}-{seed}", Changes()) for seed in _SEEDS.value]
         mean = {
             key: {k: round(float(np.mean([run[key][k] for run in runs])), 1) for k in runs[0][key]}
             for key in ("steering", "bayes_steering", "steering_gap", "control_steering", "scrambled_steering",
@@ -230,8 +238,8 @@ def ablation(room: Path) -> dict[str, Any]:
     for i, (name, settings) in enumerate(ABLATIONS.items()):
         if _ENTRIES.value and name not in _ENTRIES.value:
             continue
-        kind, changes, of_reward = ablated(settings)
-        run = policy(kind, int(_SEEDS.value[0]), room, f"ablation-{i}", changes, of_reward)
+        kind, changes = ablated(settings)
+        run = policy(kind, int(_SEEDS.value[0]), room, f"ablation-{i}", changes)
         keys = ("steering", "bayes_steering", "steering_gap", "movement", "well_formed", "reward", "kl",
                 "seconds_of_training")  # fmt: skip
         out[name] = {key: run[key] if not isinstance(run[key], dict) else run[key]["10"] for key in keys}

@@ -8,6 +8,7 @@ from typing import Any
 from fssa_jax.evaluate import Trained, collapse_warnings, evaluate, limit_warnings, reward_predictor
 from fssa_jax.example import write_example
 from fssa_jax.files import whole_directory
+from fssa_jax.models.rewards import RewardModel
 from fssa_jax.page import render, series_of
 from fssa_jax.pictures import draw
 from fssa_jax.workdir import Workdir
@@ -52,13 +53,9 @@ def evaluate_workdir(workdir: Path, data: str = "", split: str = "test", ks: tup
     result.report["step"] = main.step
     result.report["warnings"] = work.unfinished()
     result.report["warnings"] += few_people(scored) + limit_warnings(result.report)
-    unknown = result.report["targets"]["unseen"] / max(result.report["targets"]["rows"], 1)
-    if main.model.learnt_texts and main.model.target == "none" and unknown > 0.5:
-        result.report["warnings"].append(
-            f"{unknown:.0%} of the choices are about texts that were never judged in training, and this model knows no "
-            "others; train with --config.model.learn_texts=no"
-        )
-    elif health and scored > 1:
+    unknown = unknown_texts(result.report, main.model)
+    result.report["warnings"] += unknown
+    if health and scored > 1 and not unknown:
         result.report["warnings"] += collapse_warnings(health, health["context_effect"] if several else None)
     with whole_directory(report_directory(workdir, data, split)) as target:
         (target / "report.json").write_text(json.dumps(result.report, indent=1), encoding="utf-8")
@@ -73,6 +70,17 @@ def few_people(scored: int) -> list[str]:
     """A warning where the figures are of too few people."""
     few = f"only {scored} people are scored: the figures say little; give more people"
     return [few] if scored < _FEW_USERS else []
+
+
+def unknown_texts(report: dict[str, Any], model: RewardModel) -> list[str]:
+    """A warning where a model that knows no texts but those of its training is asked about others."""
+    unknown = report["targets"]["unseen"] / max(report["targets"]["rows"], 1)
+    if not model.learnt_texts or model.target != "none" or unknown <= 0.5:
+        return []
+    return [
+        f"{unknown:.0%} of the choices are about texts that were never judged in training, and this model knows no "
+        "others; train with --config.model.learn_texts=no"
+    ]
 
 
 def report_directory(workdir: Path, data: str = "", split: str = "test") -> Path:

@@ -16,16 +16,17 @@ from tests.programs import run
 
 @pytest.mark.parametrize("name", policies.ABLATIONS)
 def test_every_row_of_the_ablation_changes_settings_that_there_are(name):
-    kind, changes, of_reward = policies.ablated(policies.ABLATIONS[name])
+    kind, changes = policies.ablated(policies.ABLATIONS[name])
     config = get_config(f"np_dpo_{kind}")
     config.policy.base, config.encoder.init_from = "base", "reward"
-    changed = policies.change(config, changes)
-    for key, value in changes.items():
+    changed = policies.change(config, changes.policy)
+    for key, value in changes.policy.items():
         assert functools.reduce(getattr, key.split("."), changed) == value
     assert check(changed) is None
-    reward = policies.change(get_config("np_btl"), of_reward)
+    reward = policies.change(get_config("np_btl"), changes.reward)
     assert check_reward(reward) is None
-    assert (reward == get_config("np_btl")) == (not of_reward)
+    assert (reward == get_config("np_btl")) == (not changes.reward)
+    assert check(policies.change(get_config("sft"), changes.base)) is None
 
 
 def test_a_setting_that_is_not_there_is_named():

@@ -12,6 +12,7 @@ from fssa_jax.data.dataset import Truth, texts_of
 from fssa_jax.policy import adopt
 from fssa_jax.policy import train as training
 from fssa_jax.policy.report import evaluate_workdir
+from fssa_jax.policy.workdir import PolicyWorkdir
 from tests import tiny_policy
 
 KS = ("0", "1", "3")
@@ -87,3 +88,14 @@ def test_the_page_has_movement_rewards_and_the_continuum(written):
         assert words in page, words
     for picture in ("steering.png", "movement.png", "continuum.png"):
         assert (directory / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_base_reads_all_topics_or_those_of_training_alone(written):
+    directory, _ = written
+    work = PolicyWorkdir.open(directory.parent)
+    mine = {name: set(texts_of(split.table).tolist()) for name, split in work.dataset.splits.items()}
+    everything = {*work._texts("train").tolist(), *work._texts("val").tolist()}
+    assert everything == set.union(*mine.values())
+    config = dataclasses.replace(work.config, data=dataclasses.replace(work.config.data, hold_out_items=True))
+    few = dataclasses.replace(work, config=config)
+    assert {*few._texts("train").tolist(), *few._texts("val").tolist()} == mine["train"]

@@ -14,7 +14,7 @@ from fssa_jax.page import render
 from fssa_jax.policy.evaluate import PolicyEvaluation, evaluate_policy
 from fssa_jax.policy.trained import trained_policies
 from fssa_jax.policy.workdir import PolicyWorkdir
-from fssa_jax.report import few_people, report_directory
+from fssa_jax.report import few_people, report_directory, unknown_texts
 
 _SIDE_BY_SIDE = 4
 _COUNTS = 0.5
@@ -52,10 +52,11 @@ def evaluate_workdir(
     report |= {"data": data or f"{split} split", "config": work.config.name, "seed": work.config.seed, "run": run,
                "warnings": work.unfinished()}  # fmt: skip
     report["warnings"] += steering_warnings(report) + limit_warnings(report)
-    if data:
-        report["warnings"] += few_people(report["users"]["scored"])
+    report["warnings"] += few_people(report["users"]["scored"])
     health = report.get("latent", {})
-    if health and report["users"]["scored"] > 1:
+    unknown = unknown_texts(report, work.reward) if health else []
+    report["warnings"] += unknown
+    if health and report["users"]["scored"] > 1 and not unknown:
         report["warnings"] += collapse_warnings(health, health["context_effect"] if len(report["k"]) > 1 else None)
     with whole_directory(report_directory(workdir, data, split)) as target:
         (target / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")

@@ -122,11 +122,16 @@ class PolicyScorer:
         pairs = np.stack([np.asarray(episodes.targets.chosen), np.asarray(episodes.targets.rejected)], -1)
         users = len(pairs)
         ratios, means, divergences = [], [], []
-        for k in ks:
+        reads = self.conditioner.latent == "context"
+        for i, k in enumerate(ks):
+            if i and not reads:  # the same at every k
+                for series in (ratios, means, divergences):
+                    series.append(series[0])
+                continue
             q = self._infer(variables, episodes, self.data.features, jnp.int32(k))
             z = np.asarray(q.mean)
             # Who has chosen nothing is everybody's mean: texts are scored once for all.
-            if self.conditioner.latent == "none" or (self.conditioner.latent == "context" and k == 0):
+            if self.conditioner.latent == "none" or (reads and k == 0):
                 ratio = self.of_texts(variables, z[0], pairs)[pairs]
             else:
                 people = np.broadcast_to(np.arange(users)[:, None, None], pairs.shape)

@@ -205,10 +205,10 @@ class PolicyWorkdir:
 
     def _texts(self, split: str) -> np.ndarray:
         """Texts to learn or to validate the base on: of rows those of training people, of `styles` all, which is what
-        its base is to know of the world. Of every twenty prompts one is for validation; of few prompts, such as topics
-        that everybody speaks about, of every twenty texts one."""
+        its base is to know of the world, or with `hold_out_items` those of the training topics. Of every twenty prompts
+        one is for validation; of few prompts, such as topics that everybody speaks about, of every twenty texts one."""
         fits = self.tokens.lengths > 0
-        if self.config.data.source == "rows":
+        if self.config.data.source == "rows" or self.config.data.hold_out_items:
             known = np.zeros(len(fits), bool)
             known[texts_of(self.dataset.splits["train"].table)] = True
             fits &= known
