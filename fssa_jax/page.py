@@ -17,6 +17,14 @@ SERIES = {
     "control": "another person's context",
 }
 
+_STEERING = {
+    "steering": "this model",
+    "bayes_steering": "Bayes limit",
+    "steering_gap": "this model less the Bayes limit",
+    "oracle_steering": "oracle",
+    "control_steering": "another person's context",
+    "scrambled_steering": "choices of many people mixed",
+}
 _NORMS = {
     "norm": "|z|",
     "norm_scrambled": "|z|, choices of many people mixed",
@@ -66,8 +74,8 @@ def render(config: Any, report: dict[str, Any], pictures: list[tuple[str, str]],
         for name, series in its.items():
             label = "accuracy %" if name == "accuracy" else f"accuracy %, {name}"
             rows += row("", html.escape(f"{group}: {label}"), 1, 100, series)
-    steering = [("steering", "this model"), ("bayes_steering", "Bayes limit"), ("steering_gap", "this model less the Bayes limit"), ("oracle_steering", "oracle"), ("control_steering", "another person's context"), ("scrambled_steering", "choices of many people mixed"), *((f"{n}_steering", series_of(report)[n]) for n in _FEW)]  # noqa: E501  # fmt: skip
-    rows += "".join(row(n, f"steering score S, {label}", 1, 100) for n, label in steering if report.get(n))
+    steering = _STEERING | {f"{name}_steering": series_of(report)[name] for name in _FEW}
+    rows += "".join(row(n, f"steering score S, {label}", 1, 100) for n, label in steering.items() if report.get(n))
     other = [("nll", "NLL, nats"), ("bayes_nll", "NLL of the Bayes limit"), ("ece", "calibration error ECE")]
     rows += "".join(row(n, label, 3, 1) for n, label in other if report.get(n))
     for name, label in _NORMS.items():
@@ -83,7 +91,8 @@ def render(config: Any, report: dict[str, Any], pictures: list[tuple[str, str]],
     users = report["users"]
     first, last = ks[0], ks[-1]
     gain = 100 * (report["accuracy"][last]["mean"] - report["accuracy"][first]["mean"])
-    left_out = f" {len(users['left_out'])} users with fewer than {last} context choices are not scored." if users["left_out"] else ""  # noqa: E501  # fmt: skip
+    left_out = f" {len(users['left_out'])} users with fewer than {last} context choices are not scored."
+    left_out = left_out if users["left_out"] else ""
     devices = html.escape(", ".join(report["run"].get("devices", [])))
     return f"""<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(config.name)} — report</title>
 <meta name=viewport content="width=device-width"><style>{_STYLE}</style>
