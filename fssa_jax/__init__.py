@@ -41,11 +41,12 @@ from fssa_jax.types import Episode as Episode
 if TYPE_CHECKING:
     from fssa_jax.policy.steer import Steerer as Steerer
     from fssa_jax.policy.steer import blended as blended
+    from fssa_jax.policy.steer import choices_in as choices_in
 
 
 def __getattr__(name: str) -> Any:
     """What reads work directories is imported when it is asked for: functions on arrays come without it."""
-    if name in ("Steerer", "blended"):
+    if name in ("Steerer", "blended", "choices_in"):
         from fssa_jax.policy import steer
 
         return getattr(steer, name)

@@ -27,6 +27,21 @@ def write_text(path: Path, content: str) -> None:
     write_bytes(path, content.encode("utf-8"))
 
 
+def replaceable(path: Path, mark: str) -> Path:
+    """The path of a directory that may be written anew: it is not there, is empty, or has the file `mark` of one of its
+    kind.
+
+    Raises:
+      UserError: it is a file, or holds other files.
+    """
+    path = path.resolve()
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is a file; give a new directory")
+    if path.is_dir() and any(path.iterdir()) and not (path / mark).is_file():
+        raise UserError(f"{path}: holds other files; give a new directory")
+    return path
+
+
 @contextlib.contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
     """A temporary directory that takes the place of `path` when the block ends without an error."""

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from fssa_jax.adapters import AdapterTree, lora_factors
 from fssa_jax.architectures import read_config as read_config
 from fssa_jax.errors import UserError
-from fssa_jax.files import whole_directory
+from fssa_jax.files import replaceable, whole_directory
 from fssa_jax.models.bert import BertConfig
 from fssa_jax.models.decoder import DecoderConfig
 from fssa_jax.types import PyTree
@@ -292,7 +292,13 @@ def save_params(
     """Writes a checkpoint in the same format, whole or not at all; all that is not a weight is copied from `source`.
 
     Files hold up to `shard_bytes` each, and no more than one of them is on the host at a time.
+
+    Raises:
+      UserError: the directory holds anything but a checkpoint.
     """
+    directory = replaceable(directory, "config.json")
+    if (directory / "checkpoints").is_dir():
+        raise UserError(f"{directory}: a work directory; give a new directory")
     files: list[list[tuple[_Leaf, int | None, str]]] = [[]]
     total = filled = 0
     for leaf in _leaves(config):
@@ -339,8 +345,9 @@ def save_lora(directory: Path, adapters: AdapterTree, config: DecoderConfig, bas
       row: whose.
 
     Raises:
-      UserError: FiLM.
+      UserError: FiLM, or a directory that holds anything but a LoRA.
     """
+    directory = replaceable(directory, "adapter_config.json")
     kernels = [leaf for leaf in _decoder_leaves(config) if leaf.path[-1] == "kernel"]
     linears = {leaf.path[1]: leaf.name.removesuffix(".weight") for leaf in kernels}
     try:

@@ -112,6 +112,11 @@ def _reason(error: Exception) -> str:
     text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
     if missing := re.search(r"No such file or directory: '([^']+\.py)'", text):
         return f"--config: no such file {missing[1]}; give one such as configs/rows.py:np_btl"
+    missing_section = r"Attribute <class '[\w.]+\.(?P<kind>\w+)'>\.(?P<name>\w+) does not exist"
+    if (section := re.search(missing_section, text)) and hasattr(configs, section["kind"]) + hasattr(
+        policy_configs, section["kind"]
+    ):
+        text = f"Field {section['name']} not found on dataclass <class 'x.{section['kind']}'>"
     if unknown := re.search(r"Field (\w+) not found on dataclass <class '[\w.]+\.(\w+)'>", text):
         kind = getattr(configs, unknown[2], None) or getattr(policy_configs, unknown[2], None)
         names = [field.name for field in dataclasses.fields(kind)] if kind else []

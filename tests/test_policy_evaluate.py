@@ -410,6 +410,12 @@ def test_the_four_calls(steered, moved, tmp_path):
     assert "one prompt in place of a list" in complaint(steerer.generate, None, "question 0")
     assert "a text in place of (prompt, response)" in complaint(steerer.score, one, responses[0])
     assert "FiLM" in complaint(steerer.save_lora, one, tmp_path / "lora")
+    assert "a latent in place of adapters" in complaint(steerer.generate, one, ["question 0"])
+    assert steerer.generate(steerer.adapt(one), []) == []
+    assert "choice 0 of a person: needs three texts" in complaint(steerer.infer, [("question 0", "word1")])
+    assert "choice 1 of a person: the responses are empty or identical" in complaint(
+        steerer.infer, [choices[0][0], ("question 0", "word1", "word1")]
+    )
     several = DiagGaussian(jnp.concatenate([one.mean, two.mean]), jnp.concatenate([one.scale, two.scale]))
     assert "a latent of 2 people" in complaint(steerer.score, several, responses)
     assert "1 weights for 2 people" in complaint(blended, [one, two], [1.0])
@@ -426,7 +432,13 @@ def test_a_low_rank_policy_of_a_base_in_bfloat16_writes_and_leaves_as_a_lora(ste
     latent = steerer.infer([])
     texts = steerer.generate(steerer.adapt(latent), ["question 0"], seed=1)
     assert texts == steerer.generate(steerer.adapt(latent), ["question 0"], seed=1)
-    steerer.save_lora(latent, tmp_path / "lora")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious.txt").write_text("mine")
+    assert "holds other files" in complaint(steerer.save_lora, latent, tmp_path / "mine")
+    assert "is a file" in complaint(steerer.save_lora, latent, tmp_path / "mine" / "precious.txt")
+    assert (tmp_path / "mine" / "precious.txt").read_text() == "mine"
+    for _ in range(2):  # a LoRA of its own may be written anew
+        steerer.save_lora(latent, tmp_path / "lora")
     assert json.loads((tmp_path / "lora" / "adapter_config.json").read_text())["peft_type"] == "LORA"
     assert (tmp_path / "lora" / "adapter_model.safetensors").stat().st_size > 1000
 
@@ -472,7 +484,14 @@ def test_the_program_writes_and_names_what_does_not_fit(steered, tmp_path):
     done = run(*base, f"--people={one},{two}", "--blend=0,1", "--json")
     assert done.returncode == 0, done.stderr
     [line] = done.stdout.strip().splitlines()
-    assert len(json.loads(line)["responses"]) == 2
+    said = json.loads(line)["responses"]
+    assert [response["share"] for response in said] == [0, 1]
+    assert all(response["text"] and response["for"] for response in said)
+    assert_one_clear_line(run(*base, f"--people={one},"), "--people: a name is empty")
+    assert_one_clear_line(run(*base, f"--people={one}", f"--choices={two}"), "give one of them, not both")
+    assert_one_clear_line(run(*base, f"--choices={one}", "--temperature=nan"), "--temperature: must be a number")
+    assert_one_clear_line(run(*base, f"--choices={one}", "--prompt= "), "--prompt: empty")
+    assert_one_clear_line(run(*base, f"--choices={one}", "--max_new=300"), "--prompt='question 0': ", "lower --max_new")
     assert_one_clear_line(run(*base, f"--people={one}", "--blend=0,1"), "--blend", "two files in --people, got 1")
     nobody = tmp_path / "nobody.jsonl"
     nobody.write_text("")
@@ -483,10 +502,21 @@ def test_the_program_writes_and_names_what_does_not_fit(steered, tmp_path):
     assert_one_clear_line(run(*ranking), "--blend: means nothing with --responses")
 
 
-def test_a_reward_model_writes_nothing_and_a_policy_is_no_reward_model(finished, steered):
+def test_a_reward_model_writes_nothing_and_a_policy_is_no_reward_model(finished, steered, tiny_base):
     directory, _ = finished
     assert "ranks responses but writes none" in complaint(Steerer.load, directory / "run")
     assert "no config.json" in complaint(Steerer.load, directory / "absent")
+    assert "a language model; give the workdir of a policy" in complaint(Steerer.load, tiny_base)
+
+
+def test_a_policy_that_is_not_trained_to_its_end_says_so(steered, tmp_path, caplog):
+    shutil.copytree(steered, tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["train"]["steps"] = 600
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    with caplog.at_level("WARNING", "fssa_jax"):
+        Steerer.load(tmp_path / "run")
+    assert "600" in caplog.text
 
 
 def test_the_example_of_the_four_calls(steered, tmp_path, monkeypatch):

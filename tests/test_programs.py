@@ -220,6 +220,7 @@ def test_vectors_that_do_not_fit_are_named(tmp_path):
 
 TRAIN_MISTAKES = {
     "unknown key": (["--config.optim.learning_rat=1"], ["'learning_rat'", "did you mean learning_rate?"]),
+    "unknown section": (["--config.modl.width=1"], ["'modl'", "did you mean model?"]),
     "ill-typed": (["--config.seed=abc"], ["config.seed", "abc"]),
     "unknown word": (["--config.model.head=cubic"], ["config.model.head", "concat, bilinear"]),
     "k too large": (["--config.evaluate.k=(0,400)"], ["config.evaluate.k", "400"]),

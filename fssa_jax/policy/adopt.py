@@ -3,14 +3,14 @@
 import copy
 import dataclasses
 import hashlib
-import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from fssa_jax.config import Config, DataConfig, ModelConfig, TrainConfig
+from fssa_jax.config import Config, DataConfig, ModelConfig, TrainConfig, read_json
 from fssa_jax.data.build import load_dataset
 from fssa_jax.data.dataset import Dataset
 from fssa_jax.errors import UserError
@@ -19,15 +19,15 @@ from fssa_jax.experiment import resolve
 from fssa_jax.policy.config import PolicyConfig
 from fssa_jax.workdir import Workdir
 
+_log = logging.getLogger(__name__)
+
 MET = "people_of_the_encoder"  # of the data set's report, where the encoder was trained on other rows
 
 
 def is_policy(workdir: Path) -> bool:
     """Whether a work directory is a policy's."""
-    try:
-        return "policy" in json.loads((workdir / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
+    path = workdir / "config.json"
+    return path.is_file() and "policy" in read_json(path)
 
 
 def warm_encoder(config: PolicyConfig) -> Trained | None:
@@ -102,6 +102,8 @@ def adopted(config: PolicyConfig) -> PolicyConfig:
     if not _takes_data_of(config, reward):
         return config
     _refuse_other("data", DataConfig(), reward.config.data, config.data, config.encoder.init_from)
+    if config.data.source != reward.config.data.source:
+        _log.info("people and texts are those of %s (%s)", config.encoder.init_from, reward.config.data.source)
     return dataclasses.replace(config, data=copy.deepcopy(reward.config.data))
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from fssa_jax import pretrained
 from fssa_jax.adapters import PLACES, AdapterTree, adapter_rows, check_adapters
 from fssa_jax.buckets import bucket
+from fssa_jax.config import read_json
 from fssa_jax.data.build import texts_in
 from fssa_jax.data.dataset import number_texts, seen_in_training
 from fssa_jax.data.features import Text
@@ -29,7 +30,7 @@ from fssa_jax.policy.step import PolicyData
 from fssa_jax.policy.trained import TrainedPolicy, trained_policy
 from fssa_jax.policy.workdir import PolicyWorkdir
 from fssa_jax.steer import read_choices
-from fssa_jax.tokens import encode_table
+from fssa_jax.tokens import encode_table, prompt_tokens
 from fssa_jax.types import Comparisons, DiagGaussian
 
 _log = logging.getLogger(__name__)
@@ -74,12 +75,17 @@ class Steerer:
         """
         path = Path(workdir)
         if (path / "config.json").is_file() and not is_policy(path):
+            if "model_type" in read_json(path / "config.json"):
+                raise UserError(f"{path}: a language model; give the workdir of a policy that steers it")
             raise UserError(f"{path}: a reward model ranks responses but writes none; give the workdir of a policy")
         work = PolicyWorkdir.open(path, base)
         if work.config.is_sft or work.config.policy.adapter.latent != "context":
             raise UserError(f"{path}: does not read choices; train np_dpo")
         policy = trained_policy(work)
         assert policy is not None
+        for warning in work.unfinished():
+            if warning.startswith("main"):
+                _log.warning("%s", warning)
         return cls(work, policy)
 
     @property
@@ -119,9 +125,11 @@ class Steerer:
             raise UserError("a choice in place of a person; give a list of choices for each person, or call infer")
         n = self.window
         for i, choices in enumerate(people):
+            who = "a person" if len(people) == 1 else f"person {i}"
             if len(choices) > n:
-                who = "a person" if len(people) == 1 else f"person {i}"
                 raise UserError(f"{len(choices)} choices of {who}, but the policy was made for {n}; leave some out")
+            for j, choice in enumerate(choices):
+                _check_choice(choice, f"choice {j} of {who}")
         known = len(self.work.dataset.texts)
         texts = list(dict.fromkeys(text for choices in people for p, a, b in choices for text in ((p, a), (p, b))))
         new = [text for text in texts if text not in self._number]
@@ -213,6 +221,10 @@ class Steerer:
         """
         if isinstance(prompts, str):
             raise UserError("one prompt in place of a list of them; give [prompt]")
+        if isinstance(adapters, DiagGaussian):
+            raise UserError("a latent in place of adapters; give steerer.adapt(latent)")
+        if not prompts:
+            return []
         if adapters is not None:
             config = self.work.base.decoder.config
             try:
@@ -235,6 +247,23 @@ class Steerer:
             raise UserError(f"a latent of {len(latent.mean)} people: save the adapter of one person at a time")
         base = self.work.base
         pretrained.save_lora(Path(directory), self.adapt(latent), base.decoder.config, str(base.directory))
+
+
+def _check_choice(choice: Any, place: str) -> None:
+    """Raises `UserError` if this is not (prompt, chosen, rejected)."""
+    if not (isinstance(choice, tuple | list) and len(choice) == 3 and all(isinstance(text, str) for text in choice)):
+        raise UserError(f"{place}: needs three texts, (prompt, chosen, rejected); got {choice!r:.80}")
+    if choice[1] == choice[2] or not (choice[1].strip() and choice[2].strip()):
+        raise UserError(f"{place}: the responses are empty or identical; leave it out")
+
+
+def choices_in(path: str | Path) -> list[Choice]:
+    """The choices of one person in a file of rows (`launch.steer --choices`), as `Steerer.infer` takes them.
+
+    Raises:
+      UserError: bad rows, no rows, or several people.
+    """
+    return as_choices(read_choices(str(path)))
 
 
 def as_choices(rows: Iterable[Row]) -> list[Choice]:
@@ -268,6 +297,7 @@ class Written:
 
     name: str
     text: str
+    share: float | None = None  # of the second person, between two
 
 
 def write_for(
@@ -296,42 +326,58 @@ def write_for(
       UserError: bad files, or a blend of other than two people.
     """
     files = list(people) or [choices]
+    if not all(file.strip() for file in files):
+        raise UserError("--people: a name is empty; leave out the comma")
+    for prompt in prompts:
+        if not prompt.strip():
+            raise UserError("--prompt: empty; give what is to be answered")
+        try:
+            prompt.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(f"--prompt: not UTF-8 at character {error.start}; save it as UTF-8") from error
     if blend and len(files) != 2:
         raise UserError(f"--blend: shares between two people need two files in --people, got {len(files)}")
-    rows = [as_choices(read_choices(file)) for file in files]
+    rows = [choices_in(file) for file in files]
     steerer = Steerer.load(workdir, base)
     settings = dataclasses.replace(steerer.work.config.evaluate.generate, **(sampling or {}))
+    positions = steerer.work.base.decoder.config.max_length
+    for prompt in prompts:  # of all before any is answered
+        number = len(prompt_tokens(steerer.work.base.tokenizer, prompt))
+        if number + settings.max_new > positions:
+            raise UserError(
+                f"--prompt={prompt[:30]!r}: {number} tokens and --max_new={settings.max_new} do not fit into the "
+                f"{positions} positions of the model; shorten it or lower --max_new"
+            )
     latents = []
     for file, mine in zip(files, rows, strict=True):
         try:
             latents.append(steerer.infer(mine))
         except UserError as error:
             raise UserError(f"{file}: {error}") from error
-    named: list[tuple[str, DiagGaussian | None]] = [("before any choice", None)]
+    named: list[tuple[str, DiagGaussian, float | None]] = [("before any choice", steerer.infer([]), None)]
     if blend:
-        named = [(f"{1 - t:g} · {files[0]} + {t:g} · {files[1]}", blended(latents, (1 - t, t))) for t in blend]
+        named = [(f"{1 - t:g} · {files[0]} + {t:g} · {files[1]}", blended(latents, (1 - t, t)), t) for t in blend]
     elif people:
-        named += [(file, latent) for file, latent in zip(files, latents, strict=True)]
+        named += [(file, latent, None) for file, latent in zip(files, latents, strict=True)]
     else:
-        named += [(f"after {len(rows[0])} choices", latents[0])]
+        named += [(f"after {len(rows[0])} choices", latents[0], None)]
     out = []
     for prompt in prompts:
         written = []
-        for name, latent in named:
-            adapters = steerer.adapt(steerer.infer([]) if latent is None else latent)
-            text = steerer.generate(adapters, [prompt], seed=seed, settings=settings)[0]
-            written.append(Written(name, text))
+        for name, latent, share in named:
+            text = steerer.generate(steerer.adapt(latent), [prompt], seed=seed, settings=settings)[0]
+            written.append(Written(name, text, share))
         out.append(written)
     return out
 
 
 def format_written(prompts: Sequence[str], written: list[list[Written]], as_json: bool) -> str:
-    """All responses, as text or as one JSON object a prompt."""
+    """All responses, as text or as one JSON object a prompt: {"prompt", "responses": [{"for", "share", "text"}, …]}."""
     lines = []
     for prompt, responses in zip(prompts, written, strict=True):
         if as_json:
-            by_name = {response.name: response.text for response in responses}
-            lines.append(json.dumps({"prompt": prompt, "responses": by_name}, ensure_ascii=False))
+            said = [{"for": response.name, "share": response.share, "text": response.text} for response in responses]
+            lines.append(json.dumps({"prompt": prompt, "responses": said}, ensure_ascii=False))
         else:
             lines += [prompt, *(f"  {response.name}:\n    {response.text}" for response in responses)]
     return "\n".join(lines)
