@@ -11,10 +11,9 @@ r"""`styles`: text with known people, so with a known limit (fssa_jax/data/style
 Variants: btl (one reward for everybody), np_btl; sft (a small language model that writes in every style), dpo (one
 policy for everybody), np_dpo_film, np_dpo_lora_core, np_dpo_lora (policies that a person's choices steer).
 
-Measured for the policies (benchmarks/policies.py --what=steering, the same hardware; seeds 6 and 7, film also 8): S(10)
-= 64.7 np_dpo_lora_core and 63.4 np_dpo_lora against the Bayes limit 70.0, 64.3 np_dpo_film against 69.8; what is
-written moves by 76, 70 and 68 points and is 99, 99 and 95 % well-formed; 206 to 214 s of training for film, two
-programs at a time. dpo steers nobody.
+Measured for the policies (benchmarks/policies.py --what=steering, the same hardware, mean of seeds 9, 10, 11): S(10) =
+65.6 np_dpo_lora_core, 66.0 np_dpo_lora and 65.5 np_dpo_film against the Bayes limit 68.0; what is written moves by 80,
+80 and 68 points and is 99, 100 and 97 % well-formed. dpo steers nobody.
 
 Measured for np_btl (two x86-64 CPU cores, no accelerator; benchmarks/accuracy.py, mean of three seeds; 44 to 61 s a
 seed for training and evaluation): accuracy 49.8 / 59.4 / 67.3 / 71.2 / 77.0 % at k = 0 / 1 / 3 / 5 / 10 against the
