@@ -207,13 +207,12 @@ def steering(room: Path) -> dict[str, Any]:
 
 
 def limit(room: Path) -> dict[str, Any]:
-    """S of trained policies less that of the Bayes limit, paired within all held-out people: ten choices of each. And S
-    with another person's context and with choices of many people."""
+    """S of trained policies less that of the Bayes limit, paired within all held-out people: ten choices of each."""
     out: dict[str, Any] = {}
     for kind in _KINDS.value:
         for seed in _SEEDS.value:
             work = PolicyWorkdir.open(room / f"{kind}-{seed}")
-            settings = dataclasses.replace(work.config.evaluate, k=(1, 3, 5, 10), shuffles=1)
+            settings = dataclasses.replace(work.config.evaluate, k=(1, 3, 5, 10))
             main = trained_policy(work)
             assert main is not None
             split = work.dataset.splits["test"]
@@ -221,12 +220,11 @@ def limit(room: Path) -> dict[str, Any]:
             scorer = PolicyScorer(main.conditioner, work.base.decoder, data, work.config.objective)
             report = evaluate(
                 scorer.predictor(main.variables), split, work.dataset, settings, seed=work.config.seed, max_targets=10,
-                scramble=True,
+                control=False,
             ).report  # fmt: skip
             out[f"{kind} {seed}"] = {
                 name: {k: [round(100 * cell[part], 1) for part in ("mean", "low", "high")] for k, cell in its.items()}
-                for name in ("steering", "bayes_steering", "steering_gap", "control_steering", "scrambled_steering")
-                if (its := report[name])
+                for name in ("steering", "bayes_steering", "steering_gap") if (its := report[name])
             }  # fmt: skip
             print(json.dumps({f"{kind} {seed}": out[f"{kind} {seed}"]}), flush=True)
         gaps = [out[f"{kind} {seed}"]["steering_gap"] for seed in _SEEDS.value]

@@ -9,7 +9,6 @@ responses: rows of prompt, response. Responses to the same prompt are ranked amo
 All are JSONL(.gz), CSV, Parquet or a `datasets` directory. Reward models rank, policies write.
 """
 
-import math
 from pathlib import Path
 
 from absl import flags
@@ -35,12 +34,8 @@ _JSON = flags.DEFINE_bool("json", False, "print one JSON object a prompt instead
 
 def main() -> None:
     """Ranks --responses, or writes to --prompt, for the maker of --choices or each of --people."""
-    if not _WORKDIR.value:
-        raise UserError("--workdir: say what to steer; see --help")
-    if _CHOICES.value and _PEOPLE.value:
-        raise UserError("--choices and --people: give one of them, not both; see --help")
-    if not _CHOICES.value and not _PEOPLE.value:
-        raise UserError("--choices or --people: say whose choices are to be read; see --help")
+    if not _WORKDIR.value or bool(_CHOICES.value) == bool(_PEOPLE.value):
+        raise UserError("--workdir and one of --choices and --people, not both, are needed; see --help")
     if bool(_RESPONSES.value) == bool(_PROMPT.value):
         raise UserError("give either --responses, to rank them, or --prompt, to write to it; see --help")
     sampling = ("temperature", "top_p", "max_new")
@@ -50,8 +45,6 @@ def main() -> None:
             kind, other = ("--prompt", "--responses") if _PROMPT.value else ("--responses", "--prompt")
             raise UserError(f"--{name}: means nothing with {kind}; it is for {other}")
     if _PROMPT.value:
-        if not math.isfinite(flags.FLAGS["temperature"].value or 0.0):
-            raise UserError(f"--temperature: must be a number from 0 up, got {flags.FLAGS['temperature'].value}")
         given = {name: flags.FLAGS[name].value for name in sampling if flags.FLAGS[name].present}
         blend = program.numbers("blend", _BLEND.value)
         written = write_for(Path(_WORKDIR.value), _PROMPT.value, choices=_CHOICES.value or "", people=_PEOPLE.value,

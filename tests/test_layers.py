@@ -40,6 +40,8 @@ LAYERS = [
         "checkpoint",
         "parallel",
         "plots",
+        "scores",
+        "controls",
         "page",
         "metrics_log",
     ],

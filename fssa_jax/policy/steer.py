@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -340,6 +341,8 @@ def write_for(
     rows = [choices_in(file) for file in files]
     steerer = Steerer.load(workdir, base)
     settings = dataclasses.replace(steerer.work.config.evaluate.generate, **(sampling or {}))
+    if not math.isfinite(settings.temperature):
+        raise UserError(f"--temperature: must be a number from 0 up, got {settings.temperature}")
     positions = steerer.work.base.decoder.config.max_length
     for prompt in prompts:  # of all before any is answered
         number = len(prompt_tokens(steerer.work.base.tokenizer, prompt))
