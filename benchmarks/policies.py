@@ -7,10 +7,10 @@
 
 steering: base model, reward model and policy from the shipped configurations, each seed with users, targets and
 contexts of its own; S(k) beside the Bayes S(k) of the same people, the shuffled control, the population's policy, and,
-with --oracle, the specialists. limit: S beside the Bayes limit for policies that --what=steering left in --room, on all
-1,000 held-out people of each seed. ablation: one seed, one setting changed at a time. polis: real people; a small base
-made of their statements, configs/rows.py:np_dpo on it, accuracies and gains over the population's policy in points with
-95 % intervals over people, beside those of the reward model on the same people.
+with --oracle, the specialists. limit: S beside the Bayes limit, and the controls, of policies that --what=steering left
+in --room, on all 1,000 held-out people of each seed. ablation: one seed, one setting changed at a time. polis: real
+people; a small base made of their statements, configs/rows.py:np_dpo on it, accuracies and gains over the population's
+policy in points with 95 % intervals over people, beside those of the reward model on the same people.
 
 What is shipped was chosen on seeds 0, 1 and 2.
 """
@@ -207,12 +207,15 @@ def steering(room: Path) -> dict[str, Any]:
 
 
 def limit(room: Path) -> dict[str, Any]:
-    """S of trained policies less that of the Bayes limit, paired within all held-out people: ten choices of each."""
+    """S of trained policies less that of the Bayes limit, paired within all held-out people: ten choices of each.
+
+    Beside it S with another person's context and with a mixed one.
+    """
     out: dict[str, Any] = {}
     for kind in _KINDS.value:
         for seed in _SEEDS.value:
             work = PolicyWorkdir.open(room / f"{kind}-{seed}")
-            settings = dataclasses.replace(work.config.evaluate, k=(1, 3, 5, 10))
+            settings = dataclasses.replace(work.config.evaluate, k=(1, 3, 5, 10), shuffles=1)
             main = trained_policy(work)
             assert main is not None
             split = work.dataset.splits["test"]
@@ -220,11 +223,12 @@ def limit(room: Path) -> dict[str, Any]:
             scorer = PolicyScorer(main.conditioner, work.base.decoder, data, work.config.objective)
             report = evaluate(
                 scorer.predictor(main.variables), split, work.dataset, settings, seed=work.config.seed, max_targets=10,
-                control=False,
+                scramble=True,
             ).report  # fmt: skip
             out[f"{kind} {seed}"] = {
                 name: {k: [round(100 * cell[part], 1) for part in ("mean", "low", "high")] for k, cell in its.items()}
-                for name in ("steering", "bayes_steering", "steering_gap") if (its := report[name])
+                for name in ("steering", "bayes_steering", "steering_gap", "control_steering", "scrambled_steering")
+                if (its := report[name])
             }  # fmt: skip
             print(json.dumps({f"{kind} {seed}": out[f"{kind} {seed}"]}), flush=True)
         gaps = [out[f"{kind} {seed}"]["steering_gap"] for seed in _SEEDS.value]

@@ -1,6 +1,7 @@
 """The speed of policies: a step of NP-DPO on random weights, beside plain LoRA-DPO, and choices to adapters. JSON.
 
   python -m benchmarks.policy_speed --adapters=lora_core          (two x86-64 cores: under a minute a kind)
+  python -m benchmarks.policy_speed --adapters=published,lora_core,lora,film                     (needs PyTorch)
   python -m benchmarks.policy_speed --shape=qwen2.5-1.5b --peak_tflops=989               (a GPU, bfloat16)
   python -m benchmarks.policy_speed --adapters= --policy=WORKDIR
 
@@ -10,7 +11,9 @@ cores; qwen2.5-1.5b has the sizes of Qwen2.5-1.5B in bfloat16 with 512 tokens an
 tests. Kinds: film (on every block, beside a LoRA of everybody of rank 128, as published), lora_core and lora (on query
 and value), and plain, that LoRA alone and the same for everybody: what the others cost beyond it is the cost of
 conditioning. Model FLOPs are 4 N a token, N the parameters of the frozen base: 2 N forward, 2 N back through
-activations. With --policy the time from k choices of new texts to adapters, of a trained and evaluated policy.
+activations. published is the published network in PyTorch, where that is installed, in float32 on the CPU
+(benchmarks/published.py). With --policy the time from k choices of new texts to adapters, of a trained and evaluated
+policy.
 """
 
 import dataclasses
@@ -25,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from benchmarks import published
 from fssa_jax import program
 from fssa_jax.errors import UserError
 from fssa_jax.models.decoder import Decoder, DecoderConfig, place_sizes
@@ -41,6 +45,7 @@ from fssa_jax.step import make_optimizer, many_steps
 from fssa_jax.types import ChoiceTable, Comparisons
 
 KINDS = ("plain", "film", "lora_core", "lora")
+_PUBLISHED = "published"
 _USERS, _TARGETS, _CONTEXT = 2, 9, 6
 
 
@@ -172,8 +177,10 @@ def trained_readiness(workdir: Path) -> dict[str, float]:
 
 def measure(kinds: list[str], shape: Shape, peak_tflops: float = 0.0) -> dict[str, Any]:
     """Every kind on the same base; what conditioning costs, where "plain" is among them."""
-    if unknown := sorted({*kinds} - {*KINDS}):
-        raise UserError(f"--adapters: {unknown[0]!r} is none of {', '.join(KINDS)}")
+    if unknown := sorted({*kinds} - {*KINDS, _PUBLISHED}):
+        raise UserError(f"--adapters: {unknown[0]!r} is none of {', '.join((*KINDS, _PUBLISHED))}")
+    if _PUBLISHED in kinds and published.torch is None:
+        raise UserError("--adapters=published: needs PyTorch; pip install torch, or leave it out")
     if not kinds:
         return {}
 
@@ -184,9 +191,22 @@ def measure(kinds: list[str], shape: Shape, peak_tflops: float = 0.0) -> dict[st
     base = jax.jit(init)(jax.random.key(0))
     out: dict[str, Any] = {"parameters_of_the_base": sum(x.size for x in jax.tree.leaves(base))}
     for kind in kinds:
-        out[kind] = step_speed(kind, shape, base, peak_tflops)
+        if kind == _PUBLISHED:
+            seconds = published.policy_step_seconds(shape.config, shape.length, _USERS * _TARGETS)
+            out[kind] = {
+                "seconds_a_step": round(seconds, 4),
+                "tokens_a_second": round(2 * _USERS * _TARGETS * shape.length / seconds),
+                "peak_memory_gb": peak_memory_gb(),
+            }
+        else:
+            out[kind] = step_speed(kind, shape, base, peak_tflops)
+    if _PUBLISHED in kinds:
+        for kind in {*kinds} & {*KINDS}:
+            out[kind]["times_as_fast_as_published"] = round(
+                out[_PUBLISHED]["seconds_a_step"] / out[kind]["seconds_a_step"], 2
+            )
     if "plain" in kinds:
-        for kind in {*kinds} - {"plain"}:
+        for kind in {*kinds} & {*KINDS} - {"plain"}:
             out[kind]["cost_of_conditioning"] = round(
                 out[kind]["seconds_a_step"] / out["plain"]["seconds_a_step"] - 1, 3
             )

@@ -6,7 +6,7 @@ import json
 import pytest
 from absl.testing import flagsaver
 
-from benchmarks import policies, policy_speed
+from benchmarks import intervals, policies, policy_speed, published
 from configs.styles import get_config
 from fssa_jax.config import check as check_reward
 from fssa_jax.policy.config import check
@@ -42,6 +42,19 @@ def test_every_kind_of_adapter_is_timed_beside_a_plain_one():
     cost = out["lora_core"]["seconds_a_step"] / out["plain"]["seconds_a_step"] - 1
     assert out["lora_core"]["cost_of_conditioning"] == pytest.approx(cost, abs=1e-3)
     assert "'full' is none of plain, film" in complaint(policy_speed.measure, ["full"], policy_speed.SHAPES["tiny"])
+
+
+def test_without_pytorch_the_published_policy_is_not_timed(monkeypatch):
+    monkeypatch.setattr(published, "torch", None)
+    message = complaint(policy_speed.measure, ["published"], policy_speed.SHAPES["tiny"])
+    assert message == "--adapters=published: needs PyTorch; pip install torch, or leave it out"
+
+
+def test_intervals_of_what_says_nothing_hold_zero():
+    out = intervals.coverage(1, 100)
+    for name in ("control", "scrambled"):
+        assert all(abs(s) < 2 * width for s, width in zip(out[name]["mean"], out[name]["half_width"], strict=True))
+        assert all(width > 1 for width in out[name]["half_width"])
 
 
 def test_flags_that_a_measurement_does_not_read_are_refused():
