@@ -471,6 +471,9 @@ def test_a_person_writes_before_and_after_and_two_people_blend(steered, tmp_path
     assert "two files in --people, got 1" in complaint(
         lambda: write_for(steered, ["q"], people=files[:1], blend=[0, 1])
     )
+    for share in (1.5, -0.25, float("nan")):
+        said = complaint(lambda share=share: write_for(steered, ["q"], people=files, blend=[0, share]))
+        assert said == f"--blend: {share:g} is no share of the second person; give numbers from 0 to 1"
     long = str(tiny.write_rows(tmp_path / "long.jsonl", rows[:10]))
     assert complaint(lambda: write_for(steered, ["q"], choices=long)).startswith(f"{long}: 10 choices of a person")
     empty = tmp_path / "empty.jsonl"

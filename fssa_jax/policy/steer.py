@@ -324,7 +324,7 @@ def write_for(
       base: where the language model is now, if that has moved.
 
     Raises:
-      UserError: bad files, or a blend of other than two people.
+      UserError: bad files, a blend of other than two people, or a share that is not from 0 to 1.
     """
     files = list(people) or [choices]
     if not all(file.strip() for file in files):
@@ -338,11 +338,14 @@ def write_for(
             raise UserError(f"--prompt: not UTF-8 at character {error.start}; save it as UTF-8") from error
     if blend and len(files) != 2:
         raise UserError(f"--blend: shares between two people need two files in --people, got {len(files)}")
+    if outside := [t for t in blend if not 0 <= t <= 1]:
+        raise UserError(f"--blend: {outside[0]:g} is no share of the second person; give numbers from 0 to 1")
+    sampling = sampling or {}
+    if not math.isfinite(sampling.get("temperature", 0.0)):
+        raise UserError(f"--temperature: must be a number from 0 up, got {sampling['temperature']}")
     rows = [choices_in(file) for file in files]
     steerer = Steerer.load(workdir, base)
-    settings = dataclasses.replace(steerer.work.config.evaluate.generate, **(sampling or {}))
-    if not math.isfinite(settings.temperature):
-        raise UserError(f"--temperature: must be a number from 0 up, got {settings.temperature}")
+    settings = dataclasses.replace(steerer.work.config.evaluate.generate, **sampling)
     positions = steerer.work.base.decoder.config.max_length
     for prompt in prompts:  # of all before any is answered
         number = len(prompt_tokens(steerer.work.base.tokenizer, prompt))
