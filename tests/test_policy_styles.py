@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from configs.styles import get_config
 from fssa_jax.config import DataConfig
 from fssa_jax.data import build
 from fssa_jax.data.dataset import Truth, texts_of
@@ -90,12 +91,32 @@ def test_the_page_has_movement_rewards_and_the_continuum(written):
         assert (directory / picture).read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_base_reads_all_topics_or_those_of_training_alone(written):
+def test_a_base_reads_all_but_what_it_is_to_leave_out(written):
     directory, _ = written
     work = PolicyWorkdir.open(directory.parent)
+
+    def read(unread):
+        train = dataclasses.replace(work.config.train, unread=unread)
+        one = dataclasses.replace(work, config=dataclasses.replace(work.config, train=train))
+        return {*one._texts("train").tolist(), *one._texts("val").tolist()}
+
     mine = {name: set(texts_of(split.table).tolist()) for name, split in work.dataset.splits.items()}
-    everything = {*work._texts("train").tolist(), *work._texts("val").tolist()}
-    assert everything == set.union(*mine.values())
-    config = dataclasses.replace(work.config, data=dataclasses.replace(work.config.data, hold_out_items=True))
-    few = dataclasses.replace(work, config=config)
-    assert {*few._texts("train").tolist(), *few._texts("val").tolist()} == mine["train"]
+    assert read("nothing") == set.union(*mine.values())
+    assert read("topics") == mine["train"]
+    asked = {
+        work.dataset.texts[i][0] for name in ("val", "test") for i in texts_of(work.dataset.splits[name].table, 1)
+    }
+    left = {i for i in read("nothing") if work.dataset.texts[i][0] not in asked}
+    assert read("targets") == left < read("nothing")
+    assert left & mine["test"]  # it knows of the topics from other prompts
+
+
+def test_the_base_leaves_out_the_prompts_of_the_people_of_the_reward_model():
+    datasets = []
+    for variant in ("sft", "np_btl"):
+        config = get_config(variant)
+        config.seed = config.data.split_seed = 3
+        config.data.train_users, config.data.eval_users = 30, 20
+        datasets.append(build.load_dataset(config))
+    base, reward = (data.splits["test"].table for data in datasets)
+    np.testing.assert_array_equal(base.chosen, reward.chosen)

@@ -96,6 +96,9 @@ class PolicyTrainConfig(LoopConfig):
     max_context: int = 10
     targets: int = 4
     texts: int = 64
+    # Of `styles`, what a new base does not read: texts to the prompts of the choices that held-out people are asked to
+    # predict, or all of held-out topics. Of rows it reads those of training people.
+    unread: str = choice("nothing", "targets", "topics")
     accumulate: int = 1  # the batch is taken in so many parts, one after the other
     # Texts of a part are sorted by length and padded in so many groups (8 at most), each by itself. With one group a
     # person's sequences share the memory of an adapter; with more, each has its own.
@@ -179,6 +182,8 @@ def check(config: PolicyConfig) -> None:
         raise UserError(
             "config.policy.base: give a checkpoint's directory or hub name, such as the model that an sft run made"
         )
+    if train.unread != "nothing" and not (config.is_sft and config.data.source == "styles"):
+        raise UserError("config.train.unread: is of bases that are made of styles (objective.kind=sft); leave it out")
     if config.is_sft:
         _check_texts_alone(config)
     else:

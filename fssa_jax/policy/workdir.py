@@ -204,14 +204,18 @@ class PolicyWorkdir:
         )  # fmt: skip
 
     def _texts(self, split: str) -> np.ndarray:
-        """Texts to learn or to validate the base on: of rows those of training people, of `styles` all, which is what
-        its base is to know of the world, or with `hold_out_items` those of the training topics. Of every twenty prompts
-        one is for validation; of few prompts, such as topics that everybody speaks about, of every twenty texts one."""
-        fits = self.tokens.lengths > 0
-        if self.config.data.source == "rows" or self.config.data.hold_out_items:
+        """Texts to learn or to validate the base on: of rows those of training people; of `styles` all, which is what
+        its base is to know of the world, but for those of `train.unread`. Of every twenty prompts one is for
+        validation; of few prompts, such as topics that everybody speaks about, of every twenty texts one."""
+        fits, unread = self.tokens.lengths > 0, self.config.train.unread
+        if self.config.data.source == "rows" or unread == "topics":
             known = np.zeros(len(fits), bool)
             known[texts_of(self.dataset.splits["train"].table)] = True
             fits &= known
+        elif unread == "targets":
+            texts = self.dataset.texts
+            asked = {texts[i][0] for name in ("val", "test") for i in texts_of(self.dataset.splits[name].table, 1)}
+            fits &= np.array([prompt not in asked for prompt, _ in texts])
         rows = np.flatnonzero(fits)
         number = {prompt: i for i, prompt in enumerate(dict.fromkeys(self.dataset.texts[r][0] for r in rows))}
         place = (
