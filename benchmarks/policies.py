@@ -171,6 +171,8 @@ def policy(kind: str, seed: int, room: Path, name: str, changes: Changes) -> dic
         },
         "movement": {k: round(100 * out["movement"], 1) for k, out in written.items()},
         "well_formed": {k: round(100 * out["well_formed"], 1) for k, out in written.items()},
+        "movement_at_temperature_1": {k: round(100 * out["plain_movement"], 1) for k, out in written.items()},
+        "well_formed_at_temperature_1": {k: round(100 * out["plain_well_formed"], 1) for k, out in written.items()},
         "kl": {k: round(out["kl"], 2) for k, out in written.items()},
         "reward": {k: round(out["reward"], 2) for k, out in written.items()},
         "specialists": {
@@ -196,7 +198,8 @@ def steering(room: Path) -> dict[str, Any]:
         mean = {
             key: {k: round(float(np.mean([run[key][k] for run in runs])), 1) for k in runs[0][key]}
             for key in ("steering", "bayes_steering", "steering_gap", "control_steering", "scrambled_steering",
-                        "oracle_steering", "movement", "well_formed")
+                        "oracle_steering", "movement", "well_formed", "movement_at_temperature_1",
+                        "well_formed_at_temperature_1")
             if key in runs[0]
         }  # fmt: skip
         mean["share_of_bayes"] = {

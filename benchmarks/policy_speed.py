@@ -18,8 +18,10 @@ policy.
 
 import dataclasses
 import json
+import multiprocessing
 import resource
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +92,7 @@ def hypernetwork(kind: str, config: DecoderConfig) -> Hypernetwork:
 
 
 def peak_memory_gb() -> float:
-    """Of the device where it says so, else of this process: of everything so far, so give one of --adapters."""
+    """Of the device where it says so, else of this process: of everything so far."""
     told = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     return round((told or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**30, 2)
 
@@ -175,55 +177,62 @@ def trained_readiness(workdir: Path) -> dict[str, float]:
             "p95_ms": round(float(np.quantile(waits[10:], 0.95)), 2)}  # fmt: skip
 
 
-def measure(kinds: list[str], shape: Shape, peak_tflops: float = 0.0) -> dict[str, Any]:
-    """Every kind on the same base; what conditioning costs, where "plain" is among them."""
+def measure(kind: str, shape: str, peak_tflops: float = 0.0) -> dict[str, Any]:
+    """One kind, and how many parameters its base has."""
+    its = SHAPES[shape]
+    if kind == _PUBLISHED:
+        seconds = published.policy_step_seconds(its.config, its.length, _USERS * _TARGETS)
+        speed = 2 * _USERS * _TARGETS * its.length / seconds
+        return {
+            "seconds_a_step": round(seconds, 4),
+            "tokens_a_second": round(speed),
+            "peak_memory_gb": peak_memory_gb(),
+        }
+
+    def init(key: jax.Array) -> Any:
+        made: Any = Decoder(its.config).init(key, jnp.zeros((1, 2), jnp.int32))
+        return jax.tree.map(lambda x: x.astype(its.dtype), made)
+
+    base = jax.jit(init)(jax.random.key(0))
+    parameters = sum(x.size for x in jax.tree.leaves(base))
+    return {"parameters_of_the_base": parameters, **step_speed(kind, its, base, peak_tflops)}
+
+
+def measure_apart(kinds: list[str], shape: str, peak_tflops: float = 0.0) -> dict[str, Any]:
+    """Every kind in a process of its own, for memory is told of a whole process; and how they compare.
+
+    Raises:
+      UserError: a kind that there is not, or that needs PyTorch where there is none.
+    """
     if unknown := sorted({*kinds} - {*KINDS, _PUBLISHED}):
         raise UserError(f"--adapters: {unknown[0]!r} is none of {', '.join((*KINDS, _PUBLISHED))}")
     if _PUBLISHED in kinds and published.torch is None:
         raise UserError("--adapters=published: needs PyTorch; pip install torch, or leave it out")
-    if not kinds:
-        return {}
-
-    def init(key: jax.Array) -> Any:
-        made: Any = Decoder(shape.config).init(key, jnp.zeros((1, 2), jnp.int32))
-        return jax.tree.map(lambda x: x.astype(shape.dtype), made)
-
-    base = jax.jit(init)(jax.random.key(0))
-    out: dict[str, Any] = {"parameters_of_the_base": sum(x.size for x in jax.tree.leaves(base))}
+    out = {}
     for kind in kinds:
-        if kind == _PUBLISHED:
-            seconds = published.policy_step_seconds(shape.config, shape.length, _USERS * _TARGETS)
-            out[kind] = {
-                "seconds_a_step": round(seconds, 4),
-                "tokens_a_second": round(2 * _USERS * _TARGETS * shape.length / seconds),
-                "peak_memory_gb": peak_memory_gb(),
-            }
-        else:
-            out[kind] = step_speed(kind, shape, base, peak_tflops)
-    if _PUBLISHED in kinds:
-        for kind in {*kinds} & {*KINDS}:
-            out[kind]["times_as_fast_as_published"] = round(
-                out[_PUBLISHED]["seconds_a_step"] / out[kind]["seconds_a_step"], 2
-            )
-    if "plain" in kinds:
-        for kind in {*kinds} & {*KINDS} - {"plain"}:
-            out[kind]["cost_of_conditioning"] = round(
-                out[kind]["seconds_a_step"] / out["plain"]["seconds_a_step"] - 1, 3
-            )
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            out[kind] = process.submit(measure, kind, shape, peak_tflops).result()
+    return compared(out)
+
+
+def compared(out: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What conditioning costs, where "plain" is among the kinds; how many times as fast as the published network."""
+    for kind in {*out} & {*KINDS}:
+        seconds = out[kind]["seconds_a_step"]
+        if kind != "plain" and "plain" in out:
+            out[kind]["cost_of_conditioning"] = round(seconds / out["plain"]["seconds_a_step"] - 1, 3)
+        if _PUBLISHED in out:
+            out[kind]["times_as_fast_as_published"] = round(out[_PUBLISHED]["seconds_a_step"] / seconds, 2)
     return out
 
 
 def main() -> None:
     """Prints one JSON object."""
     kinds = [kind for kind in _ADAPTERS.value if kind]
-    out = {
-        "devices": [d.device_kind for d in jax.devices()],
-        "shape": _SHAPE.value,
-        **measure(kinds, SHAPES[_SHAPE.value], _PEAK.value),
-    }
+    out = {"shape": _SHAPE.value, **measure_apart(kinds, _SHAPE.value, _PEAK.value)}
     if _POLICY.value:
         out["trained_policy"] = trained_readiness(Path(_POLICY.value))
-    print(json.dumps(out, indent=1))
+    print(json.dumps({"devices": [d.device_kind for d in jax.devices()], **out}, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""Log-probabilities of held-out choices as the series of a report: means over people, with bootstrap intervals."""
+"""Log-probabilities of held-out choices as the series of a report: means over people, with bootstrap intervals.
+
+People who judge exactly the same targets, as two of opposite wishes do in `styles`, are drawn together: what one of
+them loses by a bias for a text the other gains, so that drawn apart they would make S look less certain than it is.
+"""
 
 from typing import Any
 
@@ -20,12 +24,12 @@ class Scores:
         self.report: dict[str, Any] = {}
         self.log_p: dict[str, np.ndarray] = {}
         self.by_user: dict[str, np.ndarray] = {}
-        self._weights = np.asarray(
-            metrics.bootstrap_weights(jax.random.key(seed), len(mask), settings.bootstrap), np.float64
-        )
         chosen, rejected = np.asarray(targets.chosen), np.asarray(targets.rejected)
         pairs = np.stack([np.minimum(chosen, rejected), np.maximum(chosen, rejected)], -1).reshape(-1, 2)
         unique, item = np.unique(pairs, axis=0, return_inverse=True)
+        together = _who_judge_the_same(item.reshape(chosen.shape), mask)
+        weights = metrics.bootstrap_weights(jax.random.key(seed), int(together.max(initial=-1)) + 1, settings.bootstrap)
+        self._weights = np.asarray(weights, np.float64)[:, together]
         self._contested = np.asarray(
             metrics.contested_weights(
                 jnp.asarray(item.reshape(chosen.shape)), jnp.asarray(chosen < rejected), jnp.asarray(mask), len(unique)
@@ -108,3 +112,12 @@ class Scores:
             low, high = metrics.interval(jnp.asarray(np.asarray(statistic(i, self._weights), np.float32)))
             out[str(k)] = {"mean": mean, "low": float(low), "high": float(high)}
         return out
+
+
+def _who_judge_the_same(item: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """(users,) numbers, in order of appearance, that are equal for those whose targets are the same items."""
+    number: dict[tuple[int, ...], int] = {}
+    return np.array(
+        [number.setdefault(tuple(np.sort(items[real])), len(number)) for items, real in zip(item, mask, strict=True)],
+        int,
+    )

@@ -34,19 +34,20 @@ def test_a_setting_that_is_not_there_is_named():
     assert message == "config.train.user: no such setting"
 
 
-def test_every_kind_of_adapter_is_timed_beside_a_plain_one():
-    out = policy_speed.measure(["plain", "lora_core"], policy_speed.SHAPES["tiny"], peak_tflops=1.0)
+def test_every_kind_of_adapter_is_timed_beside_a_plain_one(monkeypatch):
+    out = {kind: policy_speed.measure(kind, "tiny", peak_tflops=1.0) for kind in ("plain", "lora_core")}
     assert out["lora_core"]["tokens_a_second"] > 0
     assert out["lora_core"]["trained_parameters"] > 0
     assert 0 < out["plain"]["mfu"] < 1
+    out["published"] = {"seconds_a_step": 100.0}
+    policy_speed.compared(out)
     cost = out["lora_core"]["seconds_a_step"] / out["plain"]["seconds_a_step"] - 1
     assert out["lora_core"]["cost_of_conditioning"] == pytest.approx(cost, abs=1e-3)
-    assert "'full' is none of plain, film" in complaint(policy_speed.measure, ["full"], policy_speed.SHAPES["tiny"])
-
-
-def test_without_pytorch_the_published_policy_is_not_timed(monkeypatch):
+    for kind in ("plain", "lora_core"):
+        assert out[kind]["times_as_fast_as_published"] == pytest.approx(100 / out[kind]["seconds_a_step"], rel=0.01)
+    assert "'full' is none of plain, film" in complaint(policy_speed.measure_apart, ["full"], "tiny")
     monkeypatch.setattr(published, "torch", None)
-    message = complaint(policy_speed.measure, ["published"], policy_speed.SHAPES["tiny"])
+    message = complaint(policy_speed.measure_apart, ["published"], "tiny")
     assert message == "--adapters=published: needs PyTorch; pip install torch, or leave it out"
 
 

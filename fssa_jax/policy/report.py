@@ -144,6 +144,8 @@ _COLUMNS = {
     "model_win_rate_over_base": ("wins over base by it", 100, ".0f", " %"),
     "model_win_rate_over_population": ("over population by it", 100, ".0f", " %"),
     "well_formed": ("well-formed", 100, ".1f", " %"),
+    "plain_movement": ("at temperature 1: moves by", 100, ".1f", " points"),
+    "plain_well_formed": ("well-formed", 100, ".1f", " %"),
     "kl": ("KL", 1, ".2f", ""),
 }
 

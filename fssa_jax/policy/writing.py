@@ -47,6 +47,7 @@ def written_for(
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
     """(figures, responses side by side) of what is sampled for people at every k, to prompts of their own targets.
 
+    plain_… are of what is sampled at temperature 1 from all tokens, whatever `settings.generate` says; so is kl.
     Where people's wishes are known (`styles`) responses are judged by those; elsewhere by the reward model that the
     policy learnt from, at all choices of each person. Specialists write for those whose group has training people.
     """
@@ -72,11 +73,15 @@ def written_for(
             adapters = policy.conditioner.apply(policy.variables, z, method="adapt")
         samples = written[name] = writer(to.prompts, adapters, work.config.seed)
         out: dict[str, Any] = {"finished": float(np.mean(samples.finished))}
-        if adapters is not None:  # of what the policy itself says, whatever the sampling of what is shown
-            out["kl"] = float(sampled_kl(work.base, plain(to.prompts, adapters, work.config.seed), adapters).mean())
+        # What the policy itself says, whatever the sampling of what is shown.
+        itself = plain(to.prompts, adapters, work.config.seed)
+        if adapters is not None:
+            out["kl"] = float(sampled_kl(work.base, itself, adapters).mean())
         if to.weights is not None:
             style, well = styles_of(samples)
             out |= summary(style, well, to.weights)
+            of_itself = summary(*styles_of(itself), to.weights)
+            out |= {f"plain_{key}": of_itself[key] for key in ("movement", "reward", "well_formed")}
             rewards[name] = true_reward(style, to.weights)
         elif judge is not None:
             rewards[name] = judge(samples, to.rows)

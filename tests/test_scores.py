@@ -1,0 +1,73 @@
+"""Series of a report: who is drawn together, and what their intervals are of."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fssa_jax import metrics
+from fssa_jax.config import EvaluateConfig
+from fssa_jax.scores import Scores
+from fssa_jax.types import Comparisons
+
+SETTINGS = EvaluateConfig(k=(0,), bootstrap=200)
+
+
+def scored(chosen, rejected, mask, log_p):
+    """The report of one predictor."""
+    targets = Comparisons(jnp.asarray(chosen), jnp.asarray(rejected), jnp.asarray(mask))
+    score = Scores((0,), mask, targets, SETTINGS, seed=0)
+    score.add("", log_p[None, None])
+    return score.report
+
+
+def test_a_bias_for_texts_steers_nobody_and_its_interval_says_so():
+    """Two people of opposite wishes judge the same pairs; who likes each first text gains of one what the other
+    loses. Drawn apart, people would give S an interval where there is nothing to be uncertain of."""
+    rng = np.random.default_rng(0)
+    first, second = (
+        np.repeat(np.arange(200).reshape(10, 20), 2, axis=0),
+        np.repeat(np.arange(200, 400).reshape(10, 20), 2, 0),
+    )
+    flip = np.repeat(rng.random((10, 20)) < 0.5, 2, axis=0) ^ (np.arange(20)[:, None] % 2 == 1)
+    chosen, rejected = np.where(flip, second, first), np.where(flip, first, second)
+    # Their order is another for each: what counts is which pairs they judge.
+    for user in range(20):
+        order = rng.permutation(20)
+        chosen[user], rejected[user], flip[user] = chosen[user, order], rejected[user, order], flip[user, order]
+    likes_first = np.log(np.where(flip, 0.2, 0.8)).astype(np.float32)
+    cell = scored(chosen, rejected, np.ones((20, 20), bool), likes_first)["steering"]["0"]
+    np.testing.assert_allclose([cell["mean"], cell["low"], cell["high"]], 0, atol=1e-6)
+
+
+def test_people_who_share_no_list_of_targets_are_drawn_one_by_one():
+    rng = np.random.default_rng(1)
+    ids = np.arange(240).reshape(2, 12, 10)
+    mask = np.arange(10) < rng.integers(3, 11, (12, 1))
+    ids[:, 0] = ids[:, 1]  # the same but for one that is padding to the first
+    mask[0], mask[1] = np.arange(10) < 4, np.arange(10) < 5
+    log_p = np.log(rng.uniform(0.1, 0.9, (12, 10))).astype(np.float32)
+    cell = scored(ids[0], ids[1], mask, log_p)["accuracy"]["0"]
+    weights = np.asarray(metrics.bootstrap_weights(jax.random.key(0), 12, SETTINGS.bootstrap))
+    by_user = (np.asarray(metrics.preference_accuracy(jnp.asarray(log_p))) * mask).sum(1) / mask.sum(1)
+    low, high = np.percentile(weights @ by_user / 12, [2.5, 97.5])
+    np.testing.assert_allclose([cell["low"], cell["high"]], [low, high], rtol=1e-5)
+    mask[0] = mask[1]
+    together = scored(ids[0], ids[1], mask, log_p)["accuracy"]["0"]
+    assert (together["low"], together["high"]) != (low, high)
+
+
+def test_settings_of_the_bootstrap_count():
+    rng = np.random.default_rng(2)
+    ids, mask = np.arange(200).reshape(2, 10, 10), np.ones((10, 10), bool)
+    log_p = np.log(rng.uniform(0.1, 0.9, (10, 10))).astype(np.float32)
+    many = dataclasses.replace(SETTINGS, bootstrap=500)
+    targets = Comparisons(jnp.asarray(ids[0]), jnp.asarray(ids[1]), jnp.asarray(mask))
+    cells = []
+    for settings in (SETTINGS, many):
+        score = Scores((0,), mask, targets, settings, seed=0)
+        score.add("", log_p[None, None])
+        cells.append(score.report["accuracy"]["0"])
+    assert cells[0]["mean"] == cells[1]["mean"]
+    assert cells[0]["low"] != cells[1]["low"]
