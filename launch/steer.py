@@ -15,7 +15,7 @@ from absl import flags
 
 from fssa_jax import program, steer
 from fssa_jax.errors import UserError
-from fssa_jax.policy.steer import format_written, write_for
+from fssa_jax.policy.side_by_side import format_written, write_for
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "what launch.train wrote")
 _CHOICES = flags.DEFINE_string("choices", None, "file of the person's choices")

@@ -5,6 +5,7 @@ import dataclasses
 import doctest
 import json
 import shutil
+from pathlib import Path
 from typing import ClassVar
 
 import jax
@@ -24,7 +25,8 @@ from fssa_jax.policy.generation import Samples, Writer, best_reward, movement, s
 from fssa_jax.policy.in_context import in_context_predictor, in_context_prompt
 from fssa_jax.policy.report import evaluate_workdir, format_generation, generation_table, steering_warnings
 from fssa_jax.policy.score import PolicyScorer
-from fssa_jax.policy.steer import Steerer, as_choices, blended, write_for
+from fssa_jax.policy.side_by_side import write_for
+from fssa_jax.policy.steer import Steerer, as_choices, blended
 from fssa_jax.policy.step import text_log_probs
 from fssa_jax.policy.trained import TrainedPolicy, trained_policies, trained_policy
 from fssa_jax.policy.workdir import PolicyWorkdir
@@ -409,7 +411,9 @@ def test_the_four_calls(steered, moved, tmp_path):
     assert "10 choices" in complaint(steerer.infer, [("p", "a", "b")] * 10)
     assert steerer.score(one, []).shape == (0,)
     assert "one prompt in place of a list" in complaint(steerer.generate, None, "question 0")
-    assert "a text in place of (prompt, response)" in complaint(steerer.score, one, responses[0])
+    for wrong in (responses[0], [("question 0",)], [("question 0", None)]):
+        assert "response 0: needs two texts, (prompt, response)" in complaint(steerer.score, one, wrong)
+    assert "give [(prompt, response)]" in complaint(steerer.score, one, "word1")
     assert "FiLM" in complaint(steerer.save_lora, one, tmp_path / "lora")
     assert "a latent in place of adapters" in complaint(steerer.generate, one, ["question 0"])
     assert steerer.generate(steerer.adapt(one), []) == []
@@ -420,6 +424,25 @@ def test_the_four_calls(steered, moved, tmp_path):
     several = DiagGaussian(jnp.concatenate([one.mean, two.mean]), jnp.concatenate([one.scale, two.scale]))
     assert "a latent of 2 people" in complaint(steerer.score, several, responses)
     assert "1 weights for 2 people" in complaint(blended, [one, two], [1.0])
+    assert "no people to blend" in complaint(blended, [], [])
+    assert "weights [nan, 1.0]" in complaint(blended, [one, two], [float("nan"), 1.0])
+
+
+def test_the_example_of_the_readme_steers_a_policy(steered, tmp_path, monkeypatch):
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    [code] = [part.split("```", 1)[0] for part in text.split("```python\n")[1:] if "Steerer.load" in part]
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "policy").symlink_to(steered)
+    tiny.write_rows(tmp_path / "anna.jsonl", tiny.rows(users=1)[:3])
+    monkeypatch.chdir(tmp_path)
+    *lines, last = code.strip().splitlines()
+    names: dict = {}
+    exec(compile("\n".join(lines), "README.md", "exec"), names)
+    assert names["rewards"].shape == (2,)
+    assert len(names["texts"]) == len(names["between"]) == 1
+    assert names["both"].mean.shape[0] == 2
+    assert last.startswith("steerer.save_lora(anna, ")
+    assert "FiLM" in complaint(lambda: exec(last, names))  # as the comment beside it says
 
 
 def test_a_low_rank_policy_of_a_base_in_bfloat16_writes_and_leaves_as_a_lora(steered, tmp_path):

@@ -8,12 +8,12 @@ import pytest
 
 from configs.styles import get_config
 from fssa_jax.config import DataConfig
-from fssa_jax.data import build
+from fssa_jax.data import build, styles
 from fssa_jax.data.dataset import Truth, texts_of
 from fssa_jax.policy import adopt
 from fssa_jax.policy import train as training
 from fssa_jax.policy.report import evaluate_workdir
-from fssa_jax.policy.workdir import PolicyWorkdir
+from fssa_jax.policy.workdir import PolicyWorkdir, asked_prompts
 from tests import tiny_policy
 
 KS = ("0", "1", "3")
@@ -118,3 +118,11 @@ def test_the_base_leaves_out_the_prompts_of_the_people_of_the_reward_model():
         datasets.append(build.load_dataset(config))
     base, reward = (data.splits["test"].table for data in datasets)
     np.testing.assert_array_equal(base.chosen, reward.chosen)
+    asked = asked_prompts(datasets[0])
+    judged = {datasets[1].texts[i][0] for i in texts_of(reward, 1)}
+    assert len(judged - asked) <= 2
+    assert len(asked & judged) > 10
+    # It has heard of every topic.
+    assert {styles.topic_of(prompt) for prompt, _ in datasets[0].texts if prompt not in asked} == {
+        styles.topic_of(prompt) for prompt, _ in datasets[0].texts
+    }

@@ -21,11 +21,11 @@ from fssa_jax.errors import Stopped
 from fssa_jax.loop import StopSignal
 from fssa_jax.policy import train as training
 from fssa_jax.policy.adopt import load_people, warm_encoder
-from fssa_jax.policy.base import load_base, stored_reference
+from fssa_jax.policy.base import load_base, reference_log_probs, stored_reference
 from fssa_jax.policy.config import PolicyModelConfig, check
 from fssa_jax.policy.report import evaluate_workdir
 from fssa_jax.policy.score import PolicyScorer
-from fssa_jax.policy.steer import write_for
+from fssa_jax.policy.side_by_side import write_for
 from fssa_jax.policy.step import (
     batch_key,
     draw_batch,
@@ -261,6 +261,46 @@ def test_at_the_first_step_the_policy_is_the_reference(made):
     _, metrics = jax.jit(make_policy_step(conditioner, made.base.decoder, optimizer, config))(state, made.data("train"))
     np.testing.assert_allclose(metrics["rewards/margin"], 0, atol=1e-4)
     np.testing.assert_allclose(metrics["loss"], np.log(2), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["film", "lora_core", "lora"])
+def test_a_base_in_bfloat16_that_is_computed_again_is_steered_by_weights_in_float32(made, kind):
+    """At first the policy is the reference, as the base in bfloat16 says it; the gradient is that in float32 but for
+    rounding, and what is trained stays in float32."""
+    places = ("residual", "gate") if kind == "film" else ("query", "gate")
+    settings = {"policy.adapter.kind": kind, "policy.adapter.places": places, "objective.sft_weight": 0.0}
+    gradients = []
+    for dtype, remat in (("float32", "none"), ("bfloat16", "full")):
+        settings |= {"policy.dtype": dtype, "policy.remat": remat}
+        config = change(copy.deepcopy(made.config), settings)
+        base = load_base(config.policy)
+        reference = reference_log_probs(base, made.tokens)
+        work = dataclasses.replace(made, config=config, base=base, reference=reference)
+        work.__dict__.pop("_on_device", None)
+        conditioner, _, state = training.make_state(work, "main", warm=True)
+        optimizer = optax.sgd(1.0)
+        state = dataclasses.replace(state, opt_state=optimizer.init(state.params))
+        step = jax.jit(make_policy_step(conditioner, base.decoder, optimizer, config))
+        after, metrics = step(state, work.data("train"))
+        np.testing.assert_allclose(metrics["rewards/margin"], 0, atol=1e-2 if dtype == "bfloat16" else 1e-4)
+        np.testing.assert_allclose(metrics["loss"], np.log(2), atol=1e-2)
+        assert {x.dtype for x in jax.tree.leaves(after.params)} == {jnp.dtype("float32")}
+        moved = jax.tree.map(jnp.subtract, state.params["hyper"], after.params["hyper"])
+        gradients.append(np.concatenate([np.ravel(x) for x in jax.tree.leaves(moved)]))
+    exact, rounded = gradients
+    assert np.linalg.norm(exact) > 1e-4
+    assert exact @ rounded > 0.98 * np.linalg.norm(exact) * np.linalg.norm(rounded)
+    assert np.linalg.norm(rounded) == pytest.approx(np.linalg.norm(exact), rel=0.1)
+
+
+def test_what_is_to_be_written_must_fit_into_the_base(finished, tiny_base, tmp_path):
+    people, _ = finished
+    config = tiny_policy.config(people / "rows.jsonl", tiny_base, people / "run")
+    config.evaluate.generate.max_new = 256
+    message = complaint(PolicyWorkdir.make, config, tmp_path / "run")
+    assert message.startswith("config.evaluate.generate.max_new: 256 tokens and a prompt do not fit into the 256 ")
+    config.evaluate.generate.people = 0  # nothing is written
+    PolicyWorkdir.make(config, tmp_path / "run")
 
 
 def test_parts_of_a_batch_add_up(made):
@@ -538,13 +578,29 @@ MISTAKES = {
     "core of film": ({"policy.adapter.core": "full"}, "config.policy.adapter.core: is of kind=lora_core alone"),
     "scale of nothing": (
         {"policy.adapter.shared_alpha": 4.0},
-        "config.policy.adapter.shared_alpha: scales a LoRA of config.policy.adapter.shared_rank > 0 alone",
+        "config.policy.adapter.shared_alpha: counts with a LoRA of config.policy.adapter.shared_rank > 0 alone",
     ),
+    "places of nothing": (
+        {"policy.adapter.shared_places": ("query",)},
+        "config.policy.adapter.shared_places: counts with a LoRA of config.policy.adapter.shared_rank > 0 alone",
+    ),
+    "rank of film": ({"policy.adapter.rank": 4}, "config.policy.adapter.rank: counts for kind=lora_core and kind=lora"),
+    "width of film": ({"policy.adapter.width": 32}, "config.policy.adapter.width: counts for kind=lora alone"),
+    "unread by a policy": ({"train.unread": "topics"}, "config.train.unread: is of bases that are made of styles"),
     "no number": ({"evaluate.generate.temperature": float("nan")}, "config.evaluate.generate: needs temperature"),
     "labels of texts": ({"objective.kind": "sft"}, "config.encoder.init_from: a base is made of texts"),
     "imitation of texts": (
         {"objective.kind": "sft", "objective.sft": "advantage"},
         "config.objective.sft: a base is made of texts",
+    ),
+    "tokens of texts": (
+        {
+            "objective.kind": "sft",
+            "encoder.init_from": "",
+            "encoder.frozen": False,
+            "objective.length_normalised": True,
+        },
+        "config.objective.length_normalised: a base is made of texts",
     ),
     "attention's dropout from chance": (
         {"encoder.init_from": "", "encoder.frozen": False, "model.encoder.dropout": 0.1},

@@ -136,7 +136,7 @@ def style_of_text(prompt: str, response: str) -> tuple[np.ndarray, bool]:
     tone and with that topic's advice. The attributes of all other texts are told by their marks: many words, no slang,
     an emoji, a word of doubt, a question mark.
     """
-    topic = next((t for t in sorted(_TOPICS, key=len, reverse=True) if t in prompt), None)
+    topic = topic_of(prompt)
     style = _responses(topic).get(response) if topic is not None else None
     if style is not None:
         return np.array(style, np.int8), True
@@ -204,6 +204,16 @@ def person_name(weights: np.ndarray) -> str:
     """For example "+long −emoji": the attributes that the person minds."""
     words = [("+" if w > 0 else "−") + name for w, name in zip(weights, ATTRIBUTES, strict=True) if w]
     return " ".join(words) or "indifferent"
+
+
+def topic_of(prompt: str) -> str | None:
+    """What a prompt of `styles` is about.
+
+    >>> from fssa_jax.data.styles import topic_of
+    >>> topic_of("Explain moving house to a beginner.")
+    'moving house'
+    """
+    return next((topic for topic in sorted(_TOPICS, key=len, reverse=True) if topic in prompt), None)
 
 
 def prompt_splits() -> dict[str, np.ndarray]:

@@ -221,8 +221,10 @@ def _check_not_negative(config: PolicyConfig) -> None:
 def _check_texts_alone(config: PolicyConfig) -> None:
     """Supervised fine-tuning has no people, so nothing that reads their choices."""
     objective, encoder = config.objective, config.encoder
+    default = PolicyObjective()
     for name, given in {
-        "objective.sft": objective.sft != "chosen", "objective.distil": objective.distil,
+        **{f"objective.{key}": getattr(objective, key) != getattr(default, key)
+           for key in ("beta", "length_normalised", "distil", "sft", "sft_weight", "latent", "kl_weight")},
         "encoder.init_from": encoder.init_from, "encoder.frozen": encoder.frozen,
         "encoder.auxiliary_weight": encoder.auxiliary_weight,
     }.items():  # fmt: skip
@@ -248,14 +250,17 @@ def _check_adapter(adapter: AdapterConfig) -> None:
             raise UserError(
                 f"config.policy.adapter.{name}: must be some of {', '.join(PLACES)}, each once; got {given}"
             )
-    core = adapter.core != "diagonal" and adapter.kind != "lora_core"
-    hidden, shared = adapter.hidden and adapter.kind != "film", adapter.shared_alpha and not adapter.shared_rank
-    for name, unused, what in (
-        ("core", core, "is of kind=lora_core"),
-        ("hidden", hidden, "counts for kind=film"),
-        ("shared_alpha", shared, "scales a LoRA of config.policy.adapter.shared_rank > 0"),
+    default, kind = AdapterConfig(), adapter.kind
+    shared = "counts with a LoRA of config.policy.adapter.shared_rank > 0"
+    for name, used, what in (
+        ("core", kind == "lora_core", "is of kind=lora_core"),
+        ("hidden", kind == "film", "counts for kind=film"),
+        ("rank", kind != "film", "counts for kind=lora_core and kind=lora"),
+        ("width", kind == "lora", "counts for kind=lora"),
+        ("shared_places", adapter.shared_rank, shared),
+        ("shared_alpha", adapter.shared_rank, shared),
     ):
-        if unused:
+        if getattr(adapter, name) != getattr(default, name) and not used:
             raise UserError(f"config.policy.adapter.{name}: {what} alone; leave it out")
     low_rank = adapter.places if adapter.kind != "film" else ()
     if "residual" in (*low_rank, *(adapter.shared_places if adapter.shared_rank else ())):

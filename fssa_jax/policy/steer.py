@@ -1,10 +1,9 @@
 """The four calls: infer a person from choices, score responses for them, adapt the language model, generate."""
 
-import dataclasses
-import json
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from fssa_jax.policy.step import PolicyData
 from fssa_jax.policy.trained import TrainedPolicy, trained_policy
 from fssa_jax.policy.workdir import PolicyWorkdir
 from fssa_jax.steer import read_choices
-from fssa_jax.tokens import encode_table, prompt_tokens
+from fssa_jax.tokens import encode_table
 from fssa_jax.types import Comparisons, DiagGaussian
 
 _log = logging.getLogger(__name__)
@@ -57,12 +56,9 @@ class Steerer:
         self.work, self.policy = work, policy
         self._adapt = jax.jit(lambda variables, z: policy.conditioner.apply(variables, z, method="adapt"))
         self._infer = jax.jit(
-            lambda variables, context, table, new: policy.conditioner.apply(
-                variables, context, jnp.concatenate([table, new]), method="infer"
-            )
+            lambda variables, context, table: policy.conditioner.apply(variables, context, table, method="infer")
         )
         self._variables = jax.device_put(policy.variables)
-        self._features = work.data("test").features
         self._number = number_texts((), work.dataset.texts)
         self._judged = seen_in_training(work.dataset)
         self._scorer = PolicyScorer(policy.conditioner, work.base.decoder, work.data("test"), work.config.objective)
@@ -131,27 +127,42 @@ class Steerer:
                 raise UserError(f"{len(choices)} choices of {who}, but the policy was made for {n}; leave some out")
             for j, choice in enumerate(choices):
                 _check_choice(choice, f"choice {j} of {who}")
-        known = len(self.work.dataset.texts)
         texts = list(dict.fromkeys(text for choices in people for p, a, b in choices for text in ((p, a), (p, b))))
-        new = [text for text in texts if text not in self._number]
-        number = {text: known + i for i, text in enumerate(new)}
         unjudged = sum(text not in self._number or not self._judged[self._number[text]] for text in texts)
         self._warn_of_unknown(unjudged, len(texts))
         # Padded sizes of everything: one program for one person, however many choices and new texts there are.
         rows = bucket(len(people)) if len(people) > 1 else 1
-        features = np.zeros((2 * n * rows, self._features.shape[1]), np.float32)
-        if new:
-            features[: len(new)] = self.work.dataset.featuriser.transform(new)
+        number, table = self._table(texts, 2 * n * rows)
         ids, mask = np.zeros((2, rows, n), np.int32), np.zeros((rows, n), bool)
         for row, choices in enumerate(people):
             mask[row, : len(choices)] = True
             for i, (p, a, b) in enumerate(choices):
-                for side, response in enumerate((a, b)):
-                    text = p, response
-                    ids[side, row, i] = self._number[text] if text in self._number else number[text]
+                ids[:, row, i] = number[p, a], number[p, b]
         context = Comparisons(jnp.asarray(ids[0]), jnp.asarray(ids[1]), jnp.asarray(mask))
-        q = self._infer(self._variables, context, self._features, jnp.asarray(features))
+        q = self._infer(self._variables, context, table)
         return jax.tree.map(lambda x: x[: len(people)], q)
+
+    def _table(self, texts: Sequence[Text], size: int) -> tuple[dict[Text, int], jax.Array]:
+        """Rows of a table of features, for these texts; its size does not depend on how many there are.
+
+        Texts with a learnt embedding keep their numbers, so that the table begins with all that are known.
+        """
+        data = self.work.dataset
+        new = [text for text in texts if text not in self._number]
+        described = dict(zip(new, data.featuriser.transform(new), strict=True)) if new else {}
+        table = np.zeros((size, data.features.shape[1]), np.float32)
+        if self.work.reward.learnt_texts:
+            for i, text in enumerate(new):
+                table[i] = described[text]
+            number = self._number | {text: len(data.texts) + i for i, text in enumerate(new)}
+            return number, jnp.concatenate([self._features, jnp.asarray(table)])
+        for i, text in enumerate(texts):
+            table[i] = described[text] if text in described else data.features[self._number[text]]
+        return {text: i for i, text in enumerate(texts)}, jnp.asarray(table)
+
+    @cached_property
+    def _features(self) -> jax.Array:
+        return jnp.asarray(self.work.dataset.features)
 
     def _warn_of_unknown(self, unjudged: int, total: int) -> None:
         model = self.work.reward
@@ -172,8 +183,11 @@ class Steerer:
         """
         if len(latent.mean) != 1:
             raise UserError(f"a latent of {len(latent.mean)} people: score responses for one person at a time")
-        if isinstance(responses, str) or any(isinstance(text, str) for text in responses):
-            raise UserError("a text in place of (prompt, response); give a list of such pairs")
+        if isinstance(responses, str):
+            raise UserError("a text in place of a list of (prompt, response); give [(prompt, response)]")
+        for i, text in enumerate(responses):
+            if not (isinstance(text, tuple | list) and len(text) == 2 and all(isinstance(part, str) for part in text)):
+                raise UserError(f"response {i}: needs two texts, (prompt, response); got {text!r:.80}")
         if not len(responses):
             return np.zeros(0, np.float32)
         base, config = self.work.base, self.work.config
@@ -278,7 +292,7 @@ def blended(latents: Sequence[DiagGaussian], weights: Sequence[float]) -> DiagGa
     """Σ w_i z_i of people, as one point; latents are what `Steerer.infer` gives.
 
     Raises:
-      UserError: not one weight for each person.
+      UserError: nobody, not one weight for each person, or a weight that is not a number.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax import DiagGaussian, blended
@@ -288,102 +302,9 @@ def blended(latents: Sequence[DiagGaussian], weights: Sequence[float]) -> DiagGa
     """
     if len(latents) != len(weights):
         raise UserError(f"{len(weights)} weights for {len(latents)} people; give one for each")
+    if not latents:
+        raise UserError("no people to blend; give latents that Steerer.infer made")
+    if not all(math.isfinite(w) for w in weights):
+        raise UserError(f"weights {list(weights)}: each must be a number")
     mean = sum(w * q.mean for w, q in zip(weights, latents, strict=True))
     return DiagGaussian(mean, jnp.zeros_like(mean))
-
-
-@dataclasses.dataclass
-class Written:
-    """A response and for whom it was written."""
-
-    name: str
-    text: str
-    share: float | None = None  # of the second person, between two
-
-
-def write_for(
-    workdir: Path,
-    prompts: Sequence[str],
-    *,
-    choices: str = "",
-    people: Sequence[str] = (),
-    blend: Sequence[float] = (),
-    sampling: Mapping[str, Any] | None = None,
-    seed: int = 0,
-    base: str = "",
-) -> list[list[Written]]:
-    """For each prompt: responses before and after a person's choices; or of people, and on the way between two.
-
-    Args:
-      workdir: of a policy.
-      choices: file of one person's choices.
-      people: files of choices, one a person.
-      blend: shares of the second of two people, for responses between them.
-      sampling: settings of a `GenerateConfig` that differ from those that the policy is evaluated with.
-      seed: of generation.
-      base: where the language model is now, if that has moved.
-
-    Raises:
-      UserError: bad files, a blend of other than two people, or a share that is not from 0 to 1.
-    """
-    files = list(people) or [choices]
-    if not all(file.strip() for file in files):
-        raise UserError("--people: a name is empty; leave out the comma")
-    for prompt in prompts:
-        if not prompt.strip():
-            raise UserError("--prompt: empty; give what is to be answered")
-        try:
-            prompt.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise UserError(f"--prompt: not UTF-8 at character {error.start}; save it as UTF-8") from error
-    if blend and len(files) != 2:
-        raise UserError(f"--blend: shares between two people need two files in --people, got {len(files)}")
-    if outside := [t for t in blend if not 0 <= t <= 1]:
-        raise UserError(f"--blend: {outside[0]:g} is no share of the second person; give numbers from 0 to 1")
-    sampling = sampling or {}
-    if not math.isfinite(sampling.get("temperature", 0.0)):
-        raise UserError(f"--temperature: must be a number from 0 up, got {sampling['temperature']}")
-    rows = [choices_in(file) for file in files]
-    steerer = Steerer.load(workdir, base)
-    settings = dataclasses.replace(steerer.work.config.evaluate.generate, **sampling)
-    positions = steerer.work.base.decoder.config.max_length
-    for prompt in prompts:  # of all before any is answered
-        number = len(prompt_tokens(steerer.work.base.tokenizer, prompt))
-        if number + settings.max_new > positions:
-            raise UserError(
-                f"--prompt={prompt[:30]!r}: {number} tokens and --max_new={settings.max_new} do not fit into the "
-                f"{positions} positions of the model; shorten it or lower --max_new"
-            )
-    latents = []
-    for file, mine in zip(files, rows, strict=True):
-        try:
-            latents.append(steerer.infer(mine))
-        except UserError as error:
-            raise UserError(f"{file}: {error}") from error
-    named: list[tuple[str, DiagGaussian, float | None]] = [("before any choice", steerer.infer([]), None)]
-    if blend:
-        named = [(f"{1 - t:g} · {files[0]} + {t:g} · {files[1]}", blended(latents, (1 - t, t)), t) for t in blend]
-    elif people:
-        named += [(file, latent, None) for file, latent in zip(files, latents, strict=True)]
-    else:
-        named += [(f"after {len(rows[0])} choices", latents[0], None)]
-    out = []
-    for prompt in prompts:
-        written = []
-        for name, latent, share in named:
-            text = steerer.generate(steerer.adapt(latent), [prompt], seed=seed, settings=settings)[0]
-            written.append(Written(name, text, share))
-        out.append(written)
-    return out
-
-
-def format_written(prompts: Sequence[str], written: list[list[Written]], as_json: bool) -> str:
-    """All responses, as text or as one JSON object a prompt: {"prompt", "responses": [{"for", "share", "text"}, …]}."""
-    lines = []
-    for prompt, responses in zip(prompts, written, strict=True):
-        if as_json:
-            said = [{"for": response.name, "share": response.share, "text": response.text} for response in responses]
-            lines.append(json.dumps({"prompt": prompt, "responses": said}, ensure_ascii=False))
-        else:
-            lines += [prompt, *(f"  {response.name}:\n    {response.text}" for response in responses)]
-    return "\n".join(lines)

@@ -18,6 +18,7 @@ from fssa_jax import config as configs
 from fssa_jax import parallel
 from fssa_jax.config import Config
 from fssa_jax.data import dataset as datasets
+from fssa_jax.data import styles
 from fssa_jax.data.dataset import Dataset, Split, load_tokens, log_left_out, texts_of
 from fssa_jax.data.features import EncoderFeaturiser
 from fssa_jax.data.others import with_people
@@ -110,6 +111,7 @@ class PolicyWorkdir:
         if config.is_sft and not config.policy.base:
             new_base(config.policy.new, dataset.texts, path / "start", config.seed)
         base = load_base(_with_start(config, path))
+        _check_room(config, base)
         tokens = tokenise(base, config.policy, dataset.texts)
         only_with_tokens(dataset, tokens)
         config = resolved(config, dataset)
@@ -213,9 +215,8 @@ class PolicyWorkdir:
             known[texts_of(self.dataset.splits["train"].table)] = True
             fits &= known
         elif unread == "targets":
-            texts = self.dataset.texts
-            asked = {texts[i][0] for name in ("val", "test") for i in texts_of(self.dataset.splits[name].table, 1)}
-            fits &= np.array([prompt not in asked for prompt, _ in texts])
+            asked = asked_prompts(self.dataset)
+            fits &= np.array([prompt not in asked for prompt, _ in self.dataset.texts])
         rows = np.flatnonzero(fits)
         number = {prompt: i for i, prompt in enumerate(dict.fromkeys(self.dataset.texts[r][0] for r in rows))}
         place = (
@@ -241,6 +242,16 @@ class PolicyWorkdir:
         return unfinished(self.path, "policy", {role: steps_of(self.config.train, role) for role in self.roles})
 
 
+def asked_prompts(dataset: Dataset) -> set[str]:
+    """The prompts that held-out people of `styles` are asked about; where these are all of a topic, without the last,
+    so that a base that does not read them has heard of it."""
+    of_topic: dict[str | None, list[str]] = {}
+    for prompt in dict.fromkeys(prompt for prompt, _ in dataset.texts):
+        of_topic.setdefault(styles.topic_of(prompt), []).append(prompt)
+    asked = {dataset.texts[i][0] for name in ("val", "test") for i in texts_of(dataset.splits[name].table, 1)}
+    return asked - {prompts[-1] for prompts in of_topic.values() if asked.issuperset(prompts)}
+
+
 def _check_parts(config: PolicyConfig) -> None:
     """Every device takes its share of a batch in equal parts."""
     name, size = ("texts", config.train.texts) if config.is_sft else ("users", config.train.users)
@@ -251,6 +262,14 @@ def _check_parts(config: PolicyConfig) -> None:
                 f"config.train.{name}: {size} cannot be shared by {jax.device_count()} devices that take "
                 f"{config.train.accumulate} parts each; give a multiple of {parts}"
             )
+
+
+def _check_room(config: PolicyConfig, base: Base) -> None:
+    """What is to be written must fit into the positions of the base, before anything is trained."""
+    asked, positions = config.evaluate.generate, base.decoder.config.max_length
+    if not config.is_sft and asked.people and asked.max_new >= positions:
+        raise UserError(f"config.evaluate.generate.max_new: {asked.max_new} tokens and a prompt do not fit into the "
+                        f"{positions} positions of {base.directory}; give less")  # fmt: skip
 
 
 def _check_base(path: Path, base: Base) -> None:
