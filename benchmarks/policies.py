@@ -63,7 +63,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "a normal prior": {
         "reward": {"model.encoder.support": 0, "model.encoder.rounds": 2, "optim.learning_rate": 3e-3},
     },
-    "a base that has read the target prompts": {"base": {"train.unread": "nothing"}},
+    "a base that has not read the target prompts": {"base": {"train.unread": "targets"}},
     "a base that has not read the held-out topics": {"base": {"train.unread": "topics"}},
     "imitates by advantage": {"objective.sft": "advantage"},
     "imitates what was chosen": {"objective.sft": "chosen"},

@@ -46,8 +46,7 @@ def _base() -> PolicyConfig:
     config = PolicyConfig(name="styles sft", data=_data())
     config.objective.kind = "sft"
     config.policy.max_length = 104
-    # The people of np_btl, to leave out the prompts of their targets.
-    config.train.unread, config.train.targets = "targets", Config().train.targets
+    config.train.targets = Config().train.targets  # the people of np_btl: train.unread=targets leaves out their prompts
     config.optim.learning_rate, config.optim.warmup_steps = 1e-2, 50
     config.train.steps, config.train.texts, config.train.length_groups = 800, 48, 3
     config.train.steps_per_call, config.train.validate_every, config.train.checkpoint_every = 20, 200, 200

@@ -103,7 +103,7 @@ def test_a_base_reads_all_but_what_it_is_to_leave_out(written):
     mine = {name: set(texts_of(split.table).tolist()) for name, split in work.dataset.splits.items()}
     assert read("nothing") == set.union(*mine.values())
     assert read("topics") == mine["train"]
-    asked = {work.dataset.texts[i][0] for name in ("val", "test") for i in texts_of(work.dataset.splits[name].table, 1)}
+    asked = asked_prompts(work.dataset)
     left = {i for i in read("nothing") if work.dataset.texts[i][0] not in asked}
     assert read("targets") == left < read("nothing")
     assert left & mine["test"]  # it knows of the topics from other prompts
