@@ -181,7 +181,8 @@ def policy(kind: str, seed: int, room: Path, name: str, changes: Changes) -> dic
         if "oracle" in report["generation"]
         else None,
         "share_of_specialists_reward": {k: out.get("reward_of_specialists") for k, out in written.items()},
-        "bayes_share_of_who_knows": {k: out["bayes_reward_of_known"] for k, out in written.items()},
+        "share_of_who_knows": {k: out.get("reward_of_known") for k, out in written.items()},
+        "bayes_share_of_who_knows": {k: out.get("bayes_reward_of_known") for k, out in written.items()},
         "blend": report["generation"]["blend"].get("towards_first"),
         "latent": {
             name: {k: round(value, 3) for k, value in report["latent"][name].items()}

@@ -67,11 +67,17 @@ def test_the_latent_stands_beside_the_exact_posterior(written):
 def test_what_is_written_is_judged_by_the_wishes_of_each_person(written):
     directory, report = written
     assert report["generation"]["people"] == 4
+    best = []
     for out in report["generation"]["policy"].values():
         assert -1 <= out["movement"] <= 1
         for name in ("win_rate_over_base", "win_rate_over_population", "well_formed"):
             assert 0 <= out[name] <= 1, name
         assert out["bayes_reward_of_known"] <= 1
+        # Who knows the person earns the same at every k.
+        best.append(out["reward"] / out["reward_of_known"])
+        assert best[-1] == pytest.approx(best[0], rel=1e-5)
+        for key in ("movement", "reward", "well_formed"):
+            assert np.isfinite(out[f"plain_{key}"])
         assert np.isfinite([out["reward"], out["kl"]]).all()
     people = [json.loads((directory / f"person_{x}.jsonl").read_text().splitlines()[0])["user_id"] for x in "ab"]
     wishes = [dict((word[1:], word[0]) for word in name.split(": ")[1].split()) for name in people]

@@ -18,7 +18,7 @@ from fssa_jax.report import few_people, report_directory, unknown_texts
 
 _SIDE_BY_SIDE = 4
 _COUNTS = 0.5
-_SURELY = 0.05  # S of a control below it is nobody's concern
+_SURELY = 0.02  # S of a control below it is nobody's concern
 _OF_HALF_WIDTH = 1.5  # of a 95 % interval, about three standard errors: there are two controls at every k
 
 
@@ -137,6 +137,7 @@ _COLUMNS = {
     "movement": ("moves by", 100, ".1f", " points"),
     "reward": ("true reward", 1, ".2f", ""),
     "reward_of_specialists": ("of the specialists'", 100, ".0f", " %"),
+    "reward_of_known": ("of who knows", 100, ".0f", " %"),
     "bayes_reward_of_known": ("exact posterior of who knows", 100, ".0f", " %"),
     "win_rate_over_base": ("wins over base", 100, ".0f", " %"),
     "win_rate_over_population": ("over population", 100, ".0f", " %"),

@@ -107,8 +107,10 @@ def written_for(
         if known and "oracle" in rewards:
             best = float(rewards["oracle"].mean())
             out["reward_of_specialists"] = float(rewards[name][has_specialist].mean()) / best if best > 0 else None
-        if known and conditional:
-            out["bayes_reward_of_known"] = _bayes_share(work, episodes, group, int(k), settings.generate)
+        if known and conditional and work.config.objective.beta * settings.generate.temperature:
+            by_posterior, best = _without_loss(work, episodes, group, int(k), settings.generate)
+            for key, reward in (("bayes_reward_of_known", by_posterior), ("reward_of_known", out["reward"])):
+                out[key] = reward / best if best > 0 else None
     report["cut_prompts"] = writer.cut_prompts(asked.prompts)
     if conditional and len(people) > 1:
         report["blend"] = blend(work, main, latents(main, episodes, features, k_most), writer, asked)
@@ -162,22 +164,21 @@ def _reward_model(
     return rewards
 
 
-def _bayes_share(
+def _without_loss(
     work: PolicyWorkdir, episodes: Episode, group: np.ndarray, k: int, settings: GenerateConfig
-) -> float | None:
-    """True reward of who writes by the exact posterior after k choices, over that of who writes by the person's own
+) -> tuple[float, float]:
+    """True reward, in nats, of who writes by the exact posterior after k choices, and of who writes by the person's own
     weights, both without any loss in a language model (`styles`); see `best_reward`."""
-    temperature = work.config.objective.beta * settings.temperature
     truth = work.dataset.truth
-    if truth is None or not temperature:
-        return None
+    assert truth is not None
     rewards, context = jnp.asarray(truth.rewards), truncate_context(episodes, k).context
     evidence = rewards[context.chosen] - rewards[context.rejected]
     posterior = np.exp(bayes_log_posterior(evidence, context.mask, jnp.asarray(truth.log_prior)))
-    weights = styles.people()[0]
-    known = np.eye(len(weights))[group]
-    after, best = (float(best_reward(p, weights[group], temperature).mean()) for p in (posterior, known))
-    return after / best if best > 0 else None
+    weights, temperature = styles.people()[0], work.config.objective.beta * settings.temperature
+    after, best = (
+        float(best_reward(p, weights[group], temperature).mean()) for p in (posterior, np.eye(len(weights))[group])
+    )
+    return after, best
 
 
 def blend(work: PolicyWorkdir, main: TrainedPolicy, z: np.ndarray, writer: Writer, asked: _Asked) -> dict[str, Any]:
