@@ -67,15 +67,15 @@ def test_the_latent_stands_beside_the_exact_posterior(written):
 def test_what_is_written_is_judged_by_the_wishes_of_each_person(written):
     directory, report = written
     assert report["generation"]["people"] == 4
-    best = []
+    shares = []
     for out in report["generation"]["policy"].values():
         assert -1 <= out["movement"] <= 1
         for name in ("win_rate_over_base", "win_rate_over_population", "well_formed"):
             assert 0 <= out[name] <= 1, name
         assert out["bayes_reward_of_known"] <= 1
+        shares.append((out["reward"], out["reward_of_known"]))
         # Who knows the person earns the same at every k.
-        best.append(out["reward"] / out["reward_of_known"])
-        assert best[-1] == pytest.approx(best[0], rel=1e-5)
+        assert shares[-1][0] * shares[0][1] == pytest.approx(shares[0][0] * shares[-1][1], abs=1e-6)
         for key in ("movement", "reward", "well_formed"):
             assert np.isfinite(out[f"plain_{key}"])
         assert np.isfinite([out["reward"], out["kl"]]).all()
