@@ -7,7 +7,7 @@
 
 steering: base model, reward model and policy from the shipped configurations, each seed with users, targets and
 contexts of its own; S(k) beside the Bayes S(k) of the same people, the shuffled control, the population's policy, and,
-with --oracle, the specialists. limit: S beside the Bayes limit, and the controls, of policies that --what=steering left
+with --oracle, the specialists; with --unread, of bases that know less. limit: S beside the Bayes limit, and the controls, of policies that --what=steering left
 in --room, on all 1,000 held-out people of each seed. ablation: one seed, one setting changed at a time. polis: real
 people; a small base made of their statements, configs/rows.py:np_dpo on it, accuracies and gains over the population's
 policy in points with 95 % intervals over people, beside those of the reward model on the same people.
@@ -44,6 +44,10 @@ _WHAT = flags.DEFINE_enum("what", "steering", ["steering", "limit", "ablation", 
 _KINDS = flags.DEFINE_list("kinds", ["film", "lora_core", "lora"], "adapter kinds")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "one base, reward model and policy each")
 _ORACLE = flags.DEFINE_bool("oracle", False, "train and score the specialists too")
+_UNREAD = flags.DEFINE_enum(
+    "unread", "nothing", ["nothing", "targets", "topics"],
+    "what the bases of --what=steering and --what=limit have not read (config.train.unread)",
+)  # fmt: skip
 _ENTRIES = flags.DEFINE_multi_string("entry", [], "name of what --what=ablation changes; default: all of them")
 _DATA = flags.DEFINE_string("data", None, "rows of the Polis data, for --what=polis")
 _SPLIT = flags.DEFINE_enum("split", "val", ["val", "test"], "whom --what=polis scores")
@@ -191,11 +195,17 @@ def policy(kind: str, seed: int, room: Path, name: str, changes: Changes) -> dic
     }
 
 
+def _name(kind: str, seed: str) -> str:
+    """Of the work directory of a policy in --room."""
+    return f"{kind}-{seed}" if _UNREAD.value == "nothing" else f"{kind}-{seed}-without-{_UNREAD.value}"
+
+
 def steering(room: Path) -> dict[str, Any]:
     """Every adapter kind over the seeds."""
     out: dict[str, Any] = {}
     for kind in _KINDS.value:
-        runs = [policy(kind, int(seed), room, f"{kind}-{seed}", Changes()) for seed in _SEEDS.value]
+        changes = Changes(base={} if _UNREAD.value == "nothing" else {"train.unread": _UNREAD.value})
+        runs = [policy(kind, int(seed), room, _name(kind, seed), changes) for seed in _SEEDS.value]
         mean = {
             key: {k: round(float(np.mean([run[key][k] for run in runs])), 1) for k in runs[0][key]}
             for key in ("steering", "bayes_steering", "steering_gap", "control_steering", "scrambled_steering",
@@ -219,7 +229,7 @@ def limit(room: Path) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for kind in _KINDS.value:
         for seed in _SEEDS.value:
-            work = PolicyWorkdir.open(room / f"{kind}-{seed}")
+            work = PolicyWorkdir.open(room / _name(kind, seed))
             settings = dataclasses.replace(work.config.evaluate, k=(1, 3, 5, 10), shuffles=1)
             main = trained_policy(work)
             assert main is not None
@@ -293,8 +303,9 @@ def polis(room: Path) -> dict[str, Any]:
 
 def _refuse_unused() -> None:
     """A flag that a measurement does not read is a mistake."""
-    used = {"steering": ("kinds", "oracle"), "limit": ("kinds",), "ablation": ("entry",), "polis": ("data", "split")}
-    for name in ("kinds", "oracle", "entry", "data", "split"):
+    used = {"steering": ("kinds", "oracle", "unread"), "limit": ("kinds", "unread"), "ablation": ("entry",),
+            "polis": ("data", "split")}  # fmt: skip
+    for name in ("kinds", "oracle", "unread", "entry", "data", "split"):
         if flags.FLAGS[name].present and name not in used[_WHAT.value]:
             raise UserError(f"--{name}: --what={_WHAT.value} does not use it; leave it out")
     unknown = [name for name in (_ENTRIES.value if _WHAT.value == "ablation" else ()) if name not in ABLATIONS]
