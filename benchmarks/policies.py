@@ -7,10 +7,11 @@
 
 steering: base model, reward model and policy from the shipped configurations, each seed with users, targets and
 contexts of its own; S(k) beside the Bayes S(k) of the same people, the shuffled control, the population's policy, and,
-with --oracle, the specialists; with --unread, of bases that know less. limit: S beside the Bayes limit, and the controls, of policies that --what=steering left
-in --room, on all 1,000 held-out people of each seed. ablation: one seed, one setting changed at a time. polis: real
-people; a small base made of their statements, configs/rows.py:np_dpo on it, accuracies and gains over the population's
-policy in points with 95 % intervals over people, beside those of the reward model on the same people.
+with --oracle, the specialists; with --unread, of bases that know less. limit: S beside the Bayes limit, and the
+controls, of policies that --what=steering left in --room, on all 1,000 held-out people of each seed. ablation: one
+seed, one setting changed at a time. polis: real people; a small base made of their statements, configs/rows.py:np_dpo
+on it, accuracies and gains over the population's policy in points with 95 % intervals over people, beside those of the
+reward model on the same people.
 
 What is shipped was chosen on seeds 0, 1 and 2.
 """
