@@ -2,6 +2,7 @@
 
 People who judge exactly the same targets, as two of opposite wishes do in `styles`, are drawn together: what one of
 them loses by a bias for a text the other gains, so that drawn apart they would make S look less certain than it is.
+Where that leaves too few to draw from, as where everybody judges one list, people are drawn one by one.
 """
 
 from typing import Any
@@ -13,6 +14,9 @@ import numpy as np
 from fssa_jax import metrics
 from fssa_jax.config import EvaluateConfig
 from fssa_jax.types import Comparisons
+
+# Fewer groups than this say little about how others would differ from them.
+_GROUPS = 20
 
 
 class Scores:
@@ -27,7 +31,7 @@ class Scores:
         chosen, rejected = np.asarray(targets.chosen), np.asarray(targets.rejected)
         pairs = np.stack([np.minimum(chosen, rejected), np.maximum(chosen, rejected)], -1).reshape(-1, 2)
         unique, item = np.unique(pairs, axis=0, return_inverse=True)
-        together = _who_judge_the_same(item.reshape(chosen.shape), mask)
+        together = _drawn_together(item.reshape(chosen.shape), mask)
         weights = metrics.bootstrap_weights(jax.random.key(seed), int(together.max(initial=-1)) + 1, settings.bootstrap)
         self._weights = np.asarray(weights, np.float64)[:, together]
         self._contested = np.asarray(
@@ -114,10 +118,10 @@ class Scores:
         return out
 
 
-def _who_judge_the_same(item: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """(users,) numbers, in order of appearance, that are equal for those whose targets are the same items."""
+def _drawn_together(item: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """(users,) numbers, in order of appearance, that are equal for those who are drawn together."""
     number: dict[tuple[int, ...], int] = {}
-    return np.array(
-        [number.setdefault(tuple(np.sort(items[real])), len(number)) for items, real in zip(item, mask, strict=True)],
-        int,
-    )
+    groups = [
+        number.setdefault(tuple(np.sort(items[real])), len(number)) for items, real in zip(item, mask, strict=True)
+    ]
+    return np.array(groups, int) if len(number) >= _GROUPS else np.arange(len(groups))

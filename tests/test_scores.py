@@ -27,35 +27,43 @@ def test_a_bias_for_texts_steers_nobody_and_its_interval_says_so():
     loses. Drawn apart, people would give S an interval where there is nothing to be uncertain of."""
     rng = np.random.default_rng(0)
     first, second = (
-        np.repeat(np.arange(200).reshape(10, 20), 2, axis=0),
-        np.repeat(np.arange(200, 400).reshape(10, 20), 2, 0),
+        np.repeat(np.arange(400).reshape(20, 20), 2, axis=0),
+        np.repeat(np.arange(400, 800).reshape(20, 20), 2, 0),
     )
-    flip = np.repeat(rng.random((10, 20)) < 0.5, 2, axis=0) ^ (np.arange(20)[:, None] % 2 == 1)
+    flip = np.repeat(rng.random((20, 20)) < 0.5, 2, axis=0) ^ (np.arange(40)[:, None] % 2 == 1)
     chosen, rejected = np.where(flip, second, first), np.where(flip, first, second)
     # Their order is another for each: what counts is which pairs they judge.
-    for user in range(20):
+    for user in range(40):
         order = rng.permutation(20)
         chosen[user], rejected[user], flip[user] = chosen[user, order], rejected[user, order], flip[user, order]
     likes_first = np.log(np.where(flip, 0.2, 0.8)).astype(np.float32)
-    cell = scored(chosen, rejected, np.ones((20, 20), bool), likes_first)["steering"]["0"]
+    cell = scored(chosen, rejected, np.ones((40, 20), bool), likes_first)["steering"]["0"]
     np.testing.assert_allclose([cell["mean"], cell["low"], cell["high"]], 0, atol=1e-6)
 
 
 def test_people_who_share_no_list_of_targets_are_drawn_one_by_one():
     rng = np.random.default_rng(1)
-    ids = np.arange(240).reshape(2, 12, 10)
-    mask = np.arange(10) < rng.integers(3, 11, (12, 1))
+    ids = np.arange(600).reshape(2, 30, 10)
+    mask = np.arange(10) < rng.integers(3, 11, (30, 1))
     ids[:, 0] = ids[:, 1]  # the same but for one that is padding to the first
     mask[0], mask[1] = np.arange(10) < 4, np.arange(10) < 5
-    log_p = np.log(rng.uniform(0.1, 0.9, (12, 10))).astype(np.float32)
+    log_p = np.log(rng.uniform(0.1, 0.9, (30, 10))).astype(np.float32)
     cell = scored(ids[0], ids[1], mask, log_p)["accuracy"]["0"]
-    weights = np.asarray(metrics.bootstrap_weights(jax.random.key(0), 12, SETTINGS.bootstrap))
+    weights = np.asarray(metrics.bootstrap_weights(jax.random.key(0), 30, SETTINGS.bootstrap))
     by_user = (np.asarray(metrics.preference_accuracy(jnp.asarray(log_p))) * mask).sum(1) / mask.sum(1)
-    low, high = np.percentile(weights @ by_user / 12, [2.5, 97.5])
+    low, high = np.percentile(weights @ by_user / 30, [2.5, 97.5])
     np.testing.assert_allclose([cell["low"], cell["high"]], [low, high], rtol=1e-5)
     mask[0] = mask[1]
     together = scored(ids[0], ids[1], mask, log_p)["accuracy"]["0"]
     assert (together["low"], together["high"]) != (low, high)
+
+
+def test_where_everybody_judges_one_list_people_are_drawn_one_by_one_too():
+    rng = np.random.default_rng(3)
+    ids = np.broadcast_to(np.arange(20).reshape(2, 1, 10), (2, 30, 10))
+    log_p = np.log(rng.uniform(0.1, 0.9, (30, 10))).astype(np.float32)
+    cell = scored(ids[0], ids[1], np.ones((30, 10), bool), log_p)["accuracy"]["0"]
+    assert cell["high"] - cell["low"] > 0.05
 
 
 def test_settings_of_the_bootstrap_count():
