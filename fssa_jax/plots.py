@@ -70,7 +70,7 @@ def steering_curves(report: dict[str, Any], path: Path) -> None:
         axes.fill_between(ks, low, high, color=colour, alpha=0.12, linewidth=0)
     axes.axhline(0, color="#999999", linewidth=0.8)
     axes.set(xlabel="choices of the person, k", ylabel="steering score S")
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))  # curves are everywhere
     figure.savefig(path)
     plt.close(figure)
 
