@@ -15,9 +15,9 @@ Measured for the policies (benchmarks/policies.py --what=steering, the same hard
 65.6 np_dpo_lora_core, 66.0 np_dpo_lora and 65.5 np_dpo_film against the Bayes limit 68.0; what is written moves by 80,
 80 and 68 points and is 99, 100 and 97 % well-formed. dpo steers nobody.
 
-Measured for np_btl (two x86-64 CPU cores, no accelerator; benchmarks/accuracy.py, mean of seeds 0, 1, 2): accuracy 49.9 /
-59.5 / 67.5 / 71.7 / 77.8 % at k = 0 / 1 / 3 / 5 / 10 against the Bayes limit 50.0 / 59.5 / 67.7 / 71.9 / 78.4; another
-person's context 50.2 % at k = 10.
+Measured for np_btl (two x86-64 CPU cores, no accelerator; benchmarks/accuracy.py, mean of seeds 0, 1, 2): accuracy 49.9
+/ 59.5 / 67.5 / 71.7 / 77.8 % at k = 0 / 1 / 3 / 5 / 10 against the Bayes limit 50.0 / 59.5 / 67.7 / 71.9 / 78.4;
+another person's context 50.2 % at k = 10.
 """
 
 from fssa_jax.config import Config, DataConfig
