@@ -276,7 +276,6 @@ def test_a_base_in_bfloat16_that_is_computed_again_is_steered_by_weights_in_floa
         base = load_base(config.policy)
         reference = reference_log_probs(base, made.tokens)
         work = dataclasses.replace(made, config=config, base=base, reference=reference)
-        work.__dict__.pop("_on_device", None)
         conditioner, _, state = training.make_state(work, "main", warm=True)
         optimizer = optax.sgd(1.0)
         state = dataclasses.replace(state, opt_state=optimizer.init(state.params))

@@ -66,6 +66,27 @@ def test_where_everybody_judges_one_list_people_are_drawn_one_by_one_too():
     assert cell["high"] - cell["low"] > 0.05
 
 
+def test_steering_beside_another_is_paired_within_people():
+    """What two predictors have in common, the luck of who was drawn, favours neither: of equals nothing is left."""
+    rng = np.random.default_rng(4)
+    ids = np.broadcast_to(np.arange(20).reshape(2, 1, 10), (2, 30, 10))
+    flip = rng.random((30, 10)) < 0.5
+    chosen, rejected = np.where(flip, ids[1], ids[0]), np.where(flip, ids[0], ids[1])
+    mask, log_p = np.ones((30, 10), bool), np.log(rng.uniform(0.1, 0.9, (1, 1, 30, 10))).astype(np.float32)
+    better = np.log(np.where(rng.random(log_p.shape) < 0.1, 0.9, np.exp(log_p))).astype(np.float32)
+    targets = Comparisons(jnp.asarray(chosen), jnp.asarray(rejected), jnp.asarray(mask))
+    width = {}
+    for name, other in (("equal", log_p), ("better", better)):
+        score = Scores((0,), mask, targets, SETTINGS, seed=0)
+        score.add("", log_p)
+        score.add("bayes", other)
+        score.add_steering_beside("bayes")
+        cells = (score.report[series]["0"] for series in ("steering_gap", "steering", "bayes_steering"))
+        width[name] = [cell["high"] - cell["low"] for cell in cells]
+    assert width["equal"][0] < 1e-6 < 0.05 < width["equal"][1]
+    assert 0 < width["better"][0] < 0.7 * sum(width["better"][1:])
+
+
 def test_settings_of_the_bootstrap_count():
     rng = np.random.default_rng(2)
     ids, mask = np.arange(200).reshape(2, 10, 10), np.ones((10, 10), bool)

@@ -48,6 +48,8 @@ def test_features_may_be_those_of_a_language_model(monkeypatch, texts):
     assert set(prompt_of[train]) == set(styles.prompt_splits()["train"])
     wrong = dataclasses.replace(config, features="given")
     assert "styles makes its own texts" in complaint(styles_dataset, wrong, 3, 2)
+    wrong = DataConfig(source="styles", hold_out_items=True)
+    assert "config.data.hold_out_items: styles always holds topics out" in complaint(styles_dataset, wrong, 3, 2)
 
 
 def test_texts_are_distinct_and_every_style_answers_every_prompt(texts):

@@ -304,6 +304,9 @@ def styles_dataset(data: DataConfig, context: int, targets: int, scratch: Path |
     """
     if data.features == "given" or data.vectors:
         raise UserError("config.data.features: styles makes its own texts; give tfidf or encoder")
+    if data.hold_out_items:
+        raise UserError("config.data.hold_out_items: styles always holds topics out; leave it out (what its base reads "
+                        "is config.train.unread)")  # fmt: skip
     rng = np.random.default_rng(data.split_seed)
     texts, style_of, prompt_of = styles.texts()
     weights, log_prior = styles.people()

@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections import ChainMap
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -142,8 +143,8 @@ class Steerer:
         q = self._infer(self._variables, context, table)
         return jax.tree.map(lambda x: x[: len(people)], q)
 
-    def _table(self, texts: Sequence[Text], size: int) -> tuple[dict[Text, int], jax.Array]:
-        """Rows of a table of features, for these texts; its size does not depend on how many there are.
+    def _table(self, texts: Sequence[Text], size: int) -> tuple[Mapping[Text, int], jax.Array]:
+        """(text ↦ row, features (rows, d)) of these texts; the number of rows does not depend on how many there are.
 
         Texts with a learnt embedding keep their numbers, so that the table begins with all that are known.
         """
@@ -154,7 +155,7 @@ class Steerer:
         if self.work.reward.learnt_texts:
             for i, text in enumerate(new):
                 table[i] = described[text]
-            number = self._number | {text: len(data.texts) + i for i, text in enumerate(new)}
+            number = ChainMap({text: len(data.texts) + i for i, text in enumerate(new)}, self._number)
             return number, jnp.concatenate([self._features, jnp.asarray(table)])
         for i, text in enumerate(texts):
             table[i] = described[text] if text in described else data.features[self._number[text]]
