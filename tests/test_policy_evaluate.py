@@ -6,7 +6,7 @@ import doctest
 import json
 import shutil
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ from fssa_jax.policy.writing import written_for
 from fssa_jax.predict import evaluation_episodes
 from fssa_jax.steer import read_choices
 from fssa_jax.tokens import prompt_tokens
-from fssa_jax.types import DiagGaussian
+from fssa_jax.types import Comparisons, DiagGaussian
 from tests import tiny, tiny_policy
 from tests.mistakes import complaint
 from tests.programs import assert_one_clear_line, run
@@ -426,6 +426,28 @@ def test_the_four_calls(steered, moved, tmp_path):
     assert "1 weights for 2 people" in complaint(blended, [one, two], [1.0])
     assert "no people to blend" in complaint(blended, [], [])
     assert "weights [nan, 1.0]" in complaint(blended, [one, two], [float("nan"), 1.0])
+
+
+@pytest.mark.parametrize("learn_texts", ["no", "yes"])
+def test_a_person_is_inferred_from_the_texts_as_they_are_numbered_in_training(steered, learn_texts):
+    """With a learnt embedding a text says more than its features: it must be found under its number."""
+    work = PolicyWorkdir.open(steered)
+    settings = {"model.learn_texts": learn_texts, "encoder.init_from": "", "encoder.frozen": False}
+    work = dataclasses.replace(work, config=change(copy.deepcopy(work.config), settings))
+    assert bool(work.reward.learnt_texts) == (learn_texts == "yes")
+    conditioner, _, state = training.make_state(work, "main")
+    keys = iter(jax.random.split(jax.random.key(0), 200))
+    variables = jax.tree.map(
+        lambda x: x + 0.3 * jax.random.normal(next(keys), x.shape), jax.device_get(state.variables)
+    )
+    table, texts = work.dataset.splits["test"].table, work.dataset.texts
+    chosen, rejected = (jnp.asarray(side[:1, 0, :3]) for side in (table.chosen, table.rejected))
+    context = Comparisons(chosen, rejected, jnp.ones((1, 3), bool))
+    expected: Any = conditioner.apply(variables, context, jnp.asarray(work.dataset.features), method="infer")
+    choices = [(*texts[a], texts[b][1]) for a, b in zip(chosen[0], rejected[0], strict=True)]
+    steerer = Steerer(work, TrainedPolicy(conditioner, variables, 0))
+    np.testing.assert_allclose(steerer.infer(choices).mean, expected.mean, atol=1e-5)
+    assert float(jnp.abs(expected.mean - steerer.infer([]).mean).max()) > 1e-2
 
 
 def test_the_example_of_the_readme_steers_a_policy(steered, tmp_path, monkeypatch):
