@@ -27,6 +27,7 @@ from fssa_jax.models.bert import BertEncoder, mean_pool
 from fssa_jax.models.decoder import Decoder
 from fssa_jax.tokens import check_vocabulary, encode, load_tokenizer, special_ids
 from fssa_jax.types import PyTree
+from fssa_jax.watchdog import finished
 
 _log = logging.getLogger(__name__)
 
@@ -163,6 +164,7 @@ class TextEncoder:
             if len(pending) > 2:  # the device works while the host reads what is done
                 done, vectors = pending.pop(0)
                 out[done] = np.asarray(vectors)[: len(done)]
+                finished()
         for done, vectors in pending:
             out[done] = np.asarray(vectors)[: len(done)]
         return out

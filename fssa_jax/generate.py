@@ -15,6 +15,7 @@ from fssa_jax.errors import UserError
 from fssa_jax.models.decoder import Cache, Decoder, empty_cache, unstacked
 from fssa_jax.sampling import Sampling, next_tokens
 from fssa_jax.types import PyTree
+from fssa_jax.watchdog import finished
 
 _GREEDY = Sampling()
 
@@ -137,6 +138,7 @@ def generate(
     while not done.all():
         state, new = advance(loose, dataclasses.replace(state, done=jnp.asarray(done)), adapters)
         take(np.asarray(new))
+        finished()
     return Generated(out, finish, stopped_by)
 
 

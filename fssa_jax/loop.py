@@ -19,12 +19,13 @@ from fssa_jax.errors import Stopped, UserError
 from fssa_jax.metrics_log import MetricsLog
 from fssa_jax.step import Metrics, TrainState
 from fssa_jax.types import PyTree
+from fssa_jax.watchdog import finished
 
 _log = logging.getLogger(__name__)
 
 
 class StopSignal:
-    """Remembers a SIGTERM or SIGINT for the loop to act on between two calls."""
+    """Remembers a SIGTERM or SIGINT for the loop to act on between two calls; a second one ends the process at once."""
 
     def __init__(self):
         self.received = False
@@ -42,7 +43,10 @@ class StopSignal:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.received = True
-        _log.warning("%s received: saving and stopping", signal.Signals(number).name)
+        # The system's own action, which needs no turn of the interpreter: it works where a device hangs, too.
+        for each in self._previous:
+            signal.signal(each, signal.SIG_DFL)
+        _log.warning("%s received: saving and stopping; a second one ends at once", signal.Signals(number).name)
 
 
 @dataclasses.dataclass
@@ -100,6 +104,7 @@ def run_to_end(run: Run, settings: LoopConfig, directory: Path, stop: StopSignal
         """Looks at metrics only when the next call is under way, so that the device does not wait."""
         nonlocal clock
         metrics = jax.device_get(metrics)
+        finished()
         losses = np.asarray(metrics["loss"])
         # A finite loss with an infinite gradient ruins the parameters all the same, one step later.
         finite = np.isfinite(losses) & np.isfinite(np.asarray(metrics["gradient_norm"]))
@@ -133,6 +138,7 @@ def run_to_end(run: Run, settings: LoopConfig, directory: Path, stop: StopSignal
             pending = None
             if validate:
                 scores, warnings = run.validate(jax.device_get(state.variables))
+                finished()
                 log.write(step, scores)
                 # Before a quarter of the training a latent that does not vary yet is no collapse.
                 for warning in warnings if step >= steps / 4 else []:

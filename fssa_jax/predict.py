@@ -13,6 +13,7 @@ from fssa_jax.distributions import antithetic_noise, gaussian_sample
 from fssa_jax.episodes import evaluation_episode, truncate_context
 from fssa_jax.models.rewards import RewardModel
 from fssa_jax.types import ChoiceTable, DiagGaussian, Episode, PyTree
+from fssa_jax.watchdog import finished
 
 _BATCH = 256  # users a call: bounds the memory of an evaluation, whatever the number of users
 
@@ -68,6 +69,7 @@ def make_predictor(
             index = np.arange(start, start + min(_BATCH, users)) % users
             part = jax.tree.map(lambda x, index=index: x[index], episodes)
             log_p, mean, kl = jax.device_get(batch(variables, features, part, jnp.asarray(ks)))
+            finished()
             keep = min(_BATCH, users - start)
             parts.append((log_p[:, :keep], mean[:keep], kl[:keep]))
         log_p, mean, kl = zip(*parts, strict=True)

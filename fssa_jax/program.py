@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 
 import jax
 from absl import app, flags
@@ -16,6 +17,7 @@ from absl import logging as absl_logging
 from fssa_jax import config as configs
 from fssa_jax.errors import Stopped, UserError
 from fssa_jax.policy import config as policy_configs
+from fssa_jax.watchdog import watch
 
 
 def numbers(flag: str, values: Sequence[str]) -> list[float]:
@@ -64,12 +66,26 @@ def join_processes() -> None:
         raise UserError(f"--coordinator={where}: cannot join the other processes ({reason})") from error
 
 
+def set_xla_flags() -> None:
+    """Adds to XLA_FLAGS what this version of JAX needs, before JAX starts; what the user has set there stays.
+
+    The concurrent scheduler of XLA's CPU backend in JAX 0.10 can deadlock where a program makes several LAPACK calls on
+    large batches, and trains more slowly. Other versions may not know the flag, and XLA ends the process on an unknown
+    one.
+    """
+    name = "--xla_cpu_enable_concurrency_optimized_scheduler"
+    given = os.environ.get("XLA_FLAGS", "")
+    if version("jaxlib").startswith("0.10.") and name not in given:
+        os.environ["XLA_FLAGS"] = f"{given} {name}=false".strip()
+
+
 def run(main: Callable[[], None], usage: str) -> None:
     """Parses the flags and calls main().
 
     Exit status: 0 when done or stopped by SIGTERM with everything saved, 2 on a user's mistake, which is
     printed in one line without a traceback.
     """
+    set_xla_flags()
     # --help shows the program's own text.
     sys.modules["__main__"].__doc__ = usage
 
@@ -85,7 +101,8 @@ def run(main: Callable[[], None], usage: str) -> None:
             _fail(f"unknown argument {argv[1]!r}; see --help")
         _quiet_logging()
         try:
-            main()
+            with watch():
+                main()
         except Stopped as stopped:
             print(stopped, file=sys.stderr)
         except UserError as error:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fssa_jax import Comparisons, NPEncoder
-from fssa_jax.models.encoder import _solve
+from fssa_jax.models.encoder import _solve, _variance
 
 ENCODERS = {
     "mean": {"aggregation": "mean"},
@@ -192,9 +192,14 @@ def test_solve_and_its_gradient_match_numpy():
     root = rng.normal(size=(3, 5, 5)).astype(np.float32)
     matrix = jnp.asarray(root @ root.swapaxes(1, 2) + 5 * np.eye(5, dtype=np.float32))
     vector = jnp.asarray(rng.normal(size=(3, 5)), jnp.float32)
-    ours = jax.grad(lambda m, v: (_solve(m, v) ** 2).sum(), argnums=(0, 1))(matrix, vector)
+    factor = jnp.linalg.cholesky(matrix)
+    ours = jax.grad(lambda m, v: (_solve(m, factor, v) ** 2).sum(), argnums=(0, 1))(matrix, vector)
     reference = jax.grad(lambda m, v: (jnp.linalg.solve(m, v[..., None]) ** 2).sum(), argnums=(0, 1))(matrix, vector)
     assert_same(ours, reference, atol=1e-4)
+    slopes = jnp.arange(1.0, 6.0)[None]
+    ours = jax.value_and_grad(lambda m: (slopes * _variance(m, factor, vector)).sum())(matrix)
+    diagonal = lambda m: jnp.diagonal(jnp.linalg.inv(m), axis1=-2, axis2=-1)  # noqa: E731
+    assert_same(ours, jax.value_and_grad(lambda m: (slopes * diagonal(m)).sum())(matrix), atol=1e-4)
 
 
 def test_a_margin_without_a_population_is_named(comparisons):

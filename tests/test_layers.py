@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "fssa_jax"
 PURE = ("types", "likelihoods", "distributions", "losses", "episodes", "metrics")
 # Lower layers first; a module may import from its own layer and those below.
 LAYERS = [
-    ["errors"],
+    ["errors", "watchdog"],
     ["types"],
     [
         "likelihoods",

@@ -196,8 +196,9 @@ class BayesAggregation(nn.Module):
             precision = jnp.einsum("...oi,...oj->...ij", directions * curvature[..., None], directions)
             precision = precision + prior_matrix
             gradient = jnp.einsum("...oi,...o->...i", directions, weights * dislike)
-            z = z + _solve(precision, gradient - prior * (z - mean))
-        return z, jnp.sqrt(jnp.diagonal(jnp.linalg.inv(precision), axis1=-2, axis2=-1))
+            factor = jnp.linalg.cholesky(jax.lax.stop_gradient(precision), symmetrize_input=False)
+            z = z + _solve(precision, factor, gradient - prior * (z - mean))
+        return z, jnp.sqrt(_variance(precision, factor, z))
 
     def _observe(
         self, context: Comparisons, rewards: Array | None, offsets: Array | None, repeats: Array | None
@@ -226,16 +227,50 @@ class BayesAggregation(nn.Module):
         return jnp.concatenate(directions, -2), jnp.concatenate(logits, -1), jnp.concatenate(weights, -1)
 
 
-def _solve(matrix: Float[Array, "*batch m m"], vector: Float[Array, "*batch m"]) -> Float[Array, "*batch m"]:
-    """matrix⁻¹ vector for symmetric positive definite matrices.
+# XLA's CPU backend (JAX 0.10) can deadlock where one program runs two LAPACK calls on large batches at the same time.
+# The Newton encoder makes one factorisation per round, and each LAPACK call waits for the result of the one before.
+
+
+def _solve(
+    matrix: Float[Array, "*batch m m"], factor: Float[Array, "*batch m m"], vector: Float[Array, "*batch m"]
+) -> Float[Array, "*batch m"]:
+    """matrix⁻¹ vector for symmetric positive definite matrices, from their lower Cholesky factors.
 
     The gradient is one more solve with the same factor; differentiating the Cholesky factor itself costs
     several times the whole forward pass.
     """
-    factor = jax.scipy.linalg.cho_factor(jax.lax.stop_gradient(matrix), lower=True)
     return jax.lax.custom_linear_solve(
         lambda x: jnp.einsum("...ij,...j->...i", matrix, x),
         vector,
-        lambda _, b: jax.scipy.linalg.cho_solve(factor, b[..., None])[..., 0],
+        lambda _, b: jax.scipy.linalg.cho_solve((factor, True), b[..., None])[..., 0],
         symmetric=True,
     )
+
+
+@jax.custom_vjp
+def _variance(
+    matrix: Float[Array, "*batch m m"], factor: Float[Array, "*batch m m"], mean: Float[Array, "*batch m"]
+) -> Float[Array, "*batch m"]:
+    """The diagonal of matrix⁻¹, from the same factors; NaN where the mean, which is computed before, is not finite.
+
+    Its gradient with respect to the matrix is −matrix⁻¹ diag(g) matrix⁻¹, two matrix products.
+    """
+    return _variance_forward(matrix, factor, mean)[0]
+
+
+def _variance_forward(matrix: Array, factor: Array, mean: Array) -> tuple[Array, Array]:
+    del matrix
+    # The right-hand side depends on the mean: the order of the two LAPACK calls is then fixed.
+    one = jnp.where(jnp.isfinite(mean).all(-1), 1.0, jnp.nan)[..., None, None]
+    identity = one * jnp.broadcast_to(jnp.eye(factor.shape[-1]), factor.shape)
+    inverse_factor = jax.lax.linalg.triangular_solve(factor, identity, left_side=True, lower=True)
+    return jnp.sum(jnp.square(inverse_factor), axis=-2), inverse_factor
+
+
+def _variance_backward(inverse_factor: Array, gradient: Array) -> tuple[Array, Array, Array]:
+    inverse = jnp.einsum("...ji,...jk->...ik", inverse_factor, inverse_factor)
+    of_matrix = -jnp.einsum("...ij,...j,...jk->...ik", inverse, gradient, inverse)
+    return of_matrix, jnp.zeros_like(inverse_factor), jnp.zeros_like(gradient)
+
+
+_variance.defvjp(_variance_forward, _variance_backward)

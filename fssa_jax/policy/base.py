@@ -27,6 +27,7 @@ from fssa_jax.policy.config import NewBase, PolicyModelConfig
 from fssa_jax.policy.step import PolicyData, text_log_probs
 from fssa_jax.tokens import TokenTable, check_vocabulary, encode_table, load_tokenizer
 from fssa_jax.types import ChoiceTable, PyTree
+from fssa_jax.watchdog import finished
 
 _log = logging.getLogger(__name__)
 
@@ -186,6 +187,7 @@ def reference_log_probs(base: Base, tokens: TokenTable, variables: PyTree = None
         ids = np.resize(rows[batch], filled_rows(len(batch), batch_rows(size, budget)))
         part = PolicyData(tokens.tokens[ids, :size], tokens.starts[ids], tokens.ends[ids])
         out[rows[batch]] = np.asarray(base.text_log_probs(variables, part, jnp.arange(len(ids))))[: len(batch)]
+        finished()
     return out
 
 

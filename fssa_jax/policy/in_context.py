@@ -13,6 +13,7 @@ from fssa_jax.policy.step import PolicyData, text_log_probs
 from fssa_jax.policy.workdir import PolicyWorkdir
 from fssa_jax.tokens import Encoded, encode
 from fssa_jax.types import Episode
+from fssa_jax.watchdog import finished
 
 _BATCH_TOKENS = 32_768
 
@@ -58,6 +59,7 @@ def in_context_predictor(work: PolicyWorkdir, data: PolicyData) -> Predictor:
                 starts[i], ends[i] = row.start, row.end
             filled = PolicyData(*(jnp.asarray(x) for x in (tokens, starts, ends)), base=data.base)
             out.append(np.asarray(score(filled))[: len(part)])
+            finished()
         return np.concatenate(out)
 
     def predict(episodes: Episode, ks: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

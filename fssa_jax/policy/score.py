@@ -18,6 +18,7 @@ from fssa_jax.policy.conditioner import Conditioner
 from fssa_jax.policy.config import PolicyObjective
 from fssa_jax.policy.step import PolicyData, text_log_probs
 from fssa_jax.types import Episode, PyTree
+from fssa_jax.watchdog import finished
 
 _TOKENS = {"cpu": 16_384}  # of a call; elsewhere:
 _MANY_TOKENS = 262_144
@@ -98,6 +99,7 @@ class PolicyScorer:
                     variables, self.data, jnp.asarray(z[people[place]]), jnp.asarray(ids[place]), size
                 )
                 out[part] = np.asarray(values)[: len(part)]
+                finished()
             start += number
         return out
 

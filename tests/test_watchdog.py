@@ -1,0 +1,126 @@
+"""Where a program waits is said, a second signal ends it, and the Newton encoder does not deadlock on a CPU."""
+
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from fssa_jax import program, watchdog
+from tests.programs import ROOT
+
+
+def test_where_the_program_waits_is_said_once_a_while(caplog):
+    with caplog.at_level(logging.WARNING), watchdog.watch(0.1):
+        time.sleep(0.35)
+    assert len(caplog.messages) == 2  # after .1 s and, doubled, .2 s
+    assert "nothing has finished" in caplog.messages[0]
+    assert "test_watchdog.py" in caplog.messages[0]  # nothing of the package is under way: the outermost place is ours
+
+
+def test_what_finishes_in_time_is_not_mentioned(caplog):
+    with caplog.at_level(logging.WARNING), watchdog.watch(0.3):
+        for _ in range(8):
+            time.sleep(0.1)
+            watchdog.finished()
+    assert caplog.messages == []
+
+
+def test_the_place_is_a_line_of_this_package(caplog, monkeypatch, tmp_path):
+    from fssa_jax import files
+
+    monkeypatch.setattr(files.os, "replace", lambda *_: time.sleep(0.15))
+    with caplog.at_level(logging.WARNING), watchdog.watch(0.1):
+        files.write_text(tmp_path / "x", "y")
+    assert "the program waits in fssa_jax/files.py:" in caplog.messages[0]
+    assert "(write_bytes)" in caplog.messages[0]
+
+
+def test_programs_set_the_flag_of_xla_and_keep_what_the_user_set(monkeypatch):
+    flag = "--xla_cpu_enable_concurrency_optimized_scheduler"
+    monkeypatch.setattr(program, "version", lambda name: "0.10.2")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=/x")
+    program.set_xla_flags()
+    assert os.environ["XLA_FLAGS"] == f"--xla_dump_to=/x {flag}=false"
+    monkeypatch.setenv("XLA_FLAGS", f"{flag}=true")
+    program.set_xla_flags()
+    assert os.environ["XLA_FLAGS"] == f"{flag}=true"
+    monkeypatch.setattr(program, "version", lambda name: "0.11.2")
+    monkeypatch.delenv("XLA_FLAGS")
+    program.set_xla_flags()
+    assert "XLA_FLAGS" not in os.environ
+
+
+HANGS = """
+    import time
+    from fssa_jax.loop import StopSignal
+    with StopSignal():
+        print("ready", flush=True)
+        for _ in range(600):
+            time.sleep(0.1)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_second_signal_ends_a_program_that_hangs(name):
+    import signal
+
+    number = getattr(signal, name)
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(HANGS)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"ready\n"
+    child.send_signal(number)
+    time.sleep(0.5)
+    assert child.poll() is None  # the first is kept for the loop
+    child.send_signal(number)
+    assert child.wait(10) == -number
+    assert child.stderr is not None
+    assert b"a second one ends at once" in child.stderr.read()
+    child.stdout.close()
+    child.stderr.close()
+
+
+# 300 people, as validation reads them: a solve and a variance of (256, 65, 65) for one k after the other.
+VALIDATION = """
+    import jax, jax.numpy as jnp, numpy as np
+    from fssa_jax import Comparisons, NPEncoder, RewardModel
+    from fssa_jax.predict import evaluation_episodes, make_predictor
+    from fssa_jax.types import ChoiceTable
+
+    rng = np.random.default_rng(0)
+    texts, people, rows = 100, 300, 25
+    table = ChoiceTable(*jnp.asarray(rng.integers(0, texts, (2, people, 2, rows)), jnp.int32),
+                        count=jnp.full((people, 2), rows), group=jnp.zeros(people, jnp.int32))
+    encoder = NPEncoder(latent_dim=64, aggregation="bayes", observations=("responses",), rounds=3)
+    model = RewardModel(encoder=encoder, target="none", width=64, head="bilinear", population="linear",
+                        learnt_texts=texts)
+    features = jnp.asarray(rng.normal(size=(texts, 8)), jnp.float32)
+    ks = (0, 1, 3, 5, 10)
+    episodes = evaluation_episodes(0, 0, table, jnp.arange(people), max_context=max(ks))
+    variables = model.init(jax.random.key(0), episodes, features)
+    log_p, mean, kl = make_predictor(model, 1)(variables, features, episodes, ks)
+    print(log_p.shape, bool(np.isfinite(log_p).all() and np.isfinite(kl).all()))
+"""
+
+
+def test_validation_of_300_people_ends_on_busy_cores():
+    """It never did with JAX 0.10 and the concurrent scheduler, which Python programs of users have on."""
+    flags = os.environ["XLA_FLAGS"]
+    if program.version("jaxlib").startswith("0.10."):
+        flags += " --xla_cpu_enable_concurrency_optimized_scheduler=true"
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 2)]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(VALIDATION)], cwd=ROOT, env={**os.environ, "XLA_FLAGS": flags},
+            capture_output=True, text=True, timeout=180,
+        )  # fmt: skip
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert done.stdout == "(5, 300, 25) True\n", done.stderr
