@@ -17,7 +17,9 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from fssa_jax import program, report, train
+from fssa_jax import program
+from fssa_jax.experiment import train_reward as train
+from fssa_jax.report import reward as report
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py:VARIANT")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds of parameters, batches and, for benchmarks, data")
@@ -27,14 +29,17 @@ def mean_series(reports: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The mean over reports of every series that they have, at every k: of {k: {"mean": …}}."""
 
     def is_series(value: Any) -> bool:
-        return isinstance(value, dict) and bool(value) and all(
-            isinstance(cell, dict) and "mean" in cell for cell in value.values()
-        )  # fmt: skip
+        return (
+            isinstance(value, dict)
+            and bool(value)
+            and all(isinstance(cell, dict) and "mean" in cell for cell in value.values())
+        )
 
     return {
         name: {k: round(float(np.mean([r[name][k]["mean"] for r in reports])), 5) for k in value}
-        for name, value in reports[0].items() if is_series(value)
-    }  # fmt: skip
+        for name, value in reports[0].items()
+        if is_series(value)
+    }
 
 
 def main() -> None:
@@ -56,8 +61,19 @@ def main() -> None:
             k: [round(r["accuracy"][k]["mean"] - r["bayes"][k]["mean"], 5) for r in reports] for k in out["bayes"]
         }
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
-    print(json.dumps({"config": _CONFIG.value.name, "seeds": _SEEDS.value, "seconds_by_seed": seconds,
-                      "machine": machine, "device": reports[0]["run"].get("devices"), **out}, indent=1))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "config": _CONFIG.value.name,
+                "seeds": _SEEDS.value,
+                "seconds_by_seed": seconds,
+                "machine": machine,
+                "device": reports[0]["run"].get("devices"),
+                **out,
+            },
+            indent=1,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -20,10 +20,10 @@ from absl import flags
 
 from configs.styles import get_config
 from fssa_jax import program
-from fssa_jax.config import Config
+from fssa_jax.config.reward import Config
 from fssa_jax.data.build import load_dataset
 from fssa_jax.errors import UserError
-from fssa_jax.evaluate import Predictor, bayes_log_p, evaluate
+from fssa_jax.evaluate.evaluate import Predictor, bayes_log_p, evaluate
 
 _TRIALS = flags.DEFINE_integer("trials", 200, "how many evaluations")
 _USERS = flags.DEFINE_integer("users", 200, "people of each, up to 1,000")
@@ -51,9 +51,10 @@ def coverage(trials: int, users: int) -> dict[str, dict[str, Any]]:
             begin = trial // _DATA_SETS * users % (_PEOPLE - users + 1) // 100 * 100
             part = np.arange(begin, begin + users)  # neighbours judge the same pairs
             people = dataclasses.replace(
-                split, table=jax.tree.map(lambda x, part=part: jnp.asarray(x)[part], split.table),
+                split,
+                table=jax.tree.map(lambda x, part=part: jnp.asarray(x)[part], split.table),
                 users=[split.users[i] for i in part],
-            )  # fmt: skip
+            )
             report = evaluate(
                 Predictor(predict, conditional=True), people, data, settings, seed=trial, max_targets=12, scramble=True
             ).report

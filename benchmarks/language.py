@@ -28,23 +28,36 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from fssa_jax import pretrained, program
-from fssa_jax.adapters import Film, LowRank
-from fssa_jax.architectures import to_hugging_face
-from fssa_jax.embed import EmbedSettings, TextEncoder
-from fssa_jax.generate import generate
-from fssa_jax.logprobs import response_log_probs, token_log_probs
+from fssa_jax import program
+from fssa_jax.lm import safetensors as pretrained
+from fssa_jax.lm.generate import generate
+from fssa_jax.lm.hf_config import to_hugging_face
+from fssa_jax.lm.text_encoder import EmbedSettings, TextEncoder
 from fssa_jax.models.decoder import Decoder, DecoderConfig
+from fssa_jax.ops.adapters import Film, LowRank
+from fssa_jax.ops.logprobs import response_log_probs, token_log_probs
 
 _REPEATS = flags.DEFINE_integer("repeats", 5, "timed calls of everything; the median counts")
 
 _PARTS = flags.DEFINE_multi_enum(
-    "part", ["decoder", "log_probs_at_152k", "loading", "embedding_texts_per_second"],
-    ["decoder", "log_probs_at_152k", "loading", "embedding_texts_per_second"], "what to measure; all by default",
-)  # fmt: skip
+    "part",
+    ["decoder", "log_probs_at_152k", "loading", "embedding_texts_per_second"],
+    ["decoder", "log_probs_at_152k", "loading", "embedding_texts_per_second"],
+    "what to measure; all by default",
+)
 
-SIZES = DecoderConfig(vocabulary=32_000, width=256, layers=4, heads=8, groups=4, head_dim=32, mlp_width=1024,
-                      max_length=1024, qkv_bias=True, tied=True)  # fmt: skip
+SIZES = DecoderConfig(
+    vocabulary=32_000,
+    width=256,
+    layers=4,
+    heads=8,
+    groups=4,
+    head_dim=32,
+    mlp_width=1024,
+    max_length=1024,
+    qkv_bias=True,
+    tied=True,
+)
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -68,11 +81,18 @@ def torch_model():
         return None
     torch.manual_seed(0)
     c = SIZES
-    return Qwen2ForCausalLM(Qwen2Config(
-        vocab_size=c.vocabulary, hidden_size=c.width, num_hidden_layers=c.layers, num_attention_heads=c.heads,
-        num_key_value_heads=c.groups, intermediate_size=c.mlp_width, max_position_embeddings=c.max_length,
-        tie_word_embeddings=True,
-    )).eval()  # fmt: skip
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=c.vocabulary,
+            hidden_size=c.width,
+            num_hidden_layers=c.layers,
+            num_attention_heads=c.heads,
+            num_key_value_heads=c.groups,
+            intermediate_size=c.mlp_width,
+            max_position_embeddings=c.max_length,
+            tie_word_embeddings=True,
+        )
+    ).eval()
 
 
 def decoder() -> dict:
@@ -89,8 +109,12 @@ def decoder() -> dict:
     out["forward_tokens_per_second"] = batch * length / seconds(lambda: forward(variables, ids))
 
     rank, layers = 8, SIZES.layers
-    adapters = {"query": LowRank(jnp.asarray(rng.normal(size=(layers, batch, 256, rank)) * 0.02, jnp.float32),
-                                 jnp.zeros((layers, batch, rank, 256)))}  # fmt: skip
+    adapters = {
+        "query": LowRank(
+            jnp.asarray(rng.normal(size=(layers, batch, 256, rank)) * 0.02, jnp.float32),
+            jnp.zeros((layers, batch, rank, 256)),
+        )
+    }
     starts, ends = jnp.full(batch, length // 2), jnp.full(batch, length)
 
     def loss(adapters: Any, variables: Any, ids: jax.Array) -> jax.Array:
@@ -109,8 +133,10 @@ def decoder() -> dict:
     out["decode_new_tokens_per_second"] = batch * 64 / decode
     many = rng.integers(3, SIZES.vocabulary, (32, 32)).tolist()
     film = {"residual": Film(jnp.ones((layers, 32, 256)), jnp.zeros((layers, 32, 256)))}
-    lora = {"query": LowRank(jnp.zeros((layers, 32, 256, rank)), jnp.zeros((layers, 32, rank, 256))),
-            "value": LowRank(jnp.zeros((layers, 32, 256, rank)), jnp.zeros((layers, 32, rank, 128)))}  # fmt: skip
+    lora = {
+        "query": LowRank(jnp.zeros((layers, 32, 256, rank)), jnp.zeros((layers, 32, rank, 256))),
+        "value": LowRank(jnp.zeros((layers, 32, 256, rank)), jnp.zeros((layers, 32, rank, 128))),
+    }
     plain = seconds(lambda: generate(model, variables, many, 64))
     for name, tree in (("film", film), ("lora", lora)):
         cost = seconds(lambda tree=tree: generate(model, variables, many, 64, adapters=tree)) / plain - 1
@@ -177,7 +203,7 @@ _LOAD = """
 import json, re, sys, threading, time
 from pathlib import Path
 import jax
-from fssa_jax import pretrained
+from fssa_jax.lm import safetensors as pretrained
 directory = Path(sys.argv[1])
 config = pretrained.read_config(directory)
 # Anonymous pages: those of the mapped files are the page cache's, which gives them back.
@@ -214,9 +240,12 @@ def loading() -> dict:
         pretrained.save_params(directory, variables, config, source, shard_bytes=200 * 2**20)
         files = len(list(directory.glob("*.safetensors")))
         child = subprocess.run(
-            [sys.executable, "-c", _LOAD, str(directory)], capture_output=True, text=True, check=True,
+            [sys.executable, "-c", _LOAD, str(directory)],
+            capture_output=True,
+            text=True,
+            check=True,
             env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        )  # fmt: skip
+        )
     largest = max(leaf.nbytes for leaf in jax.tree.leaves(variables)) / 2**20
     return {**json.loads(child.stdout), "files": files, "largest_stacked_leaf_mb": round(largest), "file_mb": 200}
 
@@ -246,15 +275,26 @@ def embedding() -> dict | None:
 def main() -> None:
     """The parts that are asked for, as JSON."""
     parts = {
-        "decoder": lambda: {k: {n: round(x, 3) if x < 100 else round(x) for n, x in v.items()}
-                            for k, v in decoder().items()},
-        "log_probs_at_152k": log_prob_memory, "loading": loading, "embedding_texts_per_second": embedding,
-    }  # fmt: skip
-    print(json.dumps({
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores", "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__, "shape": dataclasses.asdict(SIZES),
-        "published_policy_code_new_tokens_per_second": 613, **{name: parts[name]() for name in _PARTS.value},
-    }, indent=1))  # fmt: skip
+        "decoder": lambda: {
+            k: {n: round(x, 3) if x < 100 else round(x) for n, x in v.items()} for k, v in decoder().items()
+        },
+        "log_probs_at_152k": log_prob_memory,
+        "loading": loading,
+        "embedding_texts_per_second": embedding,
+    }
+    print(
+        json.dumps(
+            {
+                "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+                "device": jax.devices()[0].device_kind,
+                "jax": jax.__version__,
+                "shape": dataclasses.asdict(SIZES),
+                "published_policy_code_new_tokens_per_second": 613,
+                **{name: parts[name]() for name in _PARTS.value},
+            },
+            indent=1,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -31,24 +31,26 @@ from absl import flags
 from configs import rows
 from configs.styles import get_config
 from fssa_jax import program
-from fssa_jax import train as reward_train
 from fssa_jax.errors import UserError
-from fssa_jax.evaluate import evaluate
-from fssa_jax.policy import train as policy_train
-from fssa_jax.policy.report import evaluate_workdir
-from fssa_jax.policy.score import PolicyScorer
-from fssa_jax.policy.trained import trained_policy
-from fssa_jax.policy.workdir import PolicyWorkdir
-from fssa_jax.report import evaluate_workdir as evaluate_reward
+from fssa_jax.evaluate.evaluate import evaluate
+from fssa_jax.evaluate.policy_scores import PolicyScorer
+from fssa_jax.experiment import train_policy as policy_train
+from fssa_jax.experiment import train_reward as reward_train
+from fssa_jax.experiment.policy_workdir import PolicyWorkdir
+from fssa_jax.experiment.trained_policy import trained_policy
+from fssa_jax.report.policy import evaluate_workdir
+from fssa_jax.report.reward import evaluate_workdir as evaluate_reward
 
 _WHAT = flags.DEFINE_enum("what", "steering", ["steering", "limit", "ablation", "polis"], "what to measure")
 _KINDS = flags.DEFINE_list("kinds", ["film", "lora_core", "lora"], "adapter kinds")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "one base, reward model and policy each")
 _ORACLE = flags.DEFINE_bool("oracle", False, "train and score the specialists too")
 _UNREAD = flags.DEFINE_enum(
-    "unread", "nothing", ["nothing", "targets", "topics"],
+    "unread",
+    "nothing",
+    ["nothing", "targets", "topics"],
     "what the bases of --what=steering and --what=limit have not read (config.train.unread)",
-)  # fmt: skip
+)
 _ENTRIES = flags.DEFINE_multi_string("entry", [], "name of what --what=ablation changes; default: all of them")
 _DATA = flags.DEFINE_string("data", None, "rows of the Polis data, for --what=polis")
 _SPLIT = flags.DEFINE_enum("split", "val", ["val", "test"], "whom --what=polis scores")
@@ -57,17 +59,18 @@ _ROOM = flags.DEFINE_string("room", "", "directory for the work directories; def
 # One thing changed at a time, from lora_core as it is shipped with half as many steps. A "kind" is another adapter, as
 # it is shipped; "base" and "reward" change the language model and the reward model that it starts from.
 _HALF = {
-    "train.steps": 300, "train.population_steps": 0, "train.validate_every": 100, "evaluate.shuffles": 1,
+    "train.steps": 300,
+    "train.population_steps": 0,
+    "train.validate_every": 100,
+    "evaluate.shuffles": 1,
     "evaluate.generate.people": 64,
     "evaluate.generate.top_p": 1.0,  # every token that is possible: what is written badly is seen
-}  # fmt: skip
+}
 _CHOICES = {"objective.distil": 0.0, "objective.sft": "chosen"}  # of the reward model nothing but its encoder
 _COLD = {**_CHOICES, "encoder.init_from": "", "encoder.frozen": False}
 ABLATIONS: dict[str, dict[str, Any]] = {
     "lora_core": {},
-    "a normal prior": {
-        "reward": {"model.encoder.support": 0, "model.encoder.rounds": 2, "optim.learning_rate": 3e-3},
-    },
+    "a normal prior": {"reward": {"model.encoder.support": 0, "model.encoder.rounds": 2, "optim.learning_rate": 3e-3}},
     "a base that has not read the target prompts": {"base": {"train.unread": "targets"}},
     "a base that has not read the held-out topics": {"base": {"train.unread": "topics"}},
     "imitates by advantage": {"objective.sft": "advantage"},
@@ -87,13 +90,24 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "film linear in z": {"kind": "film", "policy.adapter.hidden": 0},
     "film on the residual stream alone": {"kind": "film", "policy.adapter.places": ("residual",)},
     "published recipe": {
-        **_COLD, "kind": "film", "objective.beta": 0.05, "objective.sft_weight": 0.0, "policy.adapter.hidden": 0,
-        "policy.adapter.places": ("residual",), "policy.adapter.shared_rank": 8, "optim.learning_rate": 1e-3,
-        "train.users": 32, "train.targets": 2,
-        "model.encoder.aggregation": "attention", "model.encoder.support": 0, "model.encoder.residual": False,
-        "model.encoder.pool": "sum", "model.encoder.prior_choice": False, "model.encoder.width": 32,
+        **_COLD,
+        "kind": "film",
+        "objective.beta": 0.05,
+        "objective.sft_weight": 0.0,
+        "policy.adapter.hidden": 0,
+        "policy.adapter.places": ("residual",),
+        "policy.adapter.shared_rank": 8,
+        "optim.learning_rate": 1e-3,
+        "train.users": 32,
+        "train.targets": 2,
+        "model.encoder.aggregation": "attention",
+        "model.encoder.support": 0,
+        "model.encoder.residual": False,
+        "model.encoder.pool": "sum",
+        "model.encoder.prior_choice": False,
+        "model.encoder.width": 32,
     },
-}  # fmt: skip
+}
 
 
 def change(config: Any, settings: dict[str, Any]) -> Any:
@@ -128,8 +142,10 @@ def ablated(settings: dict[str, Any]) -> tuple[str, Changes]:
 def start(seed: int, room: Path, changes: Changes) -> tuple[Path, Path]:
     """(base, reward work directory) of a seed, made once."""
     made = []
-    for name, variant, its, train in (("base", "sft", changes.base, policy_train.train),
-                                      ("reward", "np_btl", changes.reward, reward_train.train)):  # fmt: skip
+    for name, variant, its, train in (
+        ("base", "sft", changes.base, policy_train.train),
+        ("reward", "np_btl", changes.reward, reward_train.train),
+    ):
         config: Any = get_config(variant)
         config.seed = config.data.split_seed = seed
         if name == "reward":
@@ -158,10 +174,19 @@ def policy(kind: str, seed: int, room: Path, name: str, changes: Changes) -> dic
     report = evaluate_workdir(room / name)
     means = {
         key: {k: round(100 * cell["mean"], 1) for k, cell in report[key].items()}
-        for key in ("steering", "bayes_steering", "control_steering", "scrambled_steering", "oracle_steering",
-                    "steering_gap", "in_context_steering", "accuracy", "population")
+        for key in (
+            "steering",
+            "bayes_steering",
+            "control_steering",
+            "scrambled_steering",
+            "oracle_steering",
+            "steering_gap",
+            "in_context_steering",
+            "accuracy",
+            "population",
+        )
         if report.get(key)
-    }  # fmt: skip
+    }
     written = report["generation"]["policy"]
 
     def ends(name: str) -> dict[str, list[float]]:
@@ -209,11 +234,20 @@ def steering(room: Path) -> dict[str, Any]:
         runs = [policy(kind, int(seed), room, _name(kind, seed), changes) for seed in _SEEDS.value]
         mean = {
             key: {k: round(float(np.mean([run[key][k] for run in runs])), 1) for k in runs[0][key]}
-            for key in ("steering", "bayes_steering", "steering_gap", "control_steering", "scrambled_steering",
-                        "oracle_steering", "movement", "well_formed", "movement_at_temperature_1",
-                        "well_formed_at_temperature_1")
+            for key in (
+                "steering",
+                "bayes_steering",
+                "steering_gap",
+                "control_steering",
+                "scrambled_steering",
+                "oracle_steering",
+                "movement",
+                "well_formed",
+                "movement_at_temperature_1",
+                "well_formed_at_temperature_1",
+            )
             if key in runs[0]
-        }  # fmt: skip
+        }
         mean["share_of_bayes"] = {
             k: round(s / mean["bayes_steering"][k], 3) for k, s in mean["steering"].items() if k != "0"
         }
@@ -238,14 +272,19 @@ def limit(room: Path) -> dict[str, Any]:
             data = dataclasses.replace(work.data("test"), choices=jax.tree.map(jnp.asarray, split.table))
             scorer = PolicyScorer(main.conditioner, work.base.decoder, data, work.config.objective)
             report = evaluate(
-                scorer.predictor(main.variables), split, work.dataset, settings, seed=work.config.seed, max_targets=10,
+                scorer.predictor(main.variables),
+                split,
+                work.dataset,
+                settings,
+                seed=work.config.seed,
+                max_targets=10,
                 scramble=True,
-            ).report  # fmt: skip
+            ).report
             out[f"{kind} {seed}"] = {
                 name: {k: [round(100 * cell[part], 1) for part in ("mean", "low", "high")] for k, cell in its.items()}
                 for name in ("steering", "bayes_steering", "steering_gap", "control_steering", "scrambled_steering")
                 if (its := report[name])
-            }  # fmt: skip
+            }
             print(json.dumps({f"{kind} {seed}": out[f"{kind} {seed}"]}), flush=True)
         gaps = [out[f"{kind} {seed}"]["steering_gap"] for seed in _SEEDS.value]
         out[kind] = {k: round(float(np.mean([gap[k][0] for gap in gaps])), 2) for k in gaps[0]}
@@ -260,8 +299,16 @@ def ablation(room: Path) -> dict[str, Any]:
             continue
         kind, changes = ablated(settings)
         run = policy(kind, int(_SEEDS.value[0]), room, f"ablation-{i}", changes)
-        keys = ("steering", "bayes_steering", "steering_gap", "movement", "well_formed", "reward", "kl",
-                "seconds_of_training")  # fmt: skip
+        keys = (
+            "steering",
+            "bayes_steering",
+            "steering_gap",
+            "movement",
+            "well_formed",
+            "reward",
+            "kl",
+            "seconds_of_training",
+        )
         out[name] = {key: run[key] if not isinstance(run[key], dict) else run[key]["10"] for key in keys}
         print(json.dumps({name: out[name]}), flush=True)
     return out
@@ -295,8 +342,9 @@ def polis(room: Path) -> dict[str, Any]:
         for name, report in reports.items():
             series = {
                 key: {k: [round(100 * cell[part], 2) for part in ("mean", "low", "high")] for k, cell in its.items()}
-                for key in ("accuracy", "population", "gain", "control_gain") if (its := report[key])
-            }  # fmt: skip
+                for key in ("accuracy", "population", "gain", "control_gain")
+                if (its := report[key])
+            }
             out[f"{name} {seed}"] = {"people": report["users"]["scored"], **series}
         print(json.dumps(out), flush=True)
     return out
@@ -304,8 +352,12 @@ def polis(room: Path) -> dict[str, Any]:
 
 def _refuse_unused() -> None:
     """A flag that a measurement does not read is a mistake."""
-    used = {"steering": ("kinds", "oracle", "unread"), "limit": ("kinds", "unread"), "ablation": ("entry",),
-            "polis": ("data", "split")}  # fmt: skip
+    used = {
+        "steering": ("kinds", "oracle", "unread"),
+        "limit": ("kinds", "unread"),
+        "ablation": ("entry",),
+        "polis": ("data", "split"),
+    }
     for name in ("kinds", "oracle", "unread", "entry", "data", "split"):
         if flags.FLAGS[name].present and name not in used[_WHAT.value]:
             raise UserError(f"--{name}: --what={_WHAT.value} does not use it; leave it out")

@@ -32,18 +32,18 @@ from absl import flags
 
 from benchmarks import published
 from fssa_jax import program
+from fssa_jax.config.policy import PolicyConfig
 from fssa_jax.errors import UserError
+from fssa_jax.experiment.train_policy import new_state
+from fssa_jax.models.conditioner import Conditioner
 from fssa_jax.models.decoder import Decoder, DecoderConfig, place_sizes
 from fssa_jax.models.encoder import NPEncoder
 from fssa_jax.models.hypernetwork import Hypernetwork
 from fssa_jax.models.rewards import RewardModel
-from fssa_jax.policy.conditioner import Conditioner
-from fssa_jax.policy.config import PolicyConfig
-from fssa_jax.policy.steer import Steerer, as_choices
-from fssa_jax.policy.step import PolicyData, draw_batch, make_policy_step
-from fssa_jax.policy.train import new_state
-from fssa_jax.steer import read_choices
-from fssa_jax.step import make_optimizer, many_steps
+from fssa_jax.people.person import Steerer, as_choices
+from fssa_jax.people.rank import read_choices
+from fssa_jax.tasks.policy import PolicyData, draw_batch, make_policy_step
+from fssa_jax.train.step import make_optimizer, many_steps
 from fssa_jax.types import ChoiceTable, Comparisons
 
 KINDS = ("plain", "film", "lora_core", "lora")
@@ -64,17 +64,40 @@ class Shape:
 
 SHAPES = {
     "small": Shape(
-        DecoderConfig(vocabulary=32_000, width=256, layers=4, heads=4, groups=2, head_dim=64, mlp_width=1024,
-                      qkv_bias=True, tied=True), 256,
+        DecoderConfig(
+            vocabulary=32_000,
+            width=256,
+            layers=4,
+            heads=4,
+            groups=2,
+            head_dim=64,
+            mlp_width=1024,
+            qkv_bias=True,
+            tied=True,
+        ),
+        256,
     ),
     "qwen2.5-1.5b": Shape(
-        DecoderConfig(vocabulary=151_936, width=1536, layers=28, heads=12, groups=2, head_dim=128, mlp_width=8960,
-                      qkv_bias=True, tied=True), 512, jnp.bfloat16, "full", 1,
+        DecoderConfig(
+            vocabulary=151_936,
+            width=1536,
+            layers=28,
+            heads=12,
+            groups=2,
+            head_dim=128,
+            mlp_width=8960,
+            qkv_bias=True,
+            tied=True,
+        ),
+        512,
+        jnp.bfloat16,
+        "full",
+        1,
     ),
     "tiny": Shape(
-        DecoderConfig(vocabulary=300, width=16, layers=2, heads=2, groups=1, head_dim=8, mlp_width=24, tied=True), 32,
+        DecoderConfig(vocabulary=300, width=16, layers=2, heads=2, groups=1, head_dim=8, mlp_width=24, tied=True), 32
     ),
-}  # fmt: skip
+}
 
 _SHAPE = flags.DEFINE_enum("shape", "small", list(SHAPES), "language model and sequences")
 _ADAPTERS = flags.DEFINE_list("adapters", list(KINDS), "kinds that are timed; empty for none")
@@ -101,13 +124,20 @@ def step_speed(kind: str, shape: Shape, base: Any, peak_tflops: float = 0.0, rep
     """Seconds a step, tokens a second, and milliseconds from ten choices to adapters."""
     rng = np.random.default_rng(0)
     texts, features, vocabulary = 200, 64, shape.config.vocabulary
-    table = ChoiceTable(*(jnp.asarray(rng.integers(0, texts, (50, 2, 12)), jnp.int32) for _ in range(2)),
-                        jnp.full((50, 2), 12, jnp.int32), jnp.zeros(50, jnp.int32))  # fmt: skip
+    table = ChoiceTable(
+        *(jnp.asarray(rng.integers(0, texts, (50, 2, 12)), jnp.int32) for _ in range(2)),
+        jnp.full((50, 2), 12, jnp.int32),
+        jnp.zeros(50, jnp.int32),
+    )
     data = PolicyData(
         jnp.asarray(rng.integers(0, vocabulary, (texts, shape.length)), jnp.int32),
-        jnp.full(texts, shape.length * 2 // 5, jnp.int32), jnp.full(texts, shape.length, jnp.int32), base,
-        jnp.full(texts, -1600.0), table, jnp.asarray(rng.normal(size=(texts, features)), jnp.float32),
-    )  # fmt: skip
+        jnp.full(texts, shape.length * 2 // 5, jnp.int32),
+        jnp.full(texts, shape.length, jnp.int32),
+        base,
+        jnp.full(texts, -1600.0),
+        table,
+        jnp.asarray(rng.normal(size=(texts, features)), jnp.float32),
+    )
     reward = RewardModel(encoder=NPEncoder(width=64, latent_dim=64, heads=8), width=64)
     conditional = kind != "plain"
     hyper = hypernetwork(kind, shape.config)
@@ -173,8 +203,11 @@ def trained_readiness(workdir: Path) -> dict[str, float]:
         begun = time.perf_counter()
         jax.block_until_ready(steerer.adapt(steerer.infer(new)))
         waits.append(1000 * (time.perf_counter() - begun))
-    return {"choices": len(choices), "p50_ms": round(float(np.median(waits[10:])), 2),
-            "p95_ms": round(float(np.quantile(waits[10:], 0.95)), 2)}  # fmt: skip
+    return {
+        "choices": len(choices),
+        "p50_ms": round(float(np.median(waits[10:])), 2),
+        "p95_ms": round(float(np.quantile(waits[10:], 0.95)), 2),
+    }
 
 
 def measure(kind: str, shape: str, peak_tflops: float = 0.0) -> dict[str, Any]:

@@ -23,13 +23,15 @@ import optax
 from absl import flags
 
 from configs import rows
-from fssa_jax import controls, evaluate, program, train
-from fssa_jax.config import Config
-from fssa_jax.episodes import truncate_context
-from fssa_jax.metrics import preference_accuracy
-from fssa_jax.predict import evaluation_episodes, make_predictor
+from fssa_jax import program
+from fssa_jax.config.reward import Config
+from fssa_jax.evaluate import controls, evaluate
+from fssa_jax.evaluate.predictor import evaluation_episodes, make_predictor
+from fssa_jax.experiment import train_reward as train
+from fssa_jax.experiment.workdir import Workdir
+from fssa_jax.ops.episodes import truncate_context
+from fssa_jax.ops.metrics import preference_accuracy
 from fssa_jax.types import ChoiceTable, Episode
-from fssa_jax.workdir import Workdir
 
 _DATA = flags.DEFINE_string("data", None, "rows of the Polis data")
 _SPLIT = flags.DEFINE_enum("split", "val", ["val", "test"], "whom to score")

@@ -81,10 +81,15 @@ def policy_step_seconds(config: DecoderConfig, length: int, pairs: int, latent: 
     assert torch is not None
     torch.manual_seed(0)
     shape = Qwen2Config(
-        vocab_size=config.vocabulary, hidden_size=config.width, num_hidden_layers=config.layers,
-        num_attention_heads=config.heads, num_key_value_heads=config.groups, intermediate_size=config.mlp_width,
-        tie_word_embeddings=config.tied, use_cache=False,
-    )  # fmt: skip
+        vocab_size=config.vocabulary,
+        hidden_size=config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.groups,
+        intermediate_size=config.mlp_width,
+        tie_word_embeddings=config.tied,
+        use_cache=False,
+    )
     policy = Qwen2ForCausalLM(shape).requires_grad_(False)
     reference = copy.deepcopy(policy)
     scales, shifts = (nn.ModuleList(nn.Linear(latent, config.width) for _ in range(config.layers)) for _ in range(2))

@@ -23,12 +23,12 @@ from absl import flags
 
 from benchmarks.published import step_milliseconds
 from fssa_jax import program
-from fssa_jax.config import ObjectiveConfig, OptimConfig
+from fssa_jax.config.reward import ObjectiveConfig, OptimConfig
 from fssa_jax.data.dataset import make_table
-from fssa_jax.episodes import draw_episode
 from fssa_jax.models.encoder import NPEncoder
 from fssa_jax.models.rewards import RewardModel
-from fssa_jax.step import Data, init_state, make_optimizer, make_train_step, many_steps
+from fssa_jax.ops.episodes import draw_episode
+from fssa_jax.train.step import Data, init_state, make_optimizer, make_train_step, many_steps
 
 _CALLS = flags.DEFINE_integer("calls", 5, "timed calls of 10 steps")
 _GROWTH = flags.DEFINE_bool("growth", True, "also measure other numbers of users, targets, choices and features")
@@ -90,12 +90,20 @@ def main() -> None:
         "d = 4096 model step": round(1000 / 151, 1),
     }
     torch_ms = {f"d = {d}": step_milliseconds(d) for d in (1, 4096)}
-    print(json.dumps({
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores", "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__, "published_code_steps_per_second": published_code,
-        "published_network_in_torch_ms": torch_ms,
-        "published_shapes": runs, "growth": growth,
-    }, indent=1))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+                "device": jax.devices()[0].device_kind,
+                "jax": jax.__version__,
+                "published_code_steps_per_second": published_code,
+                "published_network_in_torch_ms": torch_ms,
+                "published_shapes": runs,
+                "growth": growth,
+            },
+            indent=1,
+        )
+    )
 
 
 if __name__ == "__main__":

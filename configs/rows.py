@@ -24,9 +24,9 @@ population model on 322 test users +2.8 / +3.9 / +4.3 points at K = 5 / 10 / 20,
 over the population's DPO.
 """
 
-from fssa_jax.config import Config, DataConfig
+from fssa_jax.config.policy import PolicyConfig
+from fssa_jax.config.reward import Config, DataConfig
 from fssa_jax.errors import UserError
-from fssa_jax.policy.config import PolicyConfig
 
 
 def get_config(variant: str = "np_btl") -> Config | PolicyConfig:

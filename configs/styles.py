@@ -20,9 +20,9 @@ Measured for np_btl (two x86-64 CPU cores, no accelerator; benchmarks/accuracy.p
 another person's context 50.2 % at k = 10.
 """
 
-from fssa_jax.config import Config, DataConfig
+from fssa_jax.config.policy import PolicyConfig
+from fssa_jax.config.reward import Config, DataConfig
 from fssa_jax.errors import UserError
-from fssa_jax.policy.config import PolicyConfig
 
 
 def get_config(variant: str = "np_btl") -> Config | PolicyConfig:

@@ -14,7 +14,7 @@ training and evaluation): accuracy 74.8 / 87.4 / 96.8 / 99.1 / 99.9 % at k = 0 /
 split 76.5 / 87.4 / 96.2 / 98.9 / 99.9 % against the limit 76.5 / 87.4 / 96.4 / 99.0 / 99.9 of the same users.
 """
 
-from fssa_jax.config import Config, DataConfig, ObjectiveConfig
+from fssa_jax.config.reward import Config, DataConfig, ObjectiveConfig
 from fssa_jax.errors import UserError
 
 

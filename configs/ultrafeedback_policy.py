@@ -29,9 +29,9 @@ it does not steer.
 """
 
 from configs.ultrafeedback_reward import LABELS
-from fssa_jax.config import DataConfig
+from fssa_jax.config.policy import PolicyConfig
+from fssa_jax.config.reward import DataConfig
 from fssa_jax.errors import UserError
-from fssa_jax.policy.config import PolicyConfig
 
 BASES = {"hh": "Qwen/Qwen2.5-1.5B-Instruct", "hht": "google/gemma-2b"}
 
@@ -41,8 +41,10 @@ def get_config(variant: str = "hh,np_dpo") -> PolicyConfig:
     labels, _, model = variant.partition(",")
     known = ["np_dpo", "np_dpo_ours", "dpo_mixed", *(f"dpo_{label}" for label in LABELS.get(labels, ()))]
     if labels not in LABELS or model not in known:
-        raise UserError(f"configs/ultrafeedback_policy.py: unknown variant {variant!r}; give hh or hht, a comma, and "
-                        "np_dpo, np_dpo_ours, dpo_mixed or dpo_LABEL")  # fmt: skip
+        raise UserError(
+            f"configs/ultrafeedback_policy.py: unknown variant {variant!r}; give hh or hht, a comma, and "
+            "np_dpo, np_dpo_ours, dpo_mixed or dpo_LABEL"
+        )
     config = PolicyConfig(name=f"ultrafeedback {variant}", data=DataConfig(source="rows", labels=LABELS[labels]))
     policy, adapter = config.policy, config.policy.adapter
     policy.base, policy.dtype, policy.remat, policy.max_length = BASES[labels], "bfloat16", "full", 512

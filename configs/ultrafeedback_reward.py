@@ -17,7 +17,7 @@ k = 0/1/3/5/10 helpfulness 70.4/71.9/73.2/73.5/71.5 (specialist 77.6, mixed BTL 
 (61.1, 52.6), truthfulness 33.8/35.6/53.2/67.5/72.3 (70.5, 54.2).
 """
 
-from fssa_jax.config import Config, DataConfig
+from fssa_jax.config.reward import Config, DataConfig
 from fssa_jax.errors import UserError
 
 LABELS = {"hh": ("helpfulness", "honesty"), "hht": ("helpfulness", "honesty", "truthfulness")}
@@ -28,8 +28,10 @@ def get_config(variant: str = "hht,np_btl") -> Config:
     labels, _, model = variant.partition(",")
     known = ["np_btl", "btl_mixed", *(f"btl_{label}" for label in LABELS.get(labels, ()))]
     if labels not in LABELS or model not in known:
-        raise UserError(f"configs/ultrafeedback_reward.py: unknown variant {variant!r}; give hh or hht, a comma, and "
-                        "np_btl, btl_mixed or btl_LABEL")  # fmt: skip
+        raise UserError(
+            f"configs/ultrafeedback_reward.py: unknown variant {variant!r}; give hh or hht, a comma, and "
+            "np_btl, btl_mixed or btl_LABEL"
+        )
     config = Config(name=f"ultrafeedback {variant}", data=DataConfig(source="rows", labels=LABELS[labels]))
     if model not in ("np_btl", "btl_mixed"):
         config.data.groups = (model.removeprefix("btl_"),)

@@ -14,9 +14,9 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
-from fssa_jax import config as configs
+from fssa_jax.config import policy as policy_configs
+from fssa_jax.config import reward as configs
 from fssa_jax.errors import Stopped, UserError
-from fssa_jax.policy import config as policy_configs
 from fssa_jax.watchdog import watch
 
 

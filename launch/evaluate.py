@@ -11,10 +11,11 @@ from pathlib import Path
 
 from absl import flags
 
-from fssa_jax import program, report
+from fssa_jax import program
 from fssa_jax.errors import UserError
-from fssa_jax.policy import report as policy_report
-from fssa_jax.policy.adopt import is_policy
+from fssa_jax.experiment.warm_start import is_policy
+from fssa_jax.report import policy as policy_report
+from fssa_jax.report import reward as report
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "what launch.train wrote")
 _DATA = flags.DEFINE_string("data", "", "rows of other people, all of them scored, in place of the test split")

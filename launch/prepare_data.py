@@ -20,9 +20,10 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from fssa_jax import config as configs
-from fssa_jax import prepare, program
+from fssa_jax import program
+from fssa_jax.config import reward as configs
 from fssa_jax.errors import UserError
+from fssa_jax.experiment import prepare
 
 _SOURCE = flags.DEFINE_string("source", None, "rows, or the name of a benchmark")
 _OUT = flags.DEFINE_string("out", None, "directory to write")

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from absl import flags
 
-from fssa_jax import program, steer
+from fssa_jax import program
 from fssa_jax.errors import UserError
-from fssa_jax.policy.side_by_side import format_written, write_for
+from fssa_jax.people import rank as steer
+from fssa_jax.people.side_by_side import format_written, write_for
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "what launch.train wrote")
 _CHOICES = flags.DEFINE_string("choices", None, "file of the person's choices")
@@ -47,8 +48,16 @@ def main() -> None:
     if _PROMPT.value:
         given = {name: flags.FLAGS[name].value for name in sampling if flags.FLAGS[name].present}
         blend = program.numbers("blend", _BLEND.value)
-        written = write_for(Path(_WORKDIR.value), _PROMPT.value, choices=_CHOICES.value or "", people=_PEOPLE.value,
-                            blend=blend, sampling=given, seed=_SEED.value, base=_BASE.value)  # fmt: skip
+        written = write_for(
+            Path(_WORKDIR.value),
+            _PROMPT.value,
+            choices=_CHOICES.value or "",
+            people=_PEOPLE.value,
+            blend=blend,
+            sampling=given,
+            seed=_SEED.value,
+            base=_BASE.value,
+        )
         print(format_written(_PROMPT.value, written, _JSON.value))
         return
     rows, rankings = steer.steer(Path(_WORKDIR.value), _CHOICES.value or "", _RESPONSES.value or "")

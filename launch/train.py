@@ -12,11 +12,12 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from fssa_jax import program, train
-from fssa_jax.config import Config
+from fssa_jax import program
+from fssa_jax.config.policy import PolicyConfig
+from fssa_jax.config.reward import Config
 from fssa_jax.errors import UserError
-from fssa_jax.policy import train as policy_train
-from fssa_jax.policy.config import PolicyConfig
+from fssa_jax.experiment import train_policy as policy_train
+from fssa_jax.experiment import train_reward as train
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py[:VARIANT], for example configs/styles.py:np_btl")
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory for checkpoints, metrics and data")

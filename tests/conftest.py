@@ -21,9 +21,9 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from fssa_jax import train
 from fssa_jax.data import build
-from fssa_jax.policy import train as policy_train
+from fssa_jax.experiment import train_policy as policy_train
+from fssa_jax.experiment import train_reward as train
 from fssa_jax.types import Comparisons
 from tests import tiny, tiny_policy
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 # One process imports what the programs do, and every run is a fork of it that has computed nothing yet.
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["fssa_jax.prepare", "fssa_jax.policy.report", "fssa_jax.policy.steer"])
+_forks.set_forkserver_preload(["fssa_jax.experiment.prepare", "fssa_jax.report.policy", "fssa_jax.people.person"])
 
 
 @dataclass

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from fssa_jax import pretrained
+from fssa_jax.lm import safetensors as pretrained
 from fssa_jax.models.bert import BertConfig, BertEncoder
 from fssa_jax.models.decoder import Decoder, DecoderConfig
 
@@ -56,8 +56,15 @@ def save_bert(directory: Path, vocabulary: int = 97, seed: int = 0) -> BertConfi
     variables = BertEncoder(config).init(jax.random.key(seed), jnp.zeros((1, 2), int), jnp.array([2]))
     source = directory.with_name(f"{directory.name}.source")
     source.mkdir(parents=True)
-    values = {"model_type": "bert", "vocab_size": vocabulary, "hidden_size": 16, "num_hidden_layers": 2,
-              "num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 32}  # fmt: skip
+    values = {
+        "model_type": "bert",
+        "vocab_size": vocabulary,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "max_position_embeddings": 32,
+    }
     (source / "config.json").write_text(json.dumps(values))
     tokenizer(source, template=None)
     pretrained.save_params(directory, variables, config, source)
@@ -70,10 +77,19 @@ def save_decoder(directory: Path, **changes: Any):
     c = model.config
     source = directory.with_name(f"{directory.name}.source")
     source.mkdir(parents=True)
-    values = {"model_type": "llama", "vocab_size": c.vocabulary, "hidden_size": c.width, "num_hidden_layers": c.layers,
-              "num_attention_heads": c.heads, "num_key_value_heads": c.groups, "head_dim": c.head_dim,
-              "intermediate_size": c.mlp_width, "max_position_embeddings": c.max_length, "rms_norm_eps": 1e-6,
-              "tie_word_embeddings": c.tied}  # fmt: skip
+    values = {
+        "model_type": "llama",
+        "vocab_size": c.vocabulary,
+        "hidden_size": c.width,
+        "num_hidden_layers": c.layers,
+        "num_attention_heads": c.heads,
+        "num_key_value_heads": c.groups,
+        "head_dim": c.head_dim,
+        "intermediate_size": c.mlp_width,
+        "max_position_embeddings": c.max_length,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": c.tied,
+    }
     (source / "config.json").write_text(json.dumps(values))
     tokenizer(source)
     pretrained.save_params(directory, variables, c, source)

@@ -8,8 +8,8 @@ from absl.testing import flagsaver
 
 from benchmarks import intervals, policies, policy_speed, published
 from configs.styles import get_config
-from fssa_jax.config import check as check_reward
-from fssa_jax.policy.config import check
+from fssa_jax.config.policy import check
+from fssa_jax.config.reward import check as check_reward
 from tests.mistakes import complaint
 from tests.programs import run
 
@@ -71,12 +71,21 @@ def test_flags_that_a_measurement_does_not_read_are_refused():
 
 def test_the_means_of_every_series_stand_beside_the_limit():
     done = run(
-        "accuracy", "--config=configs/synthetic.py:np_btl", "--seeds=0,1", "--config.data.eval_users=8",
-        "--config.train.steps=1", "--config.train.steps_per_call=1", "--config.train.validate_every=1",
-        "--config.train.checkpoint_every=1", "--config.train.population_steps=1", "--config.train.oracle_steps=1",
-        "--config.train.users=8", "--config.evaluate.draws=1", "--config.evaluate.bootstrap=10",
+        "accuracy",
+        "--config=configs/synthetic.py:np_btl",
+        "--seeds=0,1",
+        "--config.data.eval_users=8",
+        "--config.train.steps=1",
+        "--config.train.steps_per_call=1",
+        "--config.train.validate_every=1",
+        "--config.train.checkpoint_every=1",
+        "--config.train.population_steps=1",
+        "--config.train.oracle_steps=1",
+        "--config.train.users=8",
+        "--config.evaluate.draws=1",
+        "--config.evaluate.bootstrap=10",
         package="benchmarks",
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     out = json.loads(done.stdout[done.stdout.index("{\n") :])
     for name in ("accuracy", "bayes", "steering", "steering_gap", "population", "control"):

@@ -56,7 +56,7 @@ def test_programs_set_the_flag_of_xla_and_keep_what_the_user_set(monkeypatch):
 
 HANGS = """
     import time
-    from fssa_jax.loop import StopSignal
+    from fssa_jax.train.loop import StopSignal
     with StopSignal():
         print("ready", flush=True)
         for _ in range(600):
@@ -89,7 +89,7 @@ def test_a_second_signal_ends_a_program_that_hangs(name):
 VALIDATION = """
     import jax, jax.numpy as jnp, numpy as np
     from fssa_jax import Comparisons, NPEncoder, RewardModel
-    from fssa_jax.predict import evaluation_episodes, make_predictor
+    from fssa_jax.evaluate.predictor import evaluation_episodes, make_predictor
     from fssa_jax.types import ChoiceTable
 
     rng = np.random.default_rng(0)
@@ -116,9 +116,13 @@ def test_validation_of_300_people_ends_on_busy_cores():
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 2)]
     try:
         done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(VALIDATION)], cwd=ROOT, env={**os.environ, "XLA_FLAGS": flags},
-            capture_output=True, text=True, timeout=180,
-        )  # fmt: skip
+            [sys.executable, "-c", textwrap.dedent(VALIDATION)],
+            cwd=ROOT,
+            env={**os.environ, "XLA_FLAGS": flags},
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
     finally:
         for process in busy:
             process.kill()

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fssa_jax.config import Config
+from fssa_jax.config.reward import Config
 from fssa_jax.data import build
-from fssa_jax.experiment import make_draw
+from fssa_jax.tasks.reward import make_draw
 
 STEPS = 20
 
@@ -22,10 +22,16 @@ def rows(users: int = 24, number: int = 14, seed: int = 0) -> list[dict]:
             short, long = (" ".join(rng.choice(words, n)) for n in (3, 9))
             a, b = (short, long) if rng.random() < 0.5 else (long, short)
             likes_long = u % 2 == 0
-            out.append({
-                "user_id": f"u{u}", "prompt": f"question {i}", "response_a": a, "response_b": b,
-                "choice": int((b == long) == likes_long), "group": "long" if likes_long else "short",
-            })  # fmt: skip
+            out.append(
+                {
+                    "user_id": f"u{u}",
+                    "prompt": f"question {i}",
+                    "response_a": a,
+                    "response_b": b,
+                    "choice": int((b == long) == likes_long),
+                    "group": "long" if likes_long else "short",
+                }
+            )
     return out
 
 
@@ -43,9 +49,17 @@ def config(path: Path | str = "", **train: int) -> Config:
     c.model.head = "bilinear"
     c.optim.learning_rate, c.optim.warmup_steps = 1e-2, 2
     settings = {
-        "users": 8, "max_context": 3, "targets": 3, "steps": STEPS, "steps_per_call": 5, "validate_every": 10,
-        "checkpoint_every": 5, "population_steps": 5, "oracle_steps": 5, **train,
-    }  # fmt: skip
+        "users": 8,
+        "max_context": 3,
+        "targets": 3,
+        "steps": STEPS,
+        "steps_per_call": 5,
+        "validate_every": 10,
+        "checkpoint_every": 5,
+        "population_steps": 5,
+        "oracle_steps": 5,
+        **train,
+    }
     for name, value in settings.items():
         setattr(c.train, name, value)
     c.evaluate.k, c.evaluate.draws, c.evaluate.samples, c.evaluate.bootstrap = (0, 1, 3), 2, 4, 50

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fssa_jax.policy.config import PolicyConfig
+from fssa_jax.config.policy import PolicyConfig
 from tests import small_lm, tiny
 
 STEPS = 4
@@ -22,9 +22,18 @@ def config(rows: Path | str, base: Path | str, reward: Path | str = "", **train:
     c.encoder.init_from, c.encoder.frozen = str(reward), bool(reward)
     c.policy.base, c.policy.max_length = str(base), 128
     settings = {
-        "steps": STEPS, "steps_per_call": 2, "validate_every": 2, "checkpoint_every": 2, "users": 4, "max_context": 3,
-        "targets": 2, "population_steps": 2, "oracle_steps": 2, "texts": 4, **train,
-    }  # fmt: skip
+        "steps": STEPS,
+        "steps_per_call": 2,
+        "validate_every": 2,
+        "checkpoint_every": 2,
+        "users": 4,
+        "max_context": 3,
+        "targets": 2,
+        "population_steps": 2,
+        "oracle_steps": 2,
+        "texts": 4,
+        **train,
+    }
     for name, value in settings.items():
         setattr(c.train, name, value)
     e = c.evaluate

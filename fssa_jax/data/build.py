@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from fssa_jax.config import Config, DataConfig
+from fssa_jax.config.reward import Config, DataConfig
 from fssa_jax.data import dataset as datasets
-from fssa_jax.data import styles, synthetic
+from fssa_jax.data.benchmarks import styles, synthetic
 from fssa_jax.data.dataset import SPLITS, Dataset, Split, Truth, make_table, number_texts, texts_of
 from fssa_jax.data.features import EncoderFeaturiser, Featuriser, Text, TfidfFeaturiser, read_vectors, vectors_beside
 from fssa_jax.data.rows import Row, RowReport, read_records, read_rows
 from fssa_jax.data.schemas import conversation_rows, schema_of, ultrafeedback_rows
 from fssa_jax.data.splits import disjoint_pools, split_users
-from fssa_jax.embed import EmbedSettings
 from fssa_jax.errors import UserError
-from fssa_jax.pretrained import at_hand
+from fssa_jax.lm.safetensors import at_hand
+from fssa_jax.lm.text_encoder import EmbedSettings
 from fssa_jax.types import ChoiceTable
 
 POOLS = ("context", "target")
@@ -73,8 +73,9 @@ def only_groups(dataset: Dataset, groups: Sequence[str]) -> Dataset:
         keep = np.flatnonzero(np.isin(np.asarray(split.table.group), wanted))
         if not len(keep):
             raise UserError(f"config.data.groups: no {name} user is of {', '.join(groups)}")
-        table = ChoiceTable(**{f.name: np.asarray(getattr(split.table, f.name))[keep]
-                               for f in dataclasses.fields(ChoiceTable)})  # fmt: skip
+        table = ChoiceTable(
+            **{f.name: np.asarray(getattr(split.table, f.name))[keep] for f in dataclasses.fields(ChoiceTable)}
+        )
         splits[name] = Split([split.users[i] for i in keep], table)
     return dataclasses.replace(dataset, splits=splits)
 
@@ -305,8 +306,10 @@ def styles_dataset(data: DataConfig, context: int, targets: int, scratch: Path |
     if data.features == "given" or data.vectors:
         raise UserError("config.data.features: styles makes its own texts; give tfidf or encoder")
     if data.hold_out_items:
-        raise UserError("config.data.hold_out_items: styles always holds topics out; leave it out (what its base reads "
-                        "is config.train.unread)")  # fmt: skip
+        raise UserError(
+            "config.data.hold_out_items: styles always holds topics out; leave it out (what its base reads "
+            "is config.train.unread)"
+        )
     rng = np.random.default_rng(data.split_seed)
     texts, style_of, prompt_of = styles.texts()
     weights, log_prior = styles.people()

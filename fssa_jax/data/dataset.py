@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from fssa_jax.data.benchmarks.synthetic import NumberFeaturiser
 from fssa_jax.data.features import EncoderFeaturiser, Featuriser, GivenFeaturiser, Text, TfidfFeaturiser
-from fssa_jax.data.synthetic import NumberFeaturiser
 from fssa_jax.errors import UserError
 from fssa_jax.files import whole_directory
-from fssa_jax.tokens import TokenTable
+from fssa_jax.lm.tokenizer import TokenTable
 from fssa_jax.types import ChoiceTable
 
 _log = logging.getLogger(__name__)
@@ -140,8 +140,7 @@ def load(directory: Path) -> Dataset:
         with np.load(directory / "tables.npz", allow_pickle=False) as arrays:
             splits = {
                 name: Split(
-                    users,
-                    ChoiceTable(**{f.name: arrays[f"{name}/{f.name}"] for f in dataclasses.fields(ChoiceTable)}),
+                    users, ChoiceTable(**{f.name: arrays[f"{name}/{f.name}"] for f in dataclasses.fields(ChoiceTable)})
                 )
                 for name, users in meta["users"].items()
             }
@@ -197,9 +196,4 @@ def log_left_out(dataset: Dataset) -> None:
             _log.warning("%d rows left out: %s", number, reason)
 
 
-_KINDS = {
-    TfidfFeaturiser: "tfidf",
-    EncoderFeaturiser: "encoder",
-    GivenFeaturiser: "given",
-    NumberFeaturiser: "number",
-}
+_KINDS = {TfidfFeaturiser: "tfidf", EncoderFeaturiser: "encoder", GivenFeaturiser: "given", NumberFeaturiser: "number"}

@@ -12,8 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from fssa_jax.data.rows import read_lines
-from fssa_jax.embed import EmbedSettings, Text, TextEncoder, cut_texts, embed_to
 from fssa_jax.errors import UserError
+from fssa_jax.lm.text_encoder import EmbedSettings, Text, TextEncoder, cut_texts, embed_to
 from fssa_jax.types import PyTree
 
 # Words, and every other visible sign by itself: emoji and punctuation are style.
@@ -98,11 +98,15 @@ def _vectoriser(vocabulary: list[str] | None = None) -> Any:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     return TfidfVectorizer(
-        token_pattern=_TOKENS, sublinear_tf=True, ngram_range=(1, 2), min_df=1 if vocabulary else 2,
+        token_pattern=_TOKENS,
+        sublinear_tf=True,
+        ngram_range=(1, 2),
+        min_df=1 if vocabulary else 2,
         # Not normalised: a text with unknown words keeps the same features for the words that are known.
         norm=None,  # type: ignore[arg-type]
-        max_features=50_000, vocabulary=vocabulary,
-    )  # fmt: skip
+        max_features=50_000,
+        vocabulary=vocabulary,
+    )
 
 
 class EncoderFeaturiser:

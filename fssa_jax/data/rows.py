@@ -115,8 +115,10 @@ def parse_row(record: Any, place: str) -> Row:
         if not text[name].strip():
             raise UserError(f"{place}: column {name!r} is empty; remove the row or fill it in")
     if isinstance(record["choice"], bool) or text["choice"].strip() not in ("0", "1"):
-        raise UserError(f"{place}: column 'choice' must be 0 (a) or 1 (b), got {record['choice']!r}; write 0 where "
-                        "response_a was chosen, 1 where response_b was")  # fmt: skip
+        raise UserError(
+            f"{place}: column 'choice' must be 0 (a) or 1 (b), got {record['choice']!r}; write 0 where "
+            "response_a was chosen, 1 where response_b was"
+        )
     if text["response_a"] == text["response_b"]:
         raise UserError(f"{place}: columns 'response_a' and 'response_b' are identical; remove the row")
     for name, value in text.items():

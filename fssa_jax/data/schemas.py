@@ -191,6 +191,13 @@ def _rows(pairs: list[_Pair], labels: Sequence[str], rng: np.random.Generator, s
                 for pool, pair in rows:
                     chosen, rejected = (pair.first, pair.second) if pair.prefers_first[j] else (pair.second, pair.first)
                     yield Row(
-                        f"{label}-{split}-{number}", pair.prompt, chosen, rejected, group=label, split_user=split,
-                        split_item=split, pool=pool, place=f"{label} on {pair.prompt[:40]!r}",
-                    )  # fmt: skip
+                        f"{label}-{split}-{number}",
+                        pair.prompt,
+                        chosen,
+                        rejected,
+                        group=label,
+                        split_user=split,
+                        split_item=split,
+                        pool=pool,
+                        place=f"{label} on {pair.prompt[:40]!r}",
+                    )

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from fssa_jax.attention import attention
+from fssa_jax.ops.attention import attention
 from fssa_jax.types import PyTree
 
 
@@ -84,11 +84,15 @@ class BertEncoder(nn.Module):
     def setup(self):
         c = self.config
         init = nn.initializers.normal(0.02)
-        self.embeddings = self.param("embeddings", lambda key: {
-            "words": init(key, (c.vocabulary, c.width)), "positions": init(key, (c.max_length, c.width)),
-            "types": init(key, (c.types, c.width)),
-            "norm": {"scale": jnp.ones(c.width), "bias": jnp.zeros(c.width)},
-        })  # fmt: skip
+        self.embeddings = self.param(
+            "embeddings",
+            lambda key: {
+                "words": init(key, (c.vocabulary, c.width)),
+                "positions": init(key, (c.max_length, c.width)),
+                "types": init(key, (c.types, c.width)),
+                "norm": {"scale": jnp.ones(c.width), "bias": jnp.zeros(c.width)},
+            },
+        )
         self.layers = self.param("layers", _init_layers, c)
 
     def __call__(self, tokens: Int[Array, "batch t"], lengths: Int[Array, " batch"]) -> Float[Array, "batch t d"]:
@@ -116,8 +120,14 @@ class BertEncoder(nn.Module):
 
 
 def _init_layers(key: Array, c: BertConfig) -> PyTree:
-    sizes = {"query": (c.width, c.width), "key": (c.width, c.width), "value": (c.width, c.width),
-             "out": (c.width, c.width), "up": (c.width, c.mlp_width), "down": (c.mlp_width, c.width)}  # fmt: skip
+    sizes = {
+        "query": (c.width, c.width),
+        "key": (c.width, c.width),
+        "value": (c.width, c.width),
+        "out": (c.width, c.width),
+        "up": (c.width, c.mlp_width),
+        "down": (c.mlp_width, c.width),
+    }
     layers = {
         name: {"kernel": 0.02 * jax.random.normal(k, (c.layers, *size)), "bias": jnp.zeros((c.layers, size[1]))}
         for (name, size), k in zip(sizes.items(), jax.random.split(key, len(sizes)), strict=True)

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from fssa_jax.adapters import PLACES, AdapterTree, apply_adapter, check_adapters
-from fssa_jax.attention import Implementation, attention
+from fssa_jax.ops.adapters import PLACES, AdapterTree, apply_adapter, check_adapters
+from fssa_jax.ops.attention import Implementation, attention
 from fssa_jax.types import PyTree
 
 Remat = Literal["none", "full", "dots"]
@@ -72,10 +72,15 @@ def place_sizes(config: DecoderConfig, places: tuple[str, ...]) -> tuple[tuple[s
     c = config
     q, kv = c.heads * c.head_dim, c.groups * c.head_dim
     sizes = {
-        "query": (c.width, q), "key": (c.width, kv), "value": (c.width, kv), "out": (q, c.width),
-        "gate": (c.width, c.mlp_width), "up": (c.width, c.mlp_width), "down": (c.mlp_width, c.width),
+        "query": (c.width, q),
+        "key": (c.width, kv),
+        "value": (c.width, kv),
+        "out": (q, c.width),
+        "gate": (c.width, c.mlp_width),
+        "up": (c.width, c.mlp_width),
+        "down": (c.mlp_width, c.width),
         "residual": (c.width, c.width),
-    }  # fmt: skip
+    }
     return tuple((place, *sizes[place]) for place in places)
 
 
@@ -165,9 +170,15 @@ def block(
         )
         key, value = cache[0].astype(x.dtype), cache[1].astype(x.dtype)
     mixed = attention(
-        query, key, value, positions=positions, window=window, scale=c.attention_scale,
-        softcap=c.attention_softcap, implementation=implementation,
-    )  # fmt: skip
+        query,
+        key,
+        value,
+        positions=positions,
+        window=window,
+        scale=c.attention_scale,
+        softcap=c.attention_softcap,
+        implementation=implementation,
+    )
     out = linear("out", mixed.reshape(batch, t, c.heads * c.head_dim))
     x = x + (norm("attention_post_norm", out) if c.post_norms else out)
     y = norm("mlp_norm", x)
@@ -260,9 +271,16 @@ class Decoder(nn.Module):
 
         def run(layer: PyTree, x: Array, window: Any, kept: Any, adapter: Any):
             return block(
-                layer, x, config=c, angles=angles, positions=positions, window=window, cache=kept, adapters=adapter,
+                layer,
+                x,
+                config=c,
+                angles=angles,
+                positions=positions,
+                window=window,
+                cache=kept,
+                adapters=adapter,
                 implementation=implementation,
-            )  # fmt: skip
+            )
 
         if self.remat != "none":
             dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
@@ -326,10 +344,14 @@ def _init_layers(key: Array, config: DecoderConfig) -> PyTree:
     c = config
     q, kv = c.heads * c.head_dim, c.groups * c.head_dim
     shapes = {
-        "query": (c.width, q, c.qkv_bias), "key": (c.width, kv, c.qkv_bias), "value": (c.width, kv, c.qkv_bias),
-        "out": (q, c.width, c.out_bias), "gate": (c.width, c.mlp_width, c.mlp_bias),
-        "up": (c.width, c.mlp_width, c.mlp_bias), "down": (c.mlp_width, c.width, c.mlp_bias),
-    }  # fmt: skip
+        "query": (c.width, q, c.qkv_bias),
+        "key": (c.width, kv, c.qkv_bias),
+        "value": (c.width, kv, c.qkv_bias),
+        "out": (q, c.width, c.out_bias),
+        "gate": (c.width, c.mlp_width, c.mlp_bias),
+        "up": (c.width, c.mlp_width, c.mlp_bias),
+        "down": (c.mlp_width, c.width, c.mlp_bias),
+    }
     layers: dict[str, dict[str, Array]] = {}
     for (name, (inputs, outputs, bias)), k in zip(shapes.items(), jax.random.split(key, len(shapes)), strict=True):
         layers[name] = {"kernel": 0.02 * jax.random.normal(k, (c.layers, inputs, outputs))}

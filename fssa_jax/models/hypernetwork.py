@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fssa_jax.adapters import AdapterTree, Film, LowRank
 from fssa_jax.models.layers import MLP
+from fssa_jax.ops.adapters import AdapterTree, Film, LowRank
 
 AdapterKind = Literal["film", "lora_core", "lora"]
 

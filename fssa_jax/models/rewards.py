@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fssa_jax.likelihoods import Link, btl_log_likelihood, dpl_log_likelihood
 from fssa_jax.models.encoder import NPEncoder
 from fssa_jax.models.layers import MLP, BatchNorm
+from fssa_jax.ops.likelihoods import Link, btl_log_likelihood, dpl_log_likelihood
 from fssa_jax.types import Comparisons, DiagGaussian, Episode
 
 Norm = Literal["none", "batch"]

@@ -9,19 +9,36 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 SIZES: dict[str, Any] = {
-    "vocab_size": 101, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "intermediate_size": 48, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
-}  # fmt: skip
-LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e3, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 16}  # fmt: skip
+    "vocab_size": 101,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e3,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama 2": ("Llama", {"num_key_value_heads": 4}),
     "llama 3 scaled": ("Llama", {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
     "llama linear, biases": (
         "Llama",
-        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}, "attention_bias": True,
-         "mlp_bias": True},
+        {
+            "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0},
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
     ),
     "llama dynamic": ("Llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
     "smollm": ("Llama", {"tie_word_embeddings": True, "hidden_size": 36, "num_attention_heads": 6}),
@@ -40,7 +57,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma untied": ("Gemma", {"head_dim": 8, "tie_word_embeddings": False}),
     "gemma 2": ("Gemma2", {"head_dim": 16, "sliding_window": 4, "query_pre_attn_scalar": 20}),
     "gemma 2 untied": ("Gemma2", {"head_dim": 8, "sliding_window": 6, "tie_word_embeddings": False}),
-}  # fmt: skip
+}
 
 
 def make(name: str, directory: Path, **more: Any):

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fssa_jax import pretrained
-from fssa_jax.adapters import Film, LowRank
-from fssa_jax.embed import EmbedSettings, TextEncoder
-from fssa_jax.generate import generate
-from fssa_jax.logprobs import response_log_probs
+from fssa_jax.lm import safetensors as pretrained
+from fssa_jax.lm.generate import generate
+from fssa_jax.lm.text_encoder import EmbedSettings, TextEncoder
 from fssa_jax.models.decoder import Decoder, empty_cache, unstacked
-from fssa_jax.sampling import Sampling
+from fssa_jax.ops.adapters import Film, LowRank
+from fssa_jax.ops.logprobs import response_log_probs
+from fssa_jax.ops.sampling import Sampling
 from tests import small_lm
 from tests.parity.families import FAMILIES, make, torch
 
@@ -74,8 +74,14 @@ def test_greedy_generation_token_for_token(tmp_path):
         ours = generate(model, variables, prompts, 64).tokens
         for prompt, new in zip(prompts, ours, strict=True):
             with torch.no_grad():
-                out = theirs.generate(torch.tensor([prompt]), max_new_tokens=64, do_sample=False, eos_token_id=None,
-                                      pad_token_id=0, attention_mask=torch.ones(1, len(prompt)).long())  # fmt: skip
+                out = theirs.generate(
+                    torch.tensor([prompt]),
+                    max_new_tokens=64,
+                    do_sample=False,
+                    eos_token_id=None,
+                    pad_token_id=0,
+                    attention_mask=torch.ones(1, len(prompt)).long(),
+                )
             assert out[0, len(prompt) :].tolist() == new, name
 
 
@@ -83,11 +89,22 @@ def test_the_repetition_penalty_is_theirs(tmp_path):
     theirs, directory = make("qwen2", tmp_path / "m", max_position_embeddings=128)
     config = pretrained.read_config(directory)
     prompt = TOKENS[0, :9].tolist()
-    ours = generate(Decoder(config), pretrained.load_params(directory, config), [prompt], 40,
-                    sampling=Sampling(repetition_penalty=1.3)).tokens[0]  # fmt: skip
+    ours = generate(
+        Decoder(config),
+        pretrained.load_params(directory, config),
+        [prompt],
+        40,
+        sampling=Sampling(repetition_penalty=1.3),
+    ).tokens[0]
     with torch.no_grad():
-        out = theirs.generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False, eos_token_id=None,
-                              pad_token_id=0, repetition_penalty=1.3)  # fmt: skip
+        out = theirs.generate(
+            torch.tensor([prompt]),
+            max_new_tokens=40,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            repetition_penalty=1.3,
+        )
     assert out[0, 9:].tolist() == ours
 
 
@@ -131,9 +148,14 @@ def test_loss_and_gradients_of_adapters(tmp_path, name):
 
 
 PROJECTIONS = {
-    "query": "self_attn.q_proj", "key": "self_attn.k_proj", "value": "self_attn.v_proj", "out": "self_attn.o_proj",
-    "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
-}  # fmt: skip
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "out": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
 
 
 def test_every_place_takes_an_adapter(tmp_path):

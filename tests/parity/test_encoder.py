@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fssa_jax import pretrained
-from fssa_jax.embed import EmbedSettings, TextEncoder
+from fssa_jax.lm import safetensors as pretrained
+from fssa_jax.lm.text_encoder import EmbedSettings, TextEncoder
 from fssa_jax.models.bert import BertEncoder
 from tests.parity.families import torch, transformers
 
@@ -20,9 +20,14 @@ POLIS = Path(__file__).parents[3] / "shared" / "data"
 def test_bert_of_random_weights(tmp_path, activation):
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=101, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-        max_position_embeddings=40, hidden_act=activation,
-    )  # fmt: skip
+        vocab_size=101,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=40,
+        hidden_act=activation,
+    )
     theirs = transformers.BertModel(config).eval()
     theirs.save_pretrained(tmp_path)
     tokens = np.random.default_rng(0).integers(3, 101, (3, 20))

@@ -1,0 +1,55 @@
+"""People who were not there at training, beside the data set of a trained model."""
+
+import dataclasses
+import logging
+from collections import Counter
+from collections.abc import Collection
+
+import numpy as np
+
+from fssa_jax.config.reward import DataConfig
+from fssa_jax.data.build import rows_by_user, rows_split, texts_in
+from fssa_jax.data.dataset import Dataset, Split, extended, log_left_out, number_texts
+from fssa_jax.data.rows import read_rows
+from fssa_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+
+def with_people(
+    dataset: Dataset, settings: DataConfig, path: str, met_elsewhere: Collection[str] = ()
+) -> tuple[Dataset, Split]:
+    """The people of a file of rows as one split to score, and the data set with their new texts and features after its
+    own.
+
+    Who was trained or validated on is left out by name: people of the data set, and those `met_elsewhere`.
+
+    Raises:
+      UserError: bad rows, or nobody is left.
+    """
+    rows, reading = read_rows(path, settings.on_error)
+    met = {*dataset.splits["train"].users, *dataset.splits["val"].users, *met_elsewhere}
+    again = sorted({row.user for row in rows if row.user in met})
+    rows = [dataclasses.replace(row, split_user="test") for row in rows if row.user not in met]
+    if not rows:
+        raise UserError(f"{path}: everybody here was trained on; give rows of other people")
+    if again:
+        names = ", ".join(again[:10]) + (" …" if len(again) > 10 else "")
+        _log.warning("%d people of %s were trained on and are left out: %s", len(again), path, names)
+    number = number_texts(texts_in(rows), dataset.texts)
+    rng = np.random.default_rng(settings.split_seed)
+    left_out: list[str] = []
+    dropped: Counter[str] = Counter()
+    here = dataclasses.replace(settings, path=path)
+    split = rows_split(here, "test", rows_by_user(rows), number, dataset.groups, rng, left_out, dropped)
+    report = dataset.report | {
+        "duplicates": reading.duplicates,
+        "skipped": reading.skipped,
+        "left_out_users": left_out,
+        "left_out_rows": dict(dropped),
+    }
+    texts, features = extended(dataset, number)
+    # What other people would choose is not known, even on a benchmark of our own.
+    wider = dataclasses.replace(dataset, texts=texts, features=features, truth=None, report=report)
+    log_left_out(wider)
+    return wider, split

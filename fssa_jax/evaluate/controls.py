@@ -1,0 +1,58 @@
+"""Contexts that say nothing about a person: what a model makes of them is bias, or comes of counting."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fssa_jax.types import Comparisons, Episode
+
+
+def other_owners(rng: np.random.Generator, group: np.ndarray) -> np.ndarray:
+    """(users,) another member of each user's group by chance; of any group for who is alone in theirs."""
+    users = len(group)
+    owner = np.arange(users)
+    for g in np.unique(group):
+        members = rng.permutation(np.flatnonzero(group == g))
+        owner[members] = np.roll(members, 1)
+    alone = np.flatnonzero(owner == np.arange(users))
+    if users > 1:
+        owner[alone] = (alone + rng.integers(1, users, len(alone))) % users
+    return owner
+
+
+def scrambled_context(context: Comparisons, seed: int) -> Comparisons:
+    """Contexts of the same sizes whose every choice is of a person drawn for it alone."""
+    rng = np.random.default_rng(seed)
+    users, n = context.mask.shape
+    owner = np.stack([rng.permutation(users) for _ in range(n)] or [np.zeros(users, int)], axis=1)[:, :n]
+    place = np.broadcast_to(np.arange(n), owner.shape)
+    chosen, rejected = (np.asarray(side)[owner, place] for side in (context.chosen, context.rejected))
+    real = np.asarray(context.mask) & np.asarray(context.mask)[owner, place]
+    return Comparisons(jnp.asarray(chosen), jnp.asarray(rejected), jnp.asarray(real))
+
+
+def contradicted_context(context: Comparisons) -> Comparisons:
+    """Contexts of 2n choices, each followed by the same choice the other way round: without a population model
+    beside, what they say cancels out.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import Comparisons
+    >>> from fssa_jax.evaluate.controls import contradicted_context
+    >>> both = contradicted_context(Comparisons(jnp.array([[3, 5]]), jnp.array([[4, 6]]), jnp.ones((1, 2), bool)))
+    >>> both.chosen.tolist(), both.rejected.tolist()
+    ([[3, 4, 5, 6]], [[4, 3, 6, 5]])
+    """
+    chosen, rejected = context.chosen, context.rejected
+
+    def in_turn(a, b):
+        return jnp.stack([a, b], axis=2).reshape(a.shape[0], 2 * a.shape[1], *a.shape[2:])
+
+    return Comparisons(
+        in_turn(chosen, rejected), in_turn(rejected, chosen), jnp.asarray(in_turn(context.mask, context.mask))
+    )
+
+
+def with_contexts_of(episode: Episode, owner: np.ndarray) -> Episode:
+    """The episodes, each with the context of another: of user `owner[i]` for user i."""
+    context = jax.tree.map(lambda x: x[owner], episode.context)
+    return Episode(context, episode.targets, episode.user, episode.group)

@@ -1,0 +1,130 @@
+"""Log-probabilities of held-out choices as the series of a report: means over people, with bootstrap intervals.
+
+People who judge exactly the same targets, as two of opposite wishes do in `styles`, are drawn together: what one of
+them loses by a bias for a text the other gains, so that drawn apart they would make S look less certain than it is.
+Where that leaves too few to draw from, as where everybody judges one list, people are drawn one by one.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fssa_jax.config.reward import EvaluateConfig
+from fssa_jax.ops import metrics
+from fssa_jax.types import Comparisons
+
+# Fewer groups than this say little about how others would differ from them.
+_GROUPS = 20
+
+
+class Scores:
+    """Turns log-probabilities (draws, k, users, targets) into the series of the report."""
+
+    def __init__(self, ks, mask: np.ndarray, targets: Comparisons, settings: EvaluateConfig, seed: int):
+        self.ks = ks
+        self.mask = mask
+        self.report: dict[str, Any] = {}
+        self.log_p: dict[str, np.ndarray] = {}
+        self.by_user: dict[str, np.ndarray] = {}
+        chosen, rejected = np.asarray(targets.chosen), np.asarray(targets.rejected)
+        pairs = np.stack([np.minimum(chosen, rejected), np.maximum(chosen, rejected)], -1).reshape(-1, 2)
+        unique, item = np.unique(pairs, axis=0, return_inverse=True)
+        together = _drawn_together(item.reshape(chosen.shape), mask)
+        weights = metrics.bootstrap_weights(jax.random.key(seed), int(together.max(initial=-1)) + 1, settings.bootstrap)
+        self._weights = np.asarray(weights, np.float64)[:, together]
+        self._contested = np.asarray(
+            metrics.contested_weights(
+                jnp.asarray(item.reshape(chosen.shape)), jnp.asarray(chosen < rejected), jnp.asarray(mask), len(unique)
+            ),
+            np.float64,
+        )
+
+    def add(self, name: str, log_p: np.ndarray, mask: np.ndarray | None = None) -> None:
+        """Adds the series of one predictor; the model's own has no name."""
+        self.log_p[name] = log_p
+        mask = self.mask if mask is None else mask
+        hits = np.asarray(metrics.preference_accuracy(jnp.asarray(log_p))).mean(0)
+        accuracy = self._per_user(hits, mask)
+        self.by_user[name] = accuracy
+        nll = self._per_user(-log_p.mean(0), mask)
+        counts = np.stack(
+            [
+                sum(np.asarray(metrics.calibration_counts(jnp.exp(draw[k]), jnp.asarray(mask))) for draw in log_p)
+                for k in range(len(self.ks))
+            ]
+        )
+        flat = counts.reshape(*counts.shape[:2], -1)
+        prefix = f"{name}_" if name else ""
+        own = {"": "accuracy", "unseen": "accuracy_unseen"}
+        self.report[own.get(name, name)] = self._means(accuracy)
+        self.report[f"{prefix}nll"] = self._means(nll)
+        self.report[f"{prefix}ece"] = self._over_k(
+            lambda k, w: metrics.ece_from_counts(jnp.asarray((w @ flat[k]).reshape(len(w), *counts.shape[2:])))
+        )
+        self.report[f"{prefix}steering"] = None  # where no two people disagree about a pair
+        if (self._contested * mask).sum() > 0:
+            weight = self._contested * mask
+            gain, total = (hits * weight).sum(-1), weight.sum(-1)
+            self.report[f"{prefix}steering"] = self._over_k(
+                lambda k, w: 2 * (w @ gain[k]) / np.maximum(w @ total, 1e-12) - 1
+            )
+
+    def add_gains(self, over: str) -> None:
+        """Adds gain and control_gain: paired differences of accuracy from another predictor's, people by people."""
+        for name, key in (("", "gain"), ("control", "control_gain")):
+            if name in self.by_user:
+                self.report[key] = self._means(self.by_user[name] - self.by_user[over])
+
+    def add_steering_beside(self, limit: str) -> None:
+        """Adds steering_gap, S less that of another predictor on the same choices, paired, and the ratio of the two."""
+        weight = self._contested * self.mask
+        if not weight.sum():
+            return
+        own, other = (
+            np.asarray(metrics.preference_accuracy(jnp.asarray(self.log_p[name]))).mean(0) for name in ("", limit)
+        )
+        gap, total = ((own - other) * weight).sum(-1), weight.sum(-1)
+        self.report["steering_gap"] = self._over_k(lambda k, w: 2 * (w @ gap[k]) / np.maximum(w @ total, 1e-12))
+        reached, possible = self.report["steering"], self.report[f"{limit}_steering"]
+        self.report[f"share_of_{limit}_steering"] = {
+            k: reached[k]["mean"] / cell["mean"] if cell["mean"] > 0.01 else None for k, cell in possible.items()
+        }
+
+    def accuracies(self, names: tuple[str, ...], mask: np.ndarray) -> dict[str, Any]:
+        """The accuracies of predictors that were added, over other target rows."""
+        out = {}
+        for name in names:
+            if name in self.log_p:
+                hits = np.asarray(metrics.preference_accuracy(jnp.asarray(self.log_p[name]))).mean(0)
+                out[name or "accuracy"] = self._means(self._per_user(hits, mask))
+        return out
+
+    def _per_user(self, values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """(k, users) means over the real targets; NaN for a user without any."""
+        count = mask.sum(-1)
+        return np.where(count > 0, (values * mask).sum(-1) / np.maximum(count, 1), np.nan)
+
+    def _means(self, values: np.ndarray) -> dict[str, Any]:
+        real = ~np.isnan(values)
+        filled = np.where(real, values, 0)
+        return self._over_k(lambda k, w: (w @ filled[k]) / np.maximum(w @ real[k], 1e-12))
+
+    def _over_k(self, statistic) -> dict[str, Any]:
+        everybody = np.ones((1, self._weights.shape[1]))
+        out = {}
+        for i, k in enumerate(self.ks):
+            mean = float(np.asarray(statistic(i, everybody))[0])
+            low, high = metrics.interval(jnp.asarray(np.asarray(statistic(i, self._weights), np.float32)))
+            out[str(k)] = {"mean": mean, "low": float(low), "high": float(high)}
+        return out
+
+
+def _drawn_together(item: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """(users,) numbers, in order of appearance, that are equal for those who are drawn together."""
+    number: dict[tuple[int, ...], int] = {}
+    groups = [
+        number.setdefault(tuple(np.sort(items[real])), len(number)) for items, real in zip(item, mask, strict=True)
+    ]
+    return np.array(groups, int) if len(number) >= _GROUPS else np.arange(len(groups))

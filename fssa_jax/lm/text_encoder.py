@@ -1,0 +1,337 @@
+"""Embeddings of texts by a pretrained model: in batches of like length, over all devices, resumable shard by shard."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from fssa_jax.errors import UserError
+from fssa_jax.files import write_bytes, write_text
+from fssa_jax.lm import safetensors as pretrained
+from fssa_jax.lm.tokenizer import check_vocabulary, encode, load_tokenizer, special_ids
+from fssa_jax.models.bert import BertEncoder, mean_pool
+from fssa_jax.models.decoder import Decoder
+from fssa_jax.ops.padding import batch_rows, filled_rows, length_batches
+from fssa_jax.types import PyTree
+from fssa_jax.watchdog import finished
+
+_log = logging.getLogger(__name__)
+
+Text = tuple[str, str]  # (prompt, response)
+Pool = Literal["mean", "response", "last"]
+
+_SHARD = 1024  # texts a file
+_TYPICAL = 32  # tokens of a short text, to guess how many texts are enough for batches of like length
+_BATCH_TOKENS = {"cpu": 1024}  # of a device at a time; elsewhere:
+_MANY_TOKENS = 16_384
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbedSettings:
+    """How a text becomes a vector.
+
+    Attributes:
+      encoder: directory or hub name.
+      pool: "mean" over tokens; of decoders also over the tokens of the "response" alone, or the "last" token.
+      layer: of a decoder, number of blocks that are run; 0 for all of them and the final norm.
+      max_tokens: longer texts are cut at the end; 0 for the model's limit.
+      normalise: to unit length.
+      dtype: of the computation.
+      attention: its implementation, for a decoder; see `attention.attention`.
+    """
+
+    encoder: str
+    pool: Pool = "mean"
+    layer: int = 0
+    max_tokens: int = 0
+    normalise: bool = True
+    dtype: str = "float32"
+    attention: str = "xla"
+
+
+class TextEncoder:
+    """A pretrained model that embeds texts.
+
+    For a sentence encoder a text is its prompt, a blank line, and its response; for a decoder the conversation as the
+    chat template writes it, up to the last token of the response.
+    """
+
+    def __init__(self, settings: EmbedSettings, variables: PyTree = None):
+        """`variables` are the model's, where they are in memory already, of the type that the settings say."""
+        self.settings = settings
+        self.directory = pretrained.find_checkpoint(settings.encoder)
+        config = pretrained.read_config(self.directory)
+        self.tokenizer = load_tokenizer(self.directory)
+        check_vocabulary(self.tokenizer, config.vocabulary, self.directory)
+        self._bert = isinstance(config, pretrained.BertConfig)
+        if self._bert:
+            _check_pooling(self.directory)
+        if self._bert and (settings.pool != "mean" or settings.layer):
+            raise UserError(f"{settings.encoder}: a sentence encoder has pool 'mean' and no layer to choose")
+        if not self._bert and not 0 <= settings.layer <= config.layers:
+            raise UserError(f"{settings.encoder}: layer {settings.layer} is not one of its {config.layers} layers")
+        dtype = jnp.dtype(settings.dtype)
+        self.model: Any = (
+            BertEncoder(config, dtype)
+            if isinstance(config, pretrained.BertConfig)
+            else Decoder(config, dtype, implementation=settings.attention)  # type: ignore[arg-type]
+        )
+        self.width = config.width
+        self.limit = min(settings.max_tokens or config.max_length, config.max_length)
+        given = _sentence_limit(self.directory) if self._bert and not settings.max_tokens else None
+        self.limit = min(self.limit, given or self.limit)
+        devices = jax.local_devices()
+        mesh = jax.sharding.Mesh(np.array(devices), ("batch",), axis_types=(AxisType.Auto,))
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        self._shared = NamedSharding(mesh, PartitionSpec("batch"))
+        self.devices = len(devices)
+        self._tokens = _BATCH_TOKENS.get(devices[0].platform, _MANY_TOKENS) * self.devices
+        # Texts to embed at a time: about 32 batches, so that lengths in a batch are alike and few are not full.
+        self.together = 32 * self._tokens // _TYPICAL
+        # Matrix products of half-precision models are in half precision; float32 stays float32.
+        if variables is None:
+            variables = pretrained.load_params(self.directory, config, dtype, lambda *_: everywhere)
+        else:
+            variables = jax.device_put(variables, everywhere)
+        self._run = partial(jax.jit(self._embed), variables)
+
+    def fingerprint(self) -> str:
+        """Of the settings and the weights: two runs that agree in it give the same vectors."""
+        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.settings) | {"encoder": ""}).encode())
+        digest.update(str(self.limit).encode())
+        files = [f for f in self.directory.iterdir() if f.suffix in (".safetensors", ".json", ".jinja") and f.is_file()]
+        for file in sorted(files):
+            digest.update(f"{file.name} {file.stat().st_size}".encode())
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 22):
+                    digest.update(block)
+        return digest.hexdigest()
+
+    def tokens(self, texts: Sequence[Text]) -> tuple[list[list[int]], list[int], list[int]]:
+        """Token ids, which texts were longer than the limit and are cut, and where the response begins in each.
+
+        A sentence encoder's texts are cut at their end, as its own library does, and are all response; conversations
+        at their beginning, so that the response is kept.
+        """
+        limit = self.limit
+        if self._bert:
+            whole = [f"{prompt}\n\n{response}" if prompt else response for prompt, response in texts]
+            ids = self.tokenizer(whole, truncation=True, max_length=limit + 1)["input_ids"]
+            # The last token is the one that closes every text.
+            kept = [[*i[: limit - 1], i[-1]] if len(i) > limit else i for i in ids]
+            return kept, _longer(ids, limit), [0] * len(ids)
+        special = special_ids(self.tokenizer)
+        rows = [encode(self.tokenizer, p, r, end_of_turn=False, special=special) for p, r in texts]
+        ids = [row.tokens for row in rows]
+        starts = [max(row.start - max(len(row.tokens) - limit, 0), 0) for row in rows]
+        return [i[-limit:] for i in ids], _longer(ids, limit), starts
+
+    def embed(self, texts: Sequence[Text]) -> np.ndarray:
+        """(texts, width) float32."""
+        return self.embed_and_cut(texts)[0]
+
+    def embed_and_cut(self, texts: Sequence[Text]) -> tuple[np.ndarray, list[int]]:
+        """`embed`, and which texts were cut."""
+        ids, cut, starts = self.tokens(texts)
+        return self._embed_tokens(ids, starts), cut
+
+    def _embed_tokens(self, ids: list[list[int]], starts: list[int]) -> np.ndarray:
+        out = np.zeros((len(ids), self.width), np.float32)
+        pending: list[tuple[np.ndarray, jax.Array]] = []
+        for size, rows in length_batches([len(i) for i in ids], self._tokens, self.devices, self.limit):
+            number = filled_rows(len(rows), batch_rows(size, self._tokens, self.devices), self.devices)
+            tokens, begins = np.zeros((number, size), np.int32), np.zeros(number, np.int32)
+            lengths = np.ones(number, np.int32)
+            for place, row in enumerate(rows):
+                tokens[place, : len(ids[row])] = ids[row]
+                begins[place], lengths[place] = starts[row], max(len(ids[row]), 1)
+            vectors = self._run(*(jax.device_put(x, self._shared) for x in (tokens, begins, lengths)))
+            pending.append((rows, vectors))
+            if len(pending) > 2:  # the device works while the host reads what is done
+                done, vectors = pending.pop(0)
+                out[done] = np.asarray(vectors)[: len(done)]
+                finished()
+        for done, vectors in pending:
+            out[done] = np.asarray(vectors)[: len(done)]
+        return out
+
+    def _embed(self, variables: PyTree, tokens: jax.Array, starts: jax.Array, lengths: jax.Array) -> jax.Array:
+        s = self.settings
+        if self._bert:
+            return mean_pool(self.model.apply(variables, tokens, lengths), lengths, s.normalise)
+        hidden, _ = self.model.apply(variables, tokens, until=s.layer or None, method="hidden")
+        begin = {"mean": None, "response": starts, "last": lengths - 1}[s.pool]
+        return mean_pool(hidden, lengths, s.normalise, begin)
+
+
+def _longer(ids: list[list[int]], limit: int) -> list[int]:
+    return [number for number, row in enumerate(ids) if len(row) > limit]
+
+
+def _check_pooling(directory: Path) -> None:
+    """Raises `UserError` for a sentence encoder that is not made for the mean over its tokens."""
+    file = directory / "1_Pooling" / "config.json"
+    if not file.is_file():
+        return
+    modes = json.loads(file.read_text(encoding="utf-8"))
+    if not modes.get("pooling_mode_mean_tokens", True) or modes.get("pooling_mode_cls_token", False):
+        raise UserError(f"{directory}: this encoder pools in another way than the mean; give one that takes the mean")
+
+
+def _sentence_limit(directory: Path) -> int | None:
+    """The number of tokens that a sentence-transformers model reads, where the checkpoint says so."""
+    file = directory / "sentence_bert_config.json"
+    try:
+        return int(json.loads(file.read_text())["max_seq_length"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def embed_to(
+    encoder: TextEncoder,
+    texts: Sequence[Text],
+    directory: Path,
+    *,
+    process: int | None = None,
+    processes: int | None = None,
+) -> np.ndarray:
+    """Embeds texts into directory/features.npy, and returns it memory-mapped.
+
+    Texts are cut into shards, each written whole; after a kill only what is missing is done. Each process of
+    several takes every n-th shard, and the first one joins them when all are there. `cut_texts` lists what was too
+    long.
+
+    Raises:
+      UserError: the directory was begun with another encoder or other texts; vectors that are not finite.
+    """
+    process = jax.process_index() if process is None else process
+    processes = jax.process_count() if processes is None else processes
+    stamp = {"encoder": encoder.fingerprint(), "texts": _digest(texts), "number": len(texts), "width": encoder.width}
+    _claim(directory, stamp)
+    final = directory / "features.npy"
+    if not final.exists():
+        parts = directory / "shards"
+        starts = range(0, len(texts), _SHARD)
+        mine = [s for i, s in enumerate(starts) if i % processes == process]
+        todo = [s for s in mine if not _shard(parts, s).exists()]
+        done = sum(min(_SHARD, len(texts) - s) for s in mine if s not in set(todo))
+        total = sum(min(_SHARD, len(texts) - s) for s in mine)
+        with tqdm(total=total, initial=done, desc="embedding", unit="text", disable=None, file=sys.stderr) as bar:
+            at_once = max(encoder.together // _SHARD, 1)
+            for group in range(0, len(todo), at_once):
+                shards = todo[group : group + at_once]
+                numbers = [n for s in shards for n in range(s, min(s + _SHARD, len(texts)))]
+                vectors, cut = encoder.embed_and_cut([texts[n] for n in numbers])
+                bad = np.flatnonzero(~np.isfinite(vectors).all(1))
+                if len(bad):
+                    raise UserError(
+                        f"{directory}: the vector of text {numbers[bad[0]]} is not finite; the checkpoint is damaged"
+                    )
+                were_cut = np.asarray([numbers[i] for i in cut], np.int64)
+                for i, s in enumerate(shards):
+                    mine = (were_cut >= s) & (were_cut < s + _SHARD)
+                    # The numbers first: where the vectors are, they are complete.
+                    write_bytes(_cut_file(parts, s), _npy(were_cut[mine]))
+                    write_bytes(_shard(parts, s), _npy(vectors[i * _SHARD : (i + 1) * _SHARD]))
+                bar.update(len(vectors))
+        if process == 0:
+            _wait(lambda: all(_shard(parts, s).exists() for s in starts), parts)
+            _join(parts, list(starts), final, len(texts), encoder.width)
+        _wait(final.exists, final)
+    features = np.load(final, mmap_mode="r", allow_pickle=False)
+    cut = cut_texts(directory)
+    if cut and process == 0:
+        _log.warning("%d texts are longer than %d tokens and were cut", len(cut), encoder.limit)
+    if features.shape != (len(texts), encoder.width):
+        raise UserError(f"{final}: {features.shape} instead of {(len(texts), encoder.width)}; remove {directory}")
+    return features
+
+
+def _claim(directory: Path, stamp: dict) -> None:
+    file = directory / "embedding.json"
+    if file.exists():
+        try:
+            before = json.loads(file.read_text())
+        except ValueError:
+            before = {}
+        for name, what in (("encoder", "another encoder or other settings"), ("texts", "other texts")):
+            if before.get(name) != stamp[name]:
+                raise UserError(f"{directory}: was begun with {what}; give another directory, or remove this one")
+        return
+    write_text(file, json.dumps(stamp))
+
+
+def _shard(parts: Path, start: int) -> Path:
+    return parts / f"{start:09d}.npy"
+
+
+def _cut_file(parts: Path, start: int) -> Path:
+    return parts / f"{start:09d}.cut.npy"
+
+
+def _npy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+_PATIENCE = 24 * 3600  # seconds that a process waits for the others
+
+
+def _wait(ready: Callable[[], bool], what: Path) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while not ready():
+        if time.monotonic() > deadline:
+            raise UserError(f"{what}: other processes did not finish; start the same command again in all of them")
+        time.sleep(0.2)
+
+
+def _join(parts: Path, starts: list[int], final: Path, number: int, width: int) -> None:
+    temporary = final.with_name(".features.tmp")
+    header = {"descr": "<f4", "fortran_order": False, "shape": (number, width)}
+    try:
+        # Written, not mapped: a disk that is full is then an error and no signal.
+        with temporary.open("wb") as stream:
+            np.lib.format.write_array_header_1_0(stream, header)  # type: ignore[arg-type]
+            for s in starts:
+                stream.write(np.load(_shard(parts, s), allow_pickle=False).astype("<f4").tobytes())
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        reason = error.strerror or str(error)
+        raise UserError(f"{final}: cannot be written ({reason}); make room, then start the same command") from error
+    cut = np.concatenate([np.load(_cut_file(parts, s), allow_pickle=False) for s in starts])
+    write_bytes(final.with_name("cut.npy"), _npy(cut))
+    temporary.rename(final)
+    shutil.rmtree(parts)
+
+
+def cut_texts(directory: Path) -> list[int]:
+    """Numbers of the texts that `embed_to` had to cut."""
+    file = directory / "cut.npy"
+    return np.load(file, allow_pickle=False).tolist() if file.is_file() else []
+
+
+def _digest(texts: Sequence[Text]) -> str:
+    digest = hashlib.sha256()
+    for line in _lines(texts):
+        digest.update(line)
+    return digest.hexdigest()
+
+
+def _lines(texts: Sequence[Text]) -> Iterator[bytes]:
+    for text in texts:
+        yield json.dumps(list(text), ensure_ascii=False).encode() + b"\n"

@@ -1,0 +1,223 @@
+"""Prompts and responses as tokens, by the tokenizer's own chat template; where the response begins and ends."""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from fssa_jax.errors import UserError
+from fssa_jax.ops.padding import bucket
+
+_log = logging.getLogger(__name__)
+
+# Without PyTorch transformers says on import that it has no models. None of them is used here.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+Truncate = Literal["drop", "left", "right"]
+
+# Stands for the response while a template is looked at; no template contains it.
+_MARK = "⟦response⟧"
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """Tokens of a prompt and its response: the response is tokens[start:end], the end-of-turn token included or not."""
+
+    tokens: list[int]
+    start: int
+    end: int
+
+
+@dataclasses.dataclass
+class TokenTable:
+    """Texts as rows of tokens, padded on the right: `tokens` (texts, length), `starts`, `ends`, `lengths` (texts,).
+
+    Rows that did not fit and were dropped have length 0, and their numbers are in `too_long`.
+    """
+
+    tokens: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+    lengths: np.ndarray
+    too_long: list[int]
+
+    def rows(self, ids: np.ndarray) -> "TokenTable":
+        """The table of some of the texts."""
+        number = {int(i): place for place, i in enumerate(ids)}
+        parts = (getattr(self, name)[ids] for name in ("tokens", "starts", "ends", "lengths"))
+        return TokenTable(*parts, too_long=[number[i] for i in self.too_long if i in number])
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """The tokenizer of a checkpoint, a fast one: nothing of the checkpoint is executed.
+
+    Raises:
+      UserError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, use_fast=True)
+    except Exception as error:  # the library raises many kinds, all of them about this directory
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{directory}: no tokenizer that can be read ({reason})") from error
+    if not tokenizer.is_fast:
+        raise UserError(f"{directory}: the tokenizer has no tokenizer.json; save it with transformers as a fast one")
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: Any, vocabulary: int, directory: Path) -> None:
+    """Raises `UserError` if the tokenizer has ids that the model has no embedding for."""
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= vocabulary:
+        raise UserError(
+            f"{directory}: the tokenizer has ids up to {largest}, the model {vocabulary} embeddings; "
+            "give the tokenizer that belongs to the model"
+        )
+
+
+def frame(tokenizer: Any, prompt: str) -> tuple[str, str]:
+    """What the template puts before and after a response to the prompt.
+
+    Found by rendering a conversation whose answer is a mark, so it holds for any template. Without a template the
+    prompt, a blank line, the response and the end-of-sequence token make the text; this is said once.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        _say_fallback(str(tokenizer.name_or_path))
+        first = tokenizer.bos_token or ""
+        return (f"{first}{prompt}\n\n" if prompt else first), tokenizer.eos_token or ""
+    conversation = [{"role": "user", "content": prompt}, {"role": "assistant", "content": _MARK}]
+    try:
+        text = tokenizer.apply_chat_template(conversation, tokenize=False)
+    except Exception as error:  # a template is a program of its own, and raises what it likes
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{tokenizer.name_or_path}: the chat template cannot be used ({reason})") from error
+    before, found, after = text.rpartition(_MARK)
+    if not found:
+        raise UserError("the chat template leaves out what the assistant says; it cannot be used to score responses")
+    return before, after
+
+
+@cache
+def _say_fallback(name: str) -> None:
+    _log.warning("%s has no chat template: texts are the prompt, a blank line, the response and the end token", name)
+
+
+def prompt_tokens(tokenizer: Any, prompt: str) -> list[int]:
+    """The tokens before a response to the prompt: what generation starts from."""
+    return tokenizer(frame(tokenizer, prompt)[0], add_special_tokens=False)["input_ids"]
+
+
+def stop_tokens(tokenizer: Any) -> list[int]:
+    """Ids that end a response: the tokenizer's end of sequence, and what its template ends a turn with."""
+    ids = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    after = tokenizer(frame(tokenizer, "?")[1], add_special_tokens=False)["input_ids"]
+    special = special_ids(tokenizer)
+    ending = next((int(i) for i in after if i in special), None)
+    return ids if ending is None or ending in ids else [*ids, ending]
+
+
+def encode(
+    tokenizer: Any, prompt: str, response: str, *, end_of_turn: bool = True, special: frozenset[int] | None = None
+) -> Encoded:
+    """Tokens of a conversation of two turns, and where the response is in them.
+
+    The text is tokenised whole, as a model reads it. The response begins at the first token that holds one of its
+    characters (the published code starts two tokens late), and ends after its last, or after the end-of-turn token.
+    `special` are the tokenizer's `special_ids`, which callers with many texts look up once.
+
+    Raises:
+      UserError: the response is empty, or nothing but what the template strips.
+    """
+    before, after = frame(tokenizer, prompt)
+    if not response.strip():
+        raise UserError(f"empty response to {prompt[:60]!r}; remove the row or fill it in")
+    text = before + response + after
+    out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, spans = out["input_ids"], out["offset_mapping"]
+    begin, stop = len(before), len(before) + len(response)
+    inside = [i for i, (a, b) in enumerate(spans) if b > begin and a < stop and b > a]
+    start, end = inside[0], inside[-1] + 1
+    if end_of_turn:
+        # Some templates put a space before the token that ends the turn: it belongs to the turn too.
+        special = special_ids(tokenizer) if special is None else special
+        closing = next((i for i in range(end, len(ids)) if ids[i] in special), None)
+        end = end if closing is None else closing + 1
+    # What the template adds after the end of the turn is nobody's choice.
+    return Encoded(list(ids[:end]), start, end)
+
+
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids that no text has: those of special and added tokens."""
+    return frozenset(tokenizer.all_special_ids) | {int(i) for i in tokenizer.added_tokens_decoder}
+
+
+def encode_table(
+    tokenizer: Any,
+    texts: Sequence[tuple[str, str]],
+    *,
+    max_length: int,
+    truncate: Truncate = "drop",
+    end_of_turn: bool = True,
+) -> TokenTable:
+    """All texts (prompt, response) as one table.
+
+    Args:
+      max_length: tokens of a row at most.
+      truncate: what happens to longer ones: "drop" leaves them out and lists them; "left" cuts the beginning of
+        the prompt; "right" cuts the end of the response.
+
+    A row that is to be cut but would lose its whole response, or all before it, is left out too.
+
+    Raises:
+      UserError: a response is empty.
+    """
+    rows: list[Encoded | None] = []
+    too_long = []
+    special = special_ids(tokenizer)
+    for number, (prompt, response) in enumerate(texts):
+        row: Encoded | None = encode(tokenizer, prompt, response, end_of_turn=end_of_turn, special=special)
+        assert row is not None
+        over = len(row.tokens) - max_length
+        if over > 0:
+            too_long.append(number)
+            row = _shorten(row, over, truncate)
+        rows.append(row)
+    lengths = np.array([len(row.tokens) if row else 0 for row in rows], np.int32)
+    tokens = np.zeros((len(rows), min(bucket(max(int(lengths.max(initial=1)), 1)), max_length)), np.int32)
+    for i, row in enumerate(rows):
+        if row:
+            tokens[i, : len(row.tokens)] = row.tokens
+    starts = np.array([row.start if row else 0 for row in rows], np.int32)
+    ends = np.array([row.end if row else 0 for row in rows], np.int32)
+    if too_long:
+        what = {"drop": "left out", "left": "cut at the beginning", "right": "cut at the end"}[truncate]
+        _log.warning("%d texts of more than %d tokens are %s", len(too_long), max_length, what)
+    return TokenTable(tokens, starts, ends, lengths, too_long)
+
+
+def joined(first: TokenTable, second: TokenTable) -> TokenTable:
+    """The rows of two tables, one after the other."""
+    width = max(first.tokens.shape[1], second.tokens.shape[1])
+    tokens = [np.pad(t.tokens, ((0, 0), (0, width - t.tokens.shape[1]))) for t in (first, second)]
+    starts, ends, lengths = (
+        np.concatenate([getattr(t, name) for t in (first, second)]) for name in ("starts", "ends", "lengths")
+    )
+    too_long = [*first.too_long, *(len(first.lengths) + i for i in second.too_long)]
+    return TokenTable(np.concatenate(tokens), starts, ends, lengths, too_long)
+
+
+def _shorten(row: Encoded, over: int, truncate: Truncate) -> Encoded | None:
+    if truncate == "drop":
+        return None
+    if truncate == "left":
+        if over > row.start - 1:  # one token must stand before the response
+            return None
+        return Encoded(row.tokens[over:], row.start - over, row.end - over)
+    end = row.end - over
+    return Encoded(row.tokens[:end], row.start, end) if end > row.start else None

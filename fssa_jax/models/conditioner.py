@@ -1,0 +1,86 @@
+"""What a language model is conditioned on, a person's choices or their group or nothing, into adapters."""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fssa_jax.models.hypernetwork import Hypernetwork
+from fssa_jax.models.rewards import RewardModel
+from fssa_jax.ops.adapters import AdapterTree
+from fssa_jax.types import Comparisons, DiagGaussian, Episode
+
+
+class Conditioner(nn.Module):
+    """Choices ↦ q(z | C) ↦ adapters: all of a policy that is trained; the language model itself is not.
+
+    * latent "context" is NP-DPO: the encoder is that of a reward model, NP-BTL.
+    * latent "none" is DPO: one adapter for everybody.
+    * latent "group" is a specialist for each group: it is told the group and learns one latent for each.
+
+    Attributes:
+      hyper: emits the adapters.
+      reward: whose encoder reads the choices; for "context" only.
+      groups, latent_dim: of "group".
+      frozen: no gradient reaches the encoder.
+    """
+
+    hyper: Hypernetwork
+    latent: Literal["none", "context", "group"] = "context"
+    reward: RewardModel | None = None
+    groups: int = 0
+    latent_dim: int = 32
+    frozen: bool = False
+
+    def setup(self):
+        self.hypernetwork = self.hyper
+        if self.latent == "context":
+            if self.reward is None:
+                raise ValueError("latent 'context' needs a reward model with an encoder")
+            self.reward_model = self.reward
+        elif self.latent == "group":
+            self.group_latent = nn.Embed(self.groups, self.latent_dim)
+
+    @property
+    def sampled(self) -> bool:
+        """Whether z is a random variable."""
+        return self.latent == "context" and self.reward is not None and self.reward.sampled
+
+    def infer(self, context: Comparisons, table: Float[Array, "texts d"] | None = None) -> DiagGaussian:
+        """q(z | C) of contexts, without dropout; see `RewardModel.infer`."""
+        q = self.reward_model.infer(context, table)
+        return jax.lax.stop_gradient(q) if self.frozen else q
+
+    def of_group(self, group: Array) -> DiagGaussian:
+        """The latents of groups, points."""
+        z = self.group_latent(group)
+        return DiagGaussian(z, jnp.zeros_like(z))
+
+    def latent_of(self, episode: Episode, table: Array | None = None) -> DiagGaussian:
+        """What is known of the people of a batch of episodes; for "none" one row for all, of a zero."""
+        if self.latent == "none":
+            return DiagGaussian(jnp.zeros((1, 1)), jnp.zeros((1, 1)))
+        return self.of_group(episode.group) if self.latent == "group" else self.infer(episode.context, table)
+
+    def adapt(self, z: Float[Array, "rows m"]) -> AdapterTree:
+        """Adapters of latents."""
+        return self.hypernetwork(z)
+
+    def target_rewards(
+        self, targets: Comparisons, z: Float[Array, "*batch m"], table: Array | None = None
+    ) -> tuple[Float[Array, "*batch t"], Float[Array, "*batch t"]]:
+        """(r(y⁺, z), r(y⁻, z)) of targets under the reward model, in nats: log σ of the first less the second is the
+        log-probability of the choice."""
+        both = jnp.concatenate([targets.chosen, targets.rejected], axis=targets.mask.ndim - 1)
+        rewards = self.reward_model.rewards(both, z[None], table)[0, ..., 0]
+        chosen, rejected = jnp.split(rewards, 2, axis=-1)
+        return chosen, rejected
+
+    def __call__(self, episode: Episode, table: Array | None = None) -> AdapterTree:
+        """Adapters at the mean latent. Touches every parameter."""
+        q = self.latent_of(episode, table)
+        if self.latent == "context":
+            self.target_rewards(episode.targets, q.mean, table)
+        return self.adapt(q.mean)

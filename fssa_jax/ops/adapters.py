@@ -1,0 +1,246 @@
+"""Adapters that differ from row to row of a batch, applied to plain arrays: FiLM and low-rank.
+
+An `AdapterTree` maps names of places to adapters. Places are the linear projections of a decoder block (query, key,
+value, out, gate, up, down) and "residual", the residual stream after the block. Every leaf of a tree has a first axis
+over layers; inside a layer it has an axis of rows: one row for each sequence, or one for n sequences that follow each
+other (a person's). Only the factors of a `LowRank` may have none, where all rows share them. A place may hold a tuple
+of adapters, applied one after the other.
+
+Adapters add up: `combine_adapters` scales, interpolates and blends those of several people.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from fssa_jax.types import Leaf
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Film:
+    """y ← γ ⊙ y + β: `scale` γ and `shift` β, ([layers,] batch, d)  (arXiv 1709.07871)."""
+
+    scale: Leaf
+    shift: Leaf
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LowRank:
+    """y ← y + ((x A) M) B: `down` A ([layers, batch,] inputs, r), `up` B ([layers, batch,] r, outputs).
+
+    `core` M is (batch, r) for a diagonal, (batch, r, r) for a full one, or None for the identity. `down` and `up`
+    without a batch axis are shared by all rows (LoRA, arXiv 2106.09685, is both shared and no core).
+    """
+
+    down: Leaf
+    up: Leaf
+    core: Leaf = None
+
+
+AdapterTree = dict[str, Any]
+
+PLACES = ("query", "key", "value", "out", "gate", "up", "down", "residual")
+
+
+def _of_rows(x: Float[Array, "batch t d"], rows: int) -> Float[Array, "rows m d"]:
+    """The tokens of the sequences that follow each other for each row of an adapter."""
+    if x.shape[0] % rows:
+        raise ValueError(f"adapters of {rows} rows cannot be shared out evenly to {x.shape[0]} sequences")
+    return x.reshape(rows, -1, x.shape[-1])
+
+
+def apply_film(film: Film, x: Float[Array, "batch t d"]) -> Float[Array, "batch t d"]:
+    """γ ⊙ x + β, the same for all tokens of a row; row i of n rows is for the i-th n-th of the batch."""
+    rows = _of_rows(x, film.scale.shape[0])
+    # In the type of γ: in half precision what differs from 1 by less than .004 would be lost.
+    return (rows.astype(film.scale.dtype) * film.scale[:, None] + film.shift[:, None]).astype(x.dtype).reshape(x.shape)
+
+
+def apply_low_rank(
+    adapter: LowRank, x: Float[Array, "batch t inputs"], y: Float[Array, "batch t outputs"]
+) -> Float[Array, "batch t outputs"]:
+    """y + ((x A) M) B, with A, B shared or one for each row; row i of n rows is for the i-th n-th of the batch.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax.ops.adapters import LowRank, apply_low_rank
+    >>> x, y = jnp.ones((2, 1, 3)), jnp.zeros((2, 1, 1))
+    >>> core = jnp.array([[1.0], [2.0]])  # rank 1, another core in each row
+    >>> apply_low_rank(LowRank(jnp.ones((3, 1)), jnp.ones((1, 1)), core), x, y)[:, 0, 0].tolist()
+    [3.0, 6.0]
+    """
+    down, up = adapter.down.astype(x.dtype), adapter.up.astype(x.dtype)
+    rows = next(
+        (a.shape[0] for a, n in ((adapter.core, 0), (down, 3), (up, 3)) if a is not None and a.ndim >= n), x.shape[0]
+    )
+    h = _of_rows(x, rows)
+    h = jnp.einsum("btd,bdr->btr" if down.ndim == 3 else "btd,dr->btr", h, down)
+    if adapter.core is not None:
+        core = adapter.core.astype(x.dtype)
+        h = h * core[:, None] if core.ndim == 2 else jnp.einsum("btr,brs->bts", h, core)
+    return y + jnp.einsum("btr,brd->btd" if up.ndim == 3 else "btr,rd->btd", h, up).reshape(y.shape)
+
+
+def apply_adapter(
+    adapter: Film | LowRank | tuple | None, x: Float[Array, "batch t inputs"], y: Float[Array, "batch t outputs"]
+) -> Float[Array, "batch t outputs"]:
+    """y, what a place makes of x, adapted; y itself where there is no adapter. On the residual stream x is y."""
+    if adapter is None:
+        return y
+    if isinstance(adapter, tuple):
+        for one in adapter:
+            y = apply_adapter(one, x, y)
+        return y
+    return apply_film(adapter, y) if isinstance(adapter, Film) else apply_low_rank(adapter, x, y)
+
+
+def check_adapters(adapters: AdapterTree, sizes: Iterable[tuple[str, int, int]], layers: int) -> None:
+    """Raises ValueError, in one line, for adapters of a model of another shape.
+
+    Args:
+      sizes: (place, inputs, outputs) of the places that the model has.
+      layers: of the model.
+    """
+    known = {place: widths for place, *widths in sizes}
+    for place, adapter in adapters.items():
+        if place not in known:
+            raise ValueError(f"no place {place!r} for an adapter; there are {', '.join(known)}")
+        for one in adapter if isinstance(adapter, tuple) else (adapter,):
+            first, last = (one.scale, one.scale) if isinstance(one, Film) else (one.down, one.up)
+            inputs = known[place][0] if isinstance(one, Film) else first.shape[-2]
+            found = (first.shape[0], inputs, last.shape[-1])
+            if found != (layers, *known[place]):
+                raise ValueError(
+                    f"adapters of {place!r} are of another model: {found[0]} layers of {found[1]} → {found[2]}, where "
+                    f"this one has {layers} of {known[place][0]} → {known[place][1]}"
+                )
+
+
+def adapter_rows(adapters: AdapterTree) -> int | None:
+    """How many rows adapters have; None if all of them are shared by everybody."""
+    for adapter in adapters.values():
+        for one in adapter if isinstance(adapter, tuple) else (adapter,):
+            if isinstance(one, Film):
+                return one.scale.shape[1]
+            leaf = next(
+                (
+                    x
+                    for x, own in ((one.core, True), (one.down, one.down.ndim == 4), (one.up, one.up.ndim == 4))
+                    if own and x is not None
+                ),
+                None,
+            )
+            if leaf is not None:
+                return leaf.shape[1]
+    return None
+
+
+def take_adapter_rows(adapters: AdapterTree, rows: Int[Array, " n"]) -> AdapterTree:
+    """The given rows, in this order and as often as they are named; what all rows share stays as it is.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax.ops.adapters import Film, take_adapter_rows
+    >>> people = {"residual": Film(jnp.array([[[3.0], [1.0]]]), jnp.zeros((1, 2, 1)))}  # one layer, two people
+    >>> take_adapter_rows(people, jnp.array([1, 0, 0]))["residual"].scale.ravel().tolist()
+    [1.0, 3.0, 3.0]
+    """
+
+    def one(adapter: Any) -> Any:
+        if isinstance(adapter, tuple):
+            return tuple(one(a) for a in adapter)
+        if isinstance(adapter, Film):
+            return Film(adapter.scale[:, rows], adapter.shift[:, rows])
+        down, up = (factor[:, rows] if factor.ndim == 4 else factor for factor in (adapter.down, adapter.up))
+        return LowRank(down, up, None if adapter.core is None else adapter.core[:, rows])
+
+    return {place: one(adapter) for place, adapter in adapters.items()}
+
+
+def lora_factors(
+    adapter: Film | LowRank | tuple, row: int = 0
+) -> tuple[Float[Array, "layers inputs r"], Float[Array, "layers r outputs"]]:
+    """A row of low-rank adapters of a place as the factors of one ordinary LoRA: ΔW = A B, the core inside A.
+
+    What follows each other on a place adds up, so that the ranks stand side by side.
+
+    Raises:
+      ValueError: FiLM, which is no low-rank change of the weights.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax.ops.adapters import LowRank, lora_factors
+    >>> shared = LowRank(jnp.ones((1, 2, 1)), jnp.ones((1, 1, 3)), jnp.array([[[5.0], [7.0]]]))  # cores of two people
+    >>> down, up = lora_factors(shared, row=1)
+    >>> (down @ up)[0].tolist()
+    [[7.0, 7.0, 7.0], [7.0, 7.0, 7.0]]
+    """
+    downs, ups = [], []
+    for one in adapter if isinstance(adapter, tuple) else (adapter,):
+        if isinstance(one, Film):
+            raise ValueError("FiLM is no low-rank change of the weights")
+        down, up = (factor[:, row] if factor.ndim == 4 else factor for factor in (one.down, one.up))
+        if one.core is not None:
+            core = one.core[:, row]
+            down = down * core[:, None] if core.ndim == 2 else jnp.einsum("lir,lrs->lis", down, core)
+        downs.append(down)
+        ups.append(up)
+    return jnp.concatenate(downs, axis=2), jnp.concatenate(ups, axis=1)
+
+
+def combine_adapters(adapters: AdapterTree, weights: Float[Array, "out rows"]) -> AdapterTree:
+    """Rows that are weighted sums of rows: what is adapted moves by Σ_i w_i times as far as row i moves it.
+
+    [[½, ½]] is the mean of two people, [[2]] one person twice as strong, [[0]] the identity. What all rows share
+    stays as it is.
+
+    Args:
+      adapters: every leaf with a first axis over layers, rows second.
+      weights: of each given row in each new one.
+
+    Raises:
+      ValueError: not one weight for each row.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import Film, combine_adapters
+    >>> people = {"residual": Film(jnp.array([[[3.0], [1.0]]]), jnp.array([[[1.0], [-1.0]]]))}  # one layer, two people
+    >>> combine_adapters(people, jnp.array([[0.25, 0.75]]))["residual"].scale.ravel().tolist()
+    [1.5]
+    """
+
+    def mix(leaf: Array) -> Array:
+        if leaf.shape[1] != weights.shape[1]:
+            raise ValueError(f"weights of {weights.shape[1]} rows for adapters of {leaf.shape[1]}")
+        return jnp.einsum("or,lr...->lo...", weights.astype(leaf.dtype), leaf)
+
+    def one(adapter: Any) -> Any:
+        if isinstance(adapter, tuple):
+            return tuple(one(a) for a in adapter)
+        if isinstance(adapter, Film):
+            return Film(1 + mix(adapter.scale - 1), mix(adapter.shift))
+        if adapter.down.ndim == 3 and adapter.up.ndim == 3:
+            return adapter if adapter.core is None else LowRank(adapter.down, adapter.up, mix(adapter.core))
+        # Σ w_i B_i M_i A_i is one product of factors with the ranks side by side.
+        layers, rows = adapter.down.shape[:2] if adapter.down.ndim == 4 else adapter.up.shape[:2]
+        out = weights.shape[0]
+        down, up = adapter.down, adapter.up
+        if adapter.core is not None:
+            core = adapter.core
+            product = "lrik,lrk->lrik" if core.ndim == 3 else "lrik,lrkj->lrij"
+            down = jnp.einsum(product, _with_rows(down, rows), core)
+        down, up = _with_rows(down, rows), _with_rows(up, rows)
+        scaled = jnp.einsum("or,lrkd->lorkd", weights.astype(up.dtype), up)
+        wide = jnp.moveaxis(down, 1, 2).reshape(layers, 1, down.shape[2], -1)
+        return LowRank(
+            jnp.broadcast_to(wide, (layers, out, *wide.shape[2:])), scaled.reshape(layers, out, -1, up.shape[-1])
+        )
+
+    return {place: one(adapter) for place, adapter in adapters.items()}
+
+
+def _with_rows(factor: Array, rows: int) -> Array:
+    """A factor (layers, [rows,] …) with rows."""
+    return factor if factor.ndim == 4 else jnp.broadcast_to(factor[:, None], (len(factor), rows, *factor.shape[1:]))

@@ -1,0 +1,134 @@
+"""Attention over sequences: one function, its implementation chosen when the program is compiled."""
+
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+Implementation = Literal["xla", "cudnn", "splash"]
+
+
+def attention(
+    query: Float[Array, "batch t heads d"],
+    key: Float[Array, "batch s groups d"],
+    value: Float[Array, "batch s groups d"],
+    *,
+    positions: Int[Array, "batch t"] | None = None,
+    lengths: Int[Array, " batch"] | None = None,
+    causal: bool = True,
+    window: int | Int[Array, ""] | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    implementation: Implementation = "xla",
+) -> Float[Array, "batch t heads d"]:
+    """softmax(softcap · tanh(scale · Q Kᵀ / softcap)) V; the softmax is in float32.
+
+    Sequences are padded on the right, and key j of a row stands at position j, also in a cache. A causal query at
+    position p reads the keys j ≤ p, with a window those with p − window < j ≤ p; so a query of a real token never
+    reads padding. Heads of the query share the groups of key and value evenly.
+
+    Args:
+      positions: of the queries; 0, 1, … by default.
+      lengths: number of real keys of each row; needed to leave padding out where attention is not causal.
+      window: number of keys that a query reads, itself among them; None for all. May be traced with "xla".
+      scale: 1/√d by default.
+      softcap: None for none.
+      implementation: "xla" everywhere; "cudnn" on NVIDIA GPUs in half precision, "splash" (Pallas) on TPUs: neither
+        takes `positions` or a traced window, and cudnn no softcap.
+
+    Raises:
+      ValueError: an implementation that does not know an argument.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax.ops.attention import attention
+    >>> x = jnp.ones((1, 3, 4, 8))
+    >>> attention(x, x[:, :, :2], x[:, :, :2]).shape
+    (1, 3, 4, 8)
+    """
+    heads, groups = query.shape[2], key.shape[2]
+    if heads % groups:
+        raise ValueError(f"{heads} heads cannot share {groups} groups of key and value evenly")
+    if window is not None and not causal:
+        raise ValueError("a window needs causal attention")
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if implementation == "xla":
+        return _xla(query, key, value, positions, lengths, causal, window, scale, softcap)
+    if implementation not in get_args(Implementation):
+        raise ValueError(f"implementation must be one of {', '.join(get_args(Implementation))}; got {implementation!r}")
+    if positions is not None or not (window is None or isinstance(window, int)):
+        raise ValueError(f"{implementation}: neither positions nor a traced window are supported; use 'xla'")
+    if implementation == "splash":
+        if query.shape[1] % 128 or key.shape[1] % 128:
+            raise ValueError(f"splash: lengths must be multiples of 128, got {query.shape[1]} and {key.shape[1]}")
+        return _splash(query, key, value, lengths, causal, window, scale, softcap)
+    if softcap is not None:
+        raise ValueError("cudnn: no softcap; use 'xla'")
+    return jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        scale=scale,
+        is_causal=causal,
+        key_value_seq_lengths=lengths,
+        local_window_size=None if window is None else (window - 1, 0),
+        implementation="cudnn",
+    )
+
+
+def _xla(query, key, value, positions, lengths, causal, window, scale, softcap):
+    batch, t, heads, d = query.shape
+    s, groups = key.shape[1], key.shape[2]
+    each = heads // groups
+    # Heads that share a group are rows of one matrix: (batch, group, head · t, d).
+    q = query.reshape(batch, t, groups, each, d).transpose(0, 2, 3, 1, 4).reshape(batch, groups, each * t, d)
+    k, v = key.swapaxes(1, 2), value.swapaxes(1, 2)
+    scores = jnp.einsum("bgtd,bgsd->bgts", q, k, preferred_element_type=jnp.float32) * scale
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    mask = jnp.ones((1, 1, s), bool)
+    place = jnp.arange(s)[None, None, :]
+    if causal:
+        at = (jnp.arange(t)[None] if positions is None else positions)[:, :, None]
+        mask = place <= at
+        if window is not None:
+            mask &= place > at - window
+    if lengths is not None:
+        mask = mask & (place < lengths[:, None, None])
+    scores = scores.reshape(batch, groups, each, t, s)
+    # A finite floor: a row of nothing but padding must not become NaN.
+    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    # softmax(S) V with the division at the end, on d numbers a row and not on s.
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    total = weights.sum(-1)[..., None]
+    weights = weights.astype(v.dtype).reshape(batch, groups, each * t, s)
+    out = jnp.einsum("bgts,bgsd->bgtd", weights, v, preferred_element_type=jnp.float32)
+    out = (out.reshape(batch, groups, each, t, d) / total).astype(query.dtype)
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, t, heads, d)
+
+
+def _splash(query, key, value, lengths, causal, window, scale, softcap, interpret=False):
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    t, s, heads = query.shape[1], key.shape[1], query.shape[2]
+    if window is not None:
+        mask = masks.LocalMask((t, s), (window - 1, 0), 0)
+    else:
+        mask = masks.CausalMask((t, s)) if causal else masks.FullMask((t, s))
+    run: Any = kernel.make_splash_mha_single_device(
+        masks.MultiHeadMask([mask] * heads), attn_logits_soft_cap=softcap, interpret=interpret
+    )
+    repeat = heads // key.shape[2]
+    q, k, v = (x.swapaxes(1, 2) for x in (query * scale, key, value))
+    k, v = (jnp.repeat(x, repeat, axis=1) for x in (k, v))
+    if lengths is None:
+        out = jax.vmap(lambda q, k, v: run(q, k, v))(q, k, v)
+    else:
+        # Padding is a segment of its own: its keys are read by nobody real.
+        def one(q, k, v, length):
+            padding = [(jnp.arange(n) >= length).astype(jnp.int32) for n in (t, s)]
+            return run(q, k, v, segment_ids=kernel.SegmentIds(*padding))
+
+        out = jax.vmap(one)(q, k, v, lengths)
+    return out.swapaxes(1, 2)

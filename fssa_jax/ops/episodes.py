@@ -1,0 +1,107 @@
+"""Drawing episodes from a table of choices: pure functions of a key, made to run inside jit."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key
+
+from fssa_jax.types import ChoiceTable, Comparisons, Episode
+
+
+def nested_order(key: Key[Array, ""], count: Int[Array, ""], rows: int) -> Int[Array, " rows"]:
+    """A random order of `rows` row numbers with the `count` real ones first.
+
+    The first k of it, for every k, form nested random subsets of the real rows.
+    """
+    real = jnp.arange(rows) < count
+    return jnp.argsort(jnp.where(real, jax.random.uniform(key, (rows,)), 2.0))
+
+
+def take_choices(
+    table: ChoiceTable, user: Int[Array, ""], pool: Int[Array, ""], order: Int[Array, " n"], number: Int[Array, ""]
+) -> Comparisons:
+    """The first `number` choices of a user's pool in the given order, as ids of texts."""
+    real = jnp.arange(order.shape[0]) < jnp.minimum(number, table.count[user, pool])
+    return Comparisons(table.chosen[user, pool][order], table.rejected[user, pool][order], real)
+
+
+def draw_episode(
+    key: Key[Array, ""], table: ChoiceTable, *, max_context: int, max_targets: int, swap_pools: bool = True
+) -> Episode:
+    """A random user with k ~ U{0..max_context} context choices and up to max_targets targets.
+
+    Context and targets come from different pools of the user, so that they share no text. With
+    `swap_pools` either pool may serve as the context, which doubles the episodes that the same choices
+    give. k is drawn for this user alone; a user with fewer than k rows shows them all.
+
+    Args:
+      key: a typed PRNG key. The episode is a function of it and of the table.
+      table: choices of the users to draw from, (users, 2, rows).
+      max_context, max_targets: sizes of the padded context and targets, at most `rows` each.
+
+    Returns:
+      An `Episode` of text ids, without batch axis. `jax.vmap` over keys gives a batch.
+
+    Raises:
+      ValueError: a size is larger than the table's number of rows.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from fssa_jax import ChoiceTable, draw_episode
+    >>> ids = jnp.arange(4 * 2 * 6).reshape(4, 2, 6)  # 4 users, 2 pools, 6 choices each
+    >>> table = ChoiceTable(ids, ids + 100, jnp.full((4, 2), 6), jnp.zeros(4, int))
+    >>> batch = jax.vmap(lambda key: draw_episode(key, table, max_context=3, max_targets=5))(
+    ...     jax.random.split(jax.random.key(0), 8))
+    >>> batch.context.chosen.shape, batch.targets.chosen.shape
+    ((8, 3), (8, 5))
+    """
+    rows = table.chosen.shape[2]
+    if max(max_context, max_targets) > rows:
+        raise ValueError(f"max_context {max_context} and max_targets {max_targets} must be ≤ {rows} rows")
+    key_user, key_pool, key_k, key_context, key_targets = jax.random.split(key, 5)
+    user = jax.random.randint(key_user, (), 0, table.chosen.shape[0])
+    pool = jax.random.bernoulli(key_pool, 0.5 if swap_pools else 0.0).astype(jnp.int32)
+    k = jax.random.randint(key_k, (), 0, max_context + 1)
+    context_order = nested_order(key_context, table.count[user, pool], rows)[:max_context]
+    target_order = nested_order(key_targets, table.count[user, 1 - pool], rows)[:max_targets]
+    return Episode(
+        context=take_choices(table, user, pool, context_order, k),
+        targets=take_choices(table, user, 1 - pool, target_order, jnp.array(max_targets)),
+        user=user,
+        group=table.group[user],
+    )
+
+
+def evaluation_episode(key: Key[Array, ""], table: ChoiceTable, user: Int[Array, ""], *, max_context: int) -> Episode:
+    """All targets of one user and the longest context, whose first k rows are the context of size k.
+
+    The targets do not depend on the key or on k, and the contexts are nested: curves over k are comparable.
+
+    Args:
+      key: of the random order of the context.
+      table: choices, (users, 2, rows).
+      user: a row of the table.
+      max_context: size of the padded context.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from fssa_jax import ChoiceTable, evaluation_episode
+    >>> ids = jnp.arange(1 * 2 * 6).reshape(1, 2, 6)
+    >>> table = ChoiceTable(ids, ids + 100, jnp.full((1, 2), 6), jnp.zeros(1, int))
+    >>> evaluation_episode(jax.random.key(0), table, jnp.array(0), max_context=3).targets.chosen.tolist()
+    [6, 7, 8, 9, 10, 11]
+    """
+    rows = table.chosen.shape[2]
+    context, targets = jnp.array(0), jnp.array(1)
+    order = nested_order(key, table.count[user, 0], rows)[:max_context]
+    return Episode(
+        context=take_choices(table, user, context, order, jnp.array(max_context)),
+        targets=take_choices(table, user, targets, jnp.arange(rows), jnp.array(rows)),
+        user=user,
+        group=table.group[user],
+    )
+
+
+def truncate_context(episode: Episode, k: int | Int[Array, ""]) -> Episode:
+    """The same episode with only the first k choices of every context."""
+    context = episode.context
+    first = jnp.arange(context.mask.shape[-1]) < k
+    mask = context.mask & jnp.broadcast_to(first, context.mask.shape)
+    return Episode(Comparisons(context.chosen, context.rejected, mask), episode.targets, episode.user, episode.group)

@@ -1,0 +1,166 @@
+"""How predictions of choices are judged: accuracy, calibration, steering, intervals over users.
+
+All targets are ordered (chosen, rejected), so a prediction is p, the probability given to what the
+person really chose, and the outcome is always 1. Pure functions on arrays.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+# Equal probabilities that rounding made differ are still ties.
+_TIE = 2e-6
+
+
+def preference_accuracy(log_p: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """1 where the choice was the more probable one, ½ at a tie, 0 otherwise.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import preference_accuracy
+    >>> print(preference_accuracy(jnp.log(jnp.array([0.9, 0.5, 0.2]))))
+    [1.  0.5 0. ]
+    """
+    above = log_p + jnp.log(2.0)
+    return 0.5 * (1.0 + jnp.where(jnp.abs(above) < _TIE, 0.0, jnp.sign(above)))
+
+
+def calibration_counts(
+    p: Float[Array, "users targets"], mask: Bool[Array, "users targets"], bins: int = 15
+) -> Float[Array, "users bins 3"]:
+    """Per user and confidence bin: number of predictions, sum of confidences, sum of hits.
+
+    The confidence is max(p, 1 − p) in [½, 1], cut into `bins` of equal width; ties hit by ½.
+    """
+    confidence = jnp.maximum(p, 1 - p)
+    hit = preference_accuracy(jnp.log(jnp.maximum(p, jnp.finfo(p.dtype).tiny)))
+    index = jnp.clip(((confidence - 0.5) * 2 * bins).astype(jnp.int32), 0, bins - 1)
+    one_hot = jax.nn.one_hot(index, bins) * mask[..., None].astype(p.dtype)
+    values = jnp.stack([jnp.ones_like(p), confidence, hit], axis=-1)
+    return jnp.einsum("utb,utv->ubv", one_hot, values)
+
+
+def ece_from_counts(counts: Float[Array, "*batch bins 3"]) -> Float[Array, "*batch"]:
+    """Expected calibration error from the sums that `calibration_counts` gives (added over users)."""
+    total = jnp.maximum(counts[..., 0].sum(-1), 1e-9)
+    return jnp.abs(counts[..., 1] - counts[..., 2]).sum(-1) / total
+
+
+def expected_calibration_error(
+    p: Float[Array, "users targets"], mask: Bool[Array, "users targets"] | None = None, bins: int = 15
+) -> Float[Array, ""]:
+    """ECE = Σ_b (n_b / n) |mean confidence_b − accuracy_b|          (Guo et al., arXiv 1706.04599, eq. 3)
+
+    Args:
+      p: probability given to the choice that was made, in [0, 1].
+      mask: which predictions count; all by default. Without any the error is 0.
+      bins: number of equal bins of the confidence max(p, 1 − p) over [½, 1].
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import expected_calibration_error
+    >>> print(expected_calibration_error(jnp.array([[0.8, 0.8, 0.8, 0.8, 0.2]])).round(3))
+    0.0
+    """
+    mask = jnp.ones(p.shape, bool) if mask is None else mask
+    return ece_from_counts(calibration_counts(p, mask, bins).sum(0))
+
+
+def steering_score(accuracy_a: Float[Array, "*batch"], accuracy_b: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """S = acc_A + acc_B − 1 on pairs where A and B disagree: 0 ignores the person, 1 steers perfectly.
+
+    Args:
+      accuracy_a, accuracy_b: fractions (*batch) of the choices of A and of B that are predicted; S is a fraction too.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import steering_score
+    >>> print(steering_score(jnp.array(0.9), jnp.array(0.7)).round(3))
+    0.6
+    """
+    return accuracy_a + accuracy_b - 1.0
+
+
+def contested_weights(
+    item: Int[Array, "users targets"],
+    side: Bool[Array, "users targets"],
+    mask: Bool[Array, "users targets"],
+    items: int,
+) -> Float[Array, "users targets"]:
+    """Weights w that turn accuracies into a steering score over all items that people disagree on.
+
+    An item is an unordered pair of responses; it is contested if among the users somebody chose either
+    side. With w = 1 / (number of users on that side), and 0 where nobody disagrees, the mean over
+    contested items of acc_A + acc_B − 1 is S = 2 Σ w·acc / Σ w − 1.
+
+    Args:
+      item: which pair each target is about, in [0, items).
+      side: which of the pair's responses the user chose.
+      mask: which targets are real.
+      items: number of items.
+    """
+    segment = (item * 2 + side.astype(item.dtype)).reshape(-1)
+    number = jax.ops.segment_sum(mask.reshape(-1).astype(jnp.float32), segment, items * 2).reshape(items, 2)
+    contested = (number > 0).all(-1)
+    weight = jnp.where(contested[:, None], 1 / jnp.maximum(number, 1.0), 0.0)
+    return weight.reshape(-1)[segment].reshape(item.shape) * mask.astype(jnp.float32)
+
+
+def bootstrap_weights(key: Key[Array, ""], users: int, resamples: int) -> Float[Array, "resamples users"]:
+    """How often each user occurs in each bootstrap resample of the users."""
+    draws = jax.random.randint(key, (resamples, users), 0, users)
+    return jax.vmap(lambda d: jnp.zeros(users).at[d].add(1.0))(draws)
+
+
+def interval(samples: Float[Array, " n"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The central 95 % of bootstrap samples."""
+    low, high = jnp.nanpercentile(samples, jnp.array([2.5, 97.5]))
+    return low, high
+
+
+def bayes_log_posterior(
+    context_reward: Float[Array, "*batch n people"], mask: Bool[Array, "*batch n"], log_prior: Float[Array, " people"]
+) -> Float[Array, "*batch people"]:
+    """log p(u | C) of every possible person; arguments as in `bayes_log_predictive`.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax.ops.metrics import bayes_log_posterior
+    >>> prior = jnp.log(jnp.array([0.5, 0.5]))
+    >>> p = jnp.exp(bayes_log_posterior(jnp.array([[1.0, -1.0]]), jnp.array([True]), prior))
+    >>> print(f"{p[0]:.2f}")  # σ(1)
+    0.73
+    """
+    evidence = jnp.where(mask[..., None], jax.nn.log_sigmoid(context_reward), 0).sum(-2)
+    prior = log_prior.reshape((1,) * (evidence.ndim - 1) + log_prior.shape)
+    return jax.nn.log_softmax(prior + evidence, axis=-1)
+
+
+def bayes_log_predictive(
+    context_reward: Float[Array, "*batch n people"],
+    mask: Bool[Array, "*batch n"],
+    target_reward: Float[Array, "*batch t people"],
+    log_prior: Float[Array, " people"],
+) -> Float[Array, "*batch t"]:
+    """The Bayes limit: log p(choice | context) when the set of possible people is known.
+
+    p(u | C) ∝ p(u) Π_i σ(Δr_u(i)),   p(t | C) = Σ_u p(u | C) σ(Δr_u(t))
+
+    Args:
+      context_reward: r_u(chosen) − r_u(rejected) of every context choice under every possible person.
+      mask: which context choices are real.
+      target_reward: the same for the targets.
+      log_prior: log p(u).
+
+    Returns:
+      The log-probability of every target choice under the posterior mean: no model can beat it in
+      expectation, whatever it does with the context.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import bayes_log_predictive
+    >>> likes, dislikes = 5.0, -5.0  # two possible people; one context choice speaks for the first
+    >>> context, target = jnp.array([[likes, dislikes]]), jnp.array([[likes, dislikes]])
+    >>> prior = jnp.log(jnp.array([0.5, 0.5]))
+    >>> for k in (False, True):
+    ...     print(f"{jnp.exp(bayes_log_predictive(context, jnp.array([k]), target, prior))[0]:.2f}")
+    0.50
+    0.99
+    """
+    log_posterior = bayes_log_posterior(context_reward, mask, log_prior)
+    return jax.nn.logsumexp(log_posterior[..., None, :] + jax.nn.log_sigmoid(target_reward), axis=-1)

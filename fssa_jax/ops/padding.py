@@ -1,0 +1,137 @@
+"""Lengths are rounded up to few sizes, so that few programs are compiled and little is padding."""
+
+import itertools
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+# How rows are padded that are sorted by length, longest first: (rows, padded length) of one group after the other.
+Plan = tuple[tuple[int, int], ...]
+
+# Each size is at most a quarter, or one step of 8, above the one before: of uniform lengths an eighth is padding.
+_SIZES: list[int] = [8]
+while _SIZES[-1] < 2**24:
+    _SIZES.append(max(_SIZES[-1] + 8, int(_SIZES[-1] * 1.25) // 8 * 8))
+
+
+def bucket(length: int) -> int:
+    """The smallest of 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 120, … that is at least `length`.
+
+    >>> from fssa_jax.ops.padding import bucket
+    >>> bucket(1), bucket(64), bucket(65), bucket(500)
+    (8, 64, 80, 504)
+    """
+    return next(size for size in _SIZES if size >= length)
+
+
+def length_batches(
+    lengths: Sequence[int], tokens: int, multiple: int = 1, limit: int = 2**24
+) -> list[tuple[int, np.ndarray]]:
+    """Rows of similar lengths together: (padded length, indices) of each batch, longest first.
+
+    Every batch of one padded length has `batch_rows` rows, so that each bucket is one shape; all but the very last,
+    which the caller fills up to `filled_rows`.
+
+    Args:
+      lengths: of the rows.
+      tokens: of a batch, padding included, at most; a batch has at least `multiple` rows.
+      multiple: rows of a batch are a multiple of this (the number of devices).
+      limit: no row is longer, and no padded length is either.
+    """
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    batches, start = [], 0
+    while start < len(order):
+        longest = max(int(lengths[order[start]]), 1)
+        # Short rows are many: up to 128 every step of 8 is a shape of its own.
+        size = -(-longest // 8) * 8 if longest <= 128 else bucket(longest)
+        size = min(size, limit)
+        number = batch_rows(size, tokens, multiple)
+        batches.append((size, order[start : start + number]))
+        start += number
+    return batches
+
+
+def batch_rows(size: int, tokens: int, multiple: int = 1) -> int:
+    """Rows in a batch of this padded length."""
+    return max(tokens // size // multiple, 1) * multiple
+
+
+def filled_rows(number: int, full: int, multiple: int = 1) -> int:
+    """Rows that a batch of `number` is filled up to: `multiple` times a power of two, `full` at most."""
+    size = multiple
+    while size < number:
+        size *= 2
+    return min(size, full)
+
+
+def padding_share(lengths: Sequence[int]) -> float:
+    """The share of padding among all tokens when every row is padded to its bucket."""
+    padded = sum(bucket(max(int(n), 1)) for n in lengths)
+    return 1 - sum(lengths) / padded if padded else 0.0
+
+
+def best_plan(lengths: Sequence[int] | np.ndarray, groups: int, limit: int = 2**24) -> Plan:
+    """The plan of at most `groups` groups, cut at eighths of the rows, with the fewest tokens, padding included.
+
+    Args:
+      lengths: of the rows, longest first.
+      groups: each is a program of its own to compile.
+      limit: no row is longer, and no padded length is either.
+
+    >>> from fssa_jax.ops.padding import best_plan
+    >>> best_plan([90, 90, 90, 90, 30, 30, 30, 30], groups=2)
+    ((4, 96), (4, 32))
+    """
+    number = len(lengths)
+    places = sorted({round(number * i / 8) for i in range(1, 8)} - {0, number})
+    plans = (
+        tuple((end - start, min(bucket(max(int(lengths[start]), 1)), limit)) for start, end in itertools.pairwise(at))
+        for cuts in range(min(groups, len(places) + 1))
+        for inside in itertools.combinations(places, cuts)
+        for at in [(0, *inside, number)]
+    )
+    return min(plans, key=padded_tokens)
+
+
+def padded_tokens(plan: Plan) -> int:
+    """Tokens of a batch, padding included."""
+    return sum(rows * length for rows, length in plan)
+
+
+def fits(plan: Plan, lengths: Sequence[int] | np.ndarray) -> bool:
+    """Whether rows of these lengths, longest first, are no longer than their groups."""
+    starts = itertools.accumulate((rows for rows, _ in plan), initial=0)
+    return all(int(lengths[start]) <= length for start, (_, length) in zip(starts, plan, strict=False))
+
+
+def cheapest(plans: Iterable[Plan], lengths: Sequence[int] | np.ndarray) -> Plan:
+    """The plan with the fewest tokens among those that rows of these lengths, longest first, fit into."""
+    return min((plan for plan in plans if fits(plan, lengths)), key=padded_tokens)
+
+
+def few_plans(batches: np.ndarray, groups: int, limit: int, most: int = 4) -> list[Plan]:
+    """A few plans that pad typical batches little, and one that every batch fits into.
+
+    Which of them a batch takes depends on the batch alone (`cheapest`), not on what came before, and no more than
+    `most` + 1 programs are ever compiled. Taken greedily, while one more saves at least a twentieth of all tokens.
+
+    Args:
+      batches: (batches, rows) lengths of typical batches, longest first.
+      groups, limit: see `best_plan`.
+    """
+    rows = batches.shape[1]
+    chosen: list[Plan] = [((rows, limit),)]
+    tokens = np.full(len(batches), padded_tokens(chosen[0]))
+    candidates = {best_plan(lengths, groups, limit) for lengths in batches}
+    cost = {
+        plan: np.array([padded_tokens(plan) if fits(plan, lengths) else 2**62 for lengths in batches])
+        for plan in sorted(candidates)
+    }
+    for _ in range(min(most, len(cost))):
+        plan = min(cost, key=lambda p: np.minimum(tokens, cost[p]).sum())
+        fewer = np.minimum(tokens, cost[plan])
+        if fewer.sum() > 0.95 * tokens.sum():
+            break
+        chosen.append(plan)
+        tokens = fewer
+    return chosen

@@ -1,0 +1,168 @@
+"""The training loop: any pure step, run to its end, killed and resumed, with everything saved that is needed."""
+
+import dataclasses
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from fssa_jax.config.reward import LoopConfig
+from fssa_jax.errors import Stopped, UserError
+from fssa_jax.train.checkpoint import Checkpoints, best_or_latest
+from fssa_jax.train.metrics_log import MetricsLog
+from fssa_jax.train.step import Metrics, TrainState
+from fssa_jax.types import PyTree
+from fssa_jax.watchdog import finished
+
+_log = logging.getLogger(__name__)
+
+
+class StopSignal:
+    """Remembers a SIGTERM or SIGINT for the loop to act on between two calls; a second one ends the process at once."""
+
+    def __init__(self):
+        self.received = False
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self.received = True
+        # The system's own action, which needs no turn of the interpreter: it works where a device hangs, too.
+        for each in self._previous:
+            signal.signal(each, signal.SIG_DFL)
+        _log.warning("%s received: saving and stopping; a second one ends at once", signal.Signals(number).name)
+
+
+@dataclasses.dataclass
+class Run:
+    """What the loop needs to know of one model.
+
+    Attributes:
+      name: in messages and on the progress bar.
+      steps: of the whole training.
+      state: at its start, where `advance` wants it.
+      advance: (state, step, number) -> (state, metrics): `number` steps from `step` on; the state is donated, and
+        metrics have a row for each step, among them "loss" and "gradient_norm".
+      validate: held-out scores of variables, among them "val/nll", by which the best are chosen; and warnings.
+      culprits: what to add to the message when a step is not finite, from its number.
+    """
+
+    name: str
+    steps: int
+    state: TrainState
+    advance: Callable[[TrainState, int, int], tuple[TrainState, Metrics]]
+    validate: Callable[[PyTree], tuple[dict[str, float], list[str]]]
+    culprits: Callable[[int], str] = lambda step: ""
+
+
+def run_to_end(run: Run, settings: LoopConfig, directory: Path, stop: StopSignal) -> PyTree:
+    """Trains one model to its end, or goes on with it, and returns its best variables by validation.
+
+    Checkpoints, metrics.jsonl and TensorBoard events go to `directory`. The batch of a step is a function
+    of (seed, step): a run that was killed and resumed equals one that was not, bit for bit.
+
+    Raises:
+      Stopped: a signal came; everything is saved.
+      UserError: the loss is not finite, or something cannot be written.
+    """
+    role, steps, state = run.name, run.steps, run.state
+    latest = Checkpoints(directory / "checkpoints" / "latest", settings.keep)
+    best = Checkpoints(directory / "checkpoints" / "best", 1)
+    restored = latest.restore(state)
+    if restored is not None:
+        state = restored[1]
+    step = int(state.step)
+    best_nll = min((best.metrics(s).get("nll", np.inf) for s in best.steps if s <= step), default=np.inf)
+    log = MetricsLog(directory, step)
+    bar = tqdm(total=steps, initial=step, desc=role, unit="step", disable=None, file=sys.stderr)
+    warned: set[str] = set()
+    pending: tuple[int, dict] | None = None
+    clock = time.perf_counter()
+
+    def last_good() -> str:
+        saved = latest.steps
+        good = f"the last good checkpoint is step {saved[-1]}" if saved else "there is no checkpoint yet"
+        return f"{good} in {latest.directory}; lower config.optim.learning_rate"
+
+    def read(step: int, metrics: dict) -> None:
+        """Looks at metrics only when the next call is under way, so that the device does not wait."""
+        nonlocal clock
+        metrics = jax.device_get(metrics)
+        finished()
+        losses = np.asarray(metrics["loss"])
+        # A finite loss with an infinite gradient ruins the parameters all the same, one step later.
+        finite = np.isfinite(losses) & np.isfinite(np.asarray(metrics["gradient_norm"]))
+        if not finite.all():
+            first = int(np.argmin(finite))
+            what = f"the loss is {losses[first]}" if not np.isfinite(losses[first]) else "the gradient is not finite"
+            number = step - len(losses) + first + 1
+            raise UserError(f"{role}: {what} at step {number}{run.culprits(number)}; {last_good()}")
+        now = time.perf_counter()
+        speed = len(losses) / (now - clock)
+        clock = now
+        values = {name: float(np.mean(value)) for name, value in metrics.items()}
+        log.write(step, {**values, "steps_per_second": round(speed, 2)})
+        bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+        bar.update(len(losses))
+
+    try:
+        while step < steps:
+            n = min(settings.steps_per_call, steps - step)
+            with jax.transfer_guard("disallow"):
+                state, metrics = run.advance(state, step, n)
+            if pending is not None:
+                read(*pending)
+            step += n
+            pending = (step, metrics)
+            validate = step % settings.validate_every == 0 or step == steps
+            save = step % settings.checkpoint_every == 0 or step == steps
+            if not (validate or save or stop.received):
+                continue
+            read(*pending)
+            pending = None
+            if validate:
+                scores, warnings = run.validate(jax.device_get(state.variables))
+                finished()
+                log.write(step, scores)
+                # Before a quarter of the training a latent that does not vary yet is no collapse.
+                for warning in warnings if step >= steps / 4 else []:
+                    name = warning.split(":")[0]
+                    if name not in warned:
+                        warned.add(name)
+                        _log.warning("step %d: %s", step, warning)
+                if not np.isfinite(scores["val/nll"]):
+                    raise UserError(f"{role}: validation is not finite at step {step}; {last_good()}")
+                if scores["val/nll"] < best_nll:
+                    best_nll = scores["val/nll"]
+                    best.save(step, state, {"nll": best_nll})
+                if bar.disable:
+                    _log.info("%s: step %d of %d, val NLL %.4f", role, step, steps, scores["val/nll"])
+            stopping = stop.received  # a signal may have come during the validation
+            if save or stopping:
+                latest.save(step, state)
+            if stopping and step < steps:
+                raise Stopped(f"{role}: stopped at step {step} of {steps}; the same command goes on from there")
+            clock = time.perf_counter()
+        chosen = jax.device_get(best_or_latest(best, latest, state)[1].variables)
+    finally:
+        bar.close()
+        log.close()
+        latest.close()
+        best.close()
+    return chosen

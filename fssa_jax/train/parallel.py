@@ -1,0 +1,60 @@
+"""One pure step on one device, or replicated over all of them by pmap. Nothing else knows of devices."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import multihost_utils
+
+from fssa_jax.errors import UserError
+from fssa_jax.types import PyTree
+
+AXIS = "devices"
+
+
+def resolve(mode: str, users: int, name: str = "users") -> Literal["none", "pmap"]:
+    """What "auto" means here: pmap where there is more than one device.
+
+    Raises:
+      UserError: the users of a batch cannot be shared evenly.
+    """
+    devices = jax.device_count()
+    if mode == "none" or (mode == "auto" and devices == 1):
+        return "none"
+    if users % devices:
+        raise UserError(f"config.train.{name}: {users} cannot be shared by {devices} devices; give a multiple")
+    return "pmap"
+
+
+def compile_steps(steps: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]], mode: Literal["none", "pmap"]):
+    """Compiles `(state, data) -> (state, metrics)`; the state is donated.
+
+    With pmap, state and data are the same on every device and so are the results, without a device axis.
+    """
+    if mode == "none":
+        return jax.jit(steps, donate_argnums=0)
+    # jax.pmap wants one mapped argument; the device's number is as good as any.
+    mapped = jax.pmap(
+        lambda _, state, data: steps(state, data),
+        axis_name=AXIS,
+        in_axes=(0, None, None),
+        out_axes=None,
+        donate_argnums=1,
+    )
+    number = jnp.arange(jax.local_device_count())
+    return lambda state, data: mapped(number, state, data)
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every process of a run on several hosts has come here; at once where there is one process."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def replicate(tree: PyTree, mode: Literal["none", "pmap"]) -> PyTree:
+    """Puts arrays where `compile_steps` wants them, once, so that no call has to copy them."""
+    if mode == "none":
+        return jax.device_put(tree, jax.local_devices()[0])
+    mesh = jax.sharding.Mesh(jax.devices(), (AXIS,))
+    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))

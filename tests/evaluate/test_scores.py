@@ -1,0 +1,102 @@
+"""Series of a report: who is drawn together, and what their intervals are of."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fssa_jax.config.reward import EvaluateConfig
+from fssa_jax.evaluate.scores import Scores
+from fssa_jax.ops import metrics
+from fssa_jax.types import Comparisons
+
+SETTINGS = EvaluateConfig(k=(0,), bootstrap=200)
+
+
+def scored(chosen, rejected, mask, log_p):
+    """The report of one predictor."""
+    targets = Comparisons(jnp.asarray(chosen), jnp.asarray(rejected), jnp.asarray(mask))
+    score = Scores((0,), mask, targets, SETTINGS, seed=0)
+    score.add("", log_p[None, None])
+    return score.report
+
+
+def test_a_bias_for_texts_steers_nobody_and_its_interval_says_so():
+    """Two people of opposite wishes judge the same pairs; who likes each first text gains of one what the other
+    loses. Drawn apart, people would give S an interval where there is nothing to be uncertain of."""
+    rng = np.random.default_rng(0)
+    first, second = (
+        np.repeat(np.arange(400).reshape(20, 20), 2, axis=0),
+        np.repeat(np.arange(400, 800).reshape(20, 20), 2, 0),
+    )
+    flip = np.repeat(rng.random((20, 20)) < 0.5, 2, axis=0) ^ (np.arange(40)[:, None] % 2 == 1)
+    chosen, rejected = np.where(flip, second, first), np.where(flip, first, second)
+    # Their order is another for each: what counts is which pairs they judge.
+    for user in range(40):
+        order = rng.permutation(20)
+        chosen[user], rejected[user], flip[user] = chosen[user, order], rejected[user, order], flip[user, order]
+    likes_first = np.log(np.where(flip, 0.2, 0.8)).astype(np.float32)
+    cell = scored(chosen, rejected, np.ones((40, 20), bool), likes_first)["steering"]["0"]
+    np.testing.assert_allclose([cell["mean"], cell["low"], cell["high"]], 0, atol=1e-6)
+
+
+def test_people_who_share_no_list_of_targets_are_drawn_one_by_one():
+    rng = np.random.default_rng(1)
+    ids = np.arange(600).reshape(2, 30, 10)
+    mask = np.arange(10) < rng.integers(3, 11, (30, 1))
+    ids[:, 0] = ids[:, 1]  # the same but for one that is padding to the first
+    mask[0], mask[1] = np.arange(10) < 4, np.arange(10) < 5
+    log_p = np.log(rng.uniform(0.1, 0.9, (30, 10))).astype(np.float32)
+    cell = scored(ids[0], ids[1], mask, log_p)["accuracy"]["0"]
+    weights = np.asarray(metrics.bootstrap_weights(jax.random.key(0), 30, SETTINGS.bootstrap))
+    by_user = (np.asarray(metrics.preference_accuracy(jnp.asarray(log_p))) * mask).sum(1) / mask.sum(1)
+    low, high = np.percentile(weights @ by_user / 30, [2.5, 97.5])
+    np.testing.assert_allclose([cell["low"], cell["high"]], [low, high], rtol=1e-5)
+    mask[0] = mask[1]
+    together = scored(ids[0], ids[1], mask, log_p)["accuracy"]["0"]
+    assert (together["low"], together["high"]) != (low, high)
+
+
+def test_where_everybody_judges_one_list_people_are_drawn_one_by_one_too():
+    rng = np.random.default_rng(3)
+    ids = np.broadcast_to(np.arange(20).reshape(2, 1, 10), (2, 30, 10))
+    log_p = np.log(rng.uniform(0.1, 0.9, (30, 10))).astype(np.float32)
+    cell = scored(ids[0], ids[1], np.ones((30, 10), bool), log_p)["accuracy"]["0"]
+    assert cell["high"] - cell["low"] > 0.05
+
+
+def test_steering_beside_another_is_paired_within_people():
+    """What two predictors have in common, the luck of who was drawn, favours neither: of equals nothing is left."""
+    rng = np.random.default_rng(4)
+    ids = np.broadcast_to(np.arange(20).reshape(2, 1, 10), (2, 30, 10))
+    flip = rng.random((30, 10)) < 0.5
+    chosen, rejected = np.where(flip, ids[1], ids[0]), np.where(flip, ids[0], ids[1])
+    mask, log_p = np.ones((30, 10), bool), np.log(rng.uniform(0.1, 0.9, (1, 1, 30, 10))).astype(np.float32)
+    better = np.log(np.where(rng.random(log_p.shape) < 0.1, 0.9, np.exp(log_p))).astype(np.float32)
+    targets = Comparisons(jnp.asarray(chosen), jnp.asarray(rejected), jnp.asarray(mask))
+    width = {}
+    for name, other in (("equal", log_p), ("better", better)):
+        score = Scores((0,), mask, targets, SETTINGS, seed=0)
+        score.add("", log_p)
+        score.add("bayes", other)
+        score.add_steering_beside("bayes")
+        cells = (score.report[series]["0"] for series in ("steering_gap", "steering", "bayes_steering"))
+        width[name] = [cell["high"] - cell["low"] for cell in cells]
+    assert width["equal"][0] < 1e-6 < 0.05 < width["equal"][1]
+    assert 0 < width["better"][0] < 0.7 * sum(width["better"][1:])
+
+
+def test_settings_of_the_bootstrap_count():
+    rng = np.random.default_rng(2)
+    ids, mask = np.arange(200).reshape(2, 10, 10), np.ones((10, 10), bool)
+    log_p = np.log(rng.uniform(0.1, 0.9, (10, 10))).astype(np.float32)
+    many = dataclasses.replace(SETTINGS, bootstrap=500)
+    targets = Comparisons(jnp.asarray(ids[0]), jnp.asarray(ids[1]), jnp.asarray(mask))
+    cells = []
+    for settings in (SETTINGS, many):
+        score = Scores((0,), mask, targets, settings, seed=0)
+        score.add("", log_p[None, None])
+        cells.append(score.report["accuracy"]["0"])
+    assert cells[0]["mean"] == cells[1]["mean"]
+    assert cells[0]["low"] != cells[1]["low"]

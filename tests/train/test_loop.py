@@ -1,0 +1,229 @@
+"""Training: resume is bit-identical, also after kill -9; SIGTERM, damaged checkpoints, a full disk, NaN."""
+
+import dataclasses
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from fssa_jax.config.reward import to_json
+from fssa_jax.errors import Stopped, UserError
+from fssa_jax.evaluate.evaluate import collapse_warnings
+from fssa_jax.evaluate.held_out import Validation
+from fssa_jax.experiment import train_reward as train
+from fssa_jax.experiment.workdir import Workdir
+from fssa_jax.train import loop
+from tests import tiny
+
+# Trains the configuration in argv[1] into argv[2], in a process that a test can kill.
+_CHILD = """
+import sys
+from pathlib import Path
+from fssa_jax.config import reward as config
+from fssa_jax.experiment import train_reward as train
+from fssa_jax.errors import Stopped, UserError
+try:
+    train.train(config.read(Path(sys.argv[1])), Path(sys.argv[2]))
+except Stopped as stopped:
+    print(stopped, file=sys.stderr)
+except UserError as error:
+    print(f"error: {error}", file=sys.stderr); sys.exit(2)
+"""
+
+
+def start(tmp_path, config, workdir, **popen):
+    path = tmp_path / "child.json"
+    path.write_text(to_json(config))
+    return subprocess.Popen(
+        [sys.executable, "-c", _CHILD, str(path), str(workdir)], stderr=subprocess.PIPE, text=True, **popen
+    )
+
+
+def checkpoint_steps(workdir):
+    directory = workdir / "checkpoints" / "latest"
+    return sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit()) if directory.exists() else []
+
+
+def wait_for_checkpoint(process, workdir, step):
+    deadline = time.time() + 120
+    while process.poll() is None and time.time() < deadline:
+        if any(s >= step for s in checkpoint_steps(workdir)):
+            return
+        time.sleep(0.02)
+    pytest.fail(f"no checkpoint {step}: {process.communicate()[1]}")
+
+
+def final_state(workdir):
+    work = Workdir.open(workdir)
+    trained = work.trained()
+    assert trained is not None
+    variables = trained.variables
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
+    return jax.tree.leaves(variables), losses
+
+
+def assert_same_run(a, b):
+    for x, y in zip(final_state(a)[0], final_state(b)[0], strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert final_state(a)[1] == final_state(b)[1]
+
+
+def test_a_run_leaves_everything_that_is_needed_later(finished):
+    workdir = finished[0] / "run"
+    assert (workdir / "run.json").exists()
+    assert list((workdir / "tensorboard").iterdir())
+    losses = final_state(workdir)[1]
+    assert list(losses) == list(range(5, tiny.STEPS + 1, 5))
+    assert checkpoint_steps(workdir) == [tiny.STEPS - 5, tiny.STEPS]  # keep = 2
+    for name in ("population", "oracle"):
+        assert (workdir / "baselines" / name / "checkpoints").is_dir()
+
+
+def test_training_again_does_nothing(finished):
+    workdir = finished[0] / "run"
+    before = (workdir / "metrics.jsonl").read_bytes()
+    train.train(finished[1], workdir)
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_kill_9_then_resume_equals_the_undisturbed_run_bit_for_bit(finished, tmp_path):
+    directory, config = finished
+    step = int(np.random.default_rng().integers(1, 4)) * 5  # fails at any step or not at all
+    process = start(tmp_path, config, tmp_path / "run")
+    wait_for_checkpoint(process, tmp_path / "run", step)
+    process.kill()
+    process.wait()
+    train.train(config, tmp_path / "run")
+    assert_same_run(directory / "run", tmp_path / "run")
+
+
+def test_sigterm_saves_and_exits_cleanly(finished, tmp_path):
+    config = finished[1]
+    long = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=4000, checkpoint_every=2000))
+    process = start(tmp_path, long, tmp_path / "run")
+    deadline = time.time() + 120
+    while not (tmp_path / "run" / "metrics.jsonl").exists() and time.time() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "the same command goes on" in errors
+    saved = checkpoint_steps(tmp_path / "run")
+    assert saved
+    assert saved[-1] % 5 == 0
+
+
+def test_a_signal_during_a_validation_saves_too(finished, tmp_path, monkeypatch):
+    config = dataclasses.replace(finished[1], train=dataclasses.replace(finished[1].train, checkpoint_every=20))
+    validate = Validation.__call__
+    calls = []
+
+    def interrupted(self, variables):
+        calls.append(1)
+        if len(calls) == 2:  # the first is the population model's
+            os.kill(os.getpid(), signal.SIGTERM)
+        return validate(self, variables)
+
+    monkeypatch.setattr(Validation, "__call__", interrupted)
+    with pytest.raises(Stopped, match="stopped at step 10 of 20"):
+        train.train(config, tmp_path / "run")
+    assert checkpoint_steps(tmp_path / "run") == [10]
+
+
+def damage(checkpoint: Path):
+    files = [p for p in checkpoint.rglob("*") if p.is_file() and "/d/" in str(p)]
+    assert files
+    for file in files:
+        file.write_bytes(b"damaged")
+
+
+def test_a_damaged_latest_checkpoint_falls_back_to_the_one_before_and_says_so(finished, tmp_path, caplog):
+    directory, config = finished
+    process = start(tmp_path, config, tmp_path / "run")
+    wait_for_checkpoint(process, tmp_path / "run", 10)
+    process.kill()
+    process.wait()
+    latest = checkpoint_steps(tmp_path / "run")[-1]
+    damage(tmp_path / "run" / "checkpoints" / "latest" / str(latest))
+    train.train(config, tmp_path / "run")
+    assert f"checkpoint {latest} is damaged" in caplog.text
+    assert_same_run(directory / "run", tmp_path / "run")
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(finished, tmp_path):
+    config = finished[1]
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=4000, checkpoint_every=50))
+    process = start(tmp_path, config, tmp_path / "run")
+    wait_for_checkpoint(process, tmp_path / "run", 50)
+    # From now on no file may grow: what a full disk does to every write.
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, errors
+    assert len([line for line in errors.splitlines() if line.startswith("error: ")]) == 1
+    assert "Traceback" not in errors
+    assert "cannot be written" in errors
+    survivors = checkpoint_steps(tmp_path / "run")
+    assert survivors
+    work = Workdir.open(tmp_path / "run")
+    assert work.trained()
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_the_last_good_checkpoint(finished, tmp_path):
+    config = tiny.config(finished[0] / "rows.jsonl", checkpoint_every=5)
+    config.optim = dataclasses.replace(config.optim, learning_rate=1e30, clip_norm=1e30, warmup_steps=8)
+    with pytest.raises(UserError, match=r"(loss|validation) is .*step \d+.*") as error:
+        train.train(config, tmp_path / "run")
+    assert "\n" not in str(error.value)
+
+
+def test_a_workdir_of_another_configuration_is_refused_by_name(finished):
+    other = dataclasses.replace(finished[1], seed=1)
+    with pytest.raises(UserError, match=r"config\.seed=0, not 1"):
+        train.train(other, finished[0] / "run")
+
+
+def test_an_unwritable_workdir_is_one_clear_error(finished, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot be written"):
+        train.train(finished[1], tmp_path / "file" / "run")
+
+
+def test_k_larger_than_any_context_is_refused_before_training(finished, tmp_path):
+    config = tiny.config(finished[0] / "rows.jsonl")
+    config.evaluate.k = (0, 500)
+    with pytest.raises(UserError, match="500 is larger than any context"):
+        train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_collapse_is_named():
+    healthy = {"units": 8, "active_units": 8, "variance": 1.0, "kl": 2.0}
+    assert collapse_warnings(healthy, 0.1) == []
+    collapsed = collapse_warnings({**healthy, "active_units": 0, "kl": 0.006}, 1e-5)
+    assert [w.split(":")[0] for w in collapsed] == ["latent collapse", "context ignored"]
+    assert "0.006" in collapsed[0]
+
+
+def test_too_large_a_kl_weight_collapses_the_posterior_and_is_reported(finished, tmp_path, caplog):
+    """Fault 14 of the published code."""
+    config = tiny.config(finished[0] / "rows.jsonl", steps=150, validate_every=50, checkpoint_every=150, oracle_steps=0)
+    config.objective.kl_weight = 30.0
+    train.train(config, tmp_path / "run")
+    assert "latent collapse" in caplog.text
+
+
+def test_stop_signal_restores_the_handlers():
+    before = signal.getsignal(signal.SIGTERM)
+    with loop.StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received
+    assert signal.getsignal(signal.SIGTERM) is before
