@@ -20,12 +20,27 @@ Measured for np_btl (two x86-64 CPU cores, no accelerator; benchmarks/accuracy.p
 another person's context 50.2 % at k = 10.
 """
 
-from fssa_jax.config.policy import PolicyConfig
-from fssa_jax.config.reward import Config, DataConfig
+from fssa_jax.config import (
+    BayesEncoder,
+    Btl,
+    DiscretePrior,
+    Film,
+    FrozenEncoder,
+    Lora,
+    LoraCore,
+    NoEncoder,
+    NpBtl,
+    PolicyConfig,
+    RewardConfig,
+    SftConfig,
+    Styles,
+)
 from fssa_jax.errors import UserError
 
+_PLACES = ("query", "value", "out", "gate", "up", "down")
 
-def get_config(variant: str = "np_btl") -> Config | PolicyConfig:
+
+def get_config(variant: str = "np_btl") -> RewardConfig | PolicyConfig | SftConfig:
     """The configuration of a variant."""
     if variant in ("btl", "np_btl"):
         return _reward(variant)
@@ -37,18 +52,16 @@ def get_config(variant: str = "np_btl") -> Config | PolicyConfig:
     raise UserError(f"configs/styles.py: unknown variant {variant!r}; give one of {known}")
 
 
-def _data() -> DataConfig:
-    return DataConfig(source="styles", train_users=10_000, eval_users=1000)
+def _data() -> Styles:
+    return Styles(train_users=10_000, eval_users=1000)
 
 
-def _base() -> PolicyConfig:
+def _base() -> SftConfig:
     """A small Llama of our own that writes responses of every style about every topic."""
-    config = PolicyConfig(name="styles sft", data=_data())
-    config.objective.kind = "sft"
+    config = SftConfig(name="styles sft", data=_data())
     config.policy.max_length = 104
-    config.train.targets = Config().train.targets  # the people of np_btl: train.unread=targets leaves out their prompts
     config.optim.learning_rate, config.optim.warmup_steps = 1e-2, 50
-    config.train.steps, config.train.texts, config.train.length_groups = 800, 48, 3
+    config.train.steps, config.train.texts, config.train.length_buckets = 800, 48, 3
     config.train.steps_per_call, config.train.validate_every, config.train.checkpoint_every = 20, 200, 200
     return config
 
@@ -57,49 +70,47 @@ def _policy(variant: str) -> PolicyConfig:
     """NP-DPO: the reward model's encoder as it is, its probabilities for labels, and SFT on what it likes, small β."""
     config = PolicyConfig(name=f"styles {variant}", data=_data())
     config.policy.max_length = 104
-    adapter = config.policy.adapter
-    adapter.kind, adapter.places = "film", ("query", "value", "out", "gate", "up", "down")
+    config.policy.adapter = Film(places=_PLACES)
     config.optim.learning_rate, config.optim.warmup_steps = 1e-2, 20
     config.train.users, config.train.targets, config.train.max_context = 32, 2, 10
-    config.train.steps, config.train.population_steps, config.train.oracle_steps = 600, 100, 800
-    config.train.length_groups = 3
+    config.train.steps, config.train.population_steps, config.train.specialist_steps = 600, 100, 800
+    config.train.length_buckets = 3
     config.evaluate.shuffles = 2
     generate = config.evaluate.generate
     generate.max_new, generate.temperature, generate.top_p = 96, 0.7, 0.95
     if variant == "dpo":
-        adapter.latent = "none"
+        config.encoder = NoEncoder()
         config.train.steps = 200
         return config
-    config.encoder.frozen, config.objective.distil = True, 1.0
-    adapter.kind = variant.removeprefix("np_dpo_")
-    if adapter.kind == "film":
+    kind = variant.removeprefix("np_dpo_")
+    if kind == "film":
         # Several responses of each person: the best of them are what is imitated. FiLM needs the largest distance from
         # the base for the same movement, so its β is larger.
-        config.objective.sft, config.objective.beta = "advantage", 0.5
+        config.encoder = FrozenEncoder(distil=1.0, imitate="advantage")
+        config.objective.beta = 0.5
         config.train.users, config.train.targets = 16, 4
-        adapter.hidden, config.optim.learning_rate = 64, 5e-3
+        config.policy.adapter = Film(places=_PLACES, hidden=64)
+        config.optim.learning_rate = 5e-3
         return config
     # All prompts are of one kind, so their rewards are of one scale.
-    config.objective.sft, config.objective.beta = "reward", 0.25
+    config.encoder = FrozenEncoder(distil=1.0, imitate="reward")
+    config.objective.beta = 0.25
     config.train.users, config.train.targets = 8, 8
-    if adapter.kind == "lora":
-        adapter.rank, config.optim.learning_rate = 4, 5e-3
+    if kind == "lora":
+        config.policy.adapter, config.optim.learning_rate = Lora(places=_PLACES, rank=4), 5e-3
     else:
-        adapter.core, adapter.rank, config.optim.learning_rate = "full", 8, 2e-2
+        config.policy.adapter, config.optim.learning_rate = LoraCore(places=_PLACES, rank=8, core="full"), 2e-2
     return config
 
 
-def _reward(variant: str) -> Config:
-    config = Config(name=f"styles {variant}")
-    config.data = _data()
-    config.model.kind = variant
-    config.model.width = config.model.encoder.latent_dim = 32
-    config.model.target = "linear"
+def _reward(variant: str) -> RewardConfig:
+    config = RewardConfig(name=f"styles {variant}", data=_data())
     # People differ by weights on what the features say, and hold extreme ones more often than middling ones: Bayes'
     # rule with a discrete prior is the right encoder.
-    config.model.encoder.aggregation, config.model.encoder.support = "bayes", 512
+    encoder = BayesEncoder(prior=DiscretePrior(kinds=512))
+    config.model = NpBtl(encoder=encoder, response="linear", width=32) if variant == "np_btl" else Btl(width=32)
     config.optim.learning_rate = 1e-2
-    config.train.steps, config.train.population_steps, config.train.oracle_steps = 4000, 250, 500
+    config.train.steps, config.train.population_steps, config.train.specialist_steps = 4000, 250, 500
     config.train.checkpoint_every = config.train.validate_every = 500
     config.evaluate.draws, config.evaluate.shuffles = 2, 2
     return config

@@ -1,7 +1,8 @@
 r"""The paper's policies on UltraFeedback (arXiv 2412.13998, section 4.3), and recipes of our own.
 
   python -m launch.prepare_data --source=openbmb/UltraFeedback --out=data/hh --encoder=meta-llama/Meta-Llama-3-8B \
-      "--config.data.labels=('helpfulness','honesty')" --config.data.encoder_pool=last --config.data.encoder_tokens=1024
+      "--config.data.labels=('helpfulness','honesty')" \
+      --config.data.text_encoder.pool=last --config.data.text_encoder.max_tokens=1024
   python -m launch.train --config=configs/ultrafeedback_policy.py:hh,np_dpo --config.data.path=data/hh \
       --workdir=runs/hh_policy
   python -m launch.evaluate --workdir=runs/hh_policy
@@ -29,8 +30,19 @@ it does not steer.
 """
 
 from configs.ultrafeedback_reward import LABELS
-from fssa_jax.config.policy import PolicyConfig
-from fssa_jax.config.reward import DataConfig
+from fssa_jax.config import (
+    Dpo,
+    Film,
+    FrozenEncoder,
+    LoraCore,
+    NewEncoder,
+    NoEncoder,
+    NpBtl,
+    PolicyConfig,
+    SetEncoder,
+    SharedLora,
+    UltraFeedback,
+)
 from fssa_jax.errors import UserError
 
 BASES = {"hh": "Qwen/Qwen2.5-1.5B-Instruct", "hht": "google/gemma-2b"}
@@ -45,31 +57,28 @@ def get_config(variant: str = "hh,np_dpo") -> PolicyConfig:
             f"configs/ultrafeedback_policy.py: unknown variant {variant!r}; give hh or hht, a comma, and "
             "np_dpo, np_dpo_ours, dpo_mixed or dpo_LABEL"
         )
-    config = PolicyConfig(name=f"ultrafeedback {variant}", data=DataConfig(source="rows", labels=LABELS[labels]))
-    policy, adapter = config.policy, config.policy.adapter
+    config = PolicyConfig(name=f"ultrafeedback {variant}", data=UltraFeedback(labels=LABELS[labels]))
+    policy = config.policy
     policy.base, policy.dtype, policy.remat, policy.max_length = BASES[labels], "bfloat16", "full", 512
-    adapter.latent = "context" if model.startswith("np_dpo") else "none"
-    if not model.startswith("np_dpo") and model != "dpo_mixed":
-        config.data.groups = (model.removeprefix("dpo_"),)
-    if model != "np_dpo_ours":  # that takes the model of its reward model
-        encoder = config.model.encoder
-        config.model.width = encoder.width = encoder.latent_dim = 256
-        encoder.pair = "linear"
-    adapter.shared_rank, adapter.shared_alpha = 128, 256.0
-    config.objective.beta, config.objective.sft_weight = 0.05, 0.0
+    policy.adapter = Film(shared=SharedLora(rank=128, alpha=256.0))
+    config.objective = Dpo(beta=0.05, sft_weight=0.0)
+    config.encoder = NoEncoder()
+    if model == "np_dpo":
+        encoder = SetEncoder(width=256, latent_dim=256, pair="linear")
+        config.encoder = NewEncoder(model=NpBtl(encoder=encoder, width=256))
+    elif model not in ("np_dpo_ours", "dpo_mixed"):
+        config.data.groups = (model.removeprefix("dpo_"),)  # type: ignore[union-attr]
     config.optim.learning_rate = 1e-5
     train = config.train
     train.users, train.targets, train.max_context = 2, 9, 6
-    train.steps = train.population_steps = train.oracle_steps = 5000
+    train.steps = train.population_steps = train.specialist_steps = 5000
     train.validate_every = train.checkpoint_every = 500
     train.steps_per_call = 1  # a batch is padded by its own lengths, not by the longest of ten batches
     config.evaluate.users, config.evaluate.generate.max_new = 100, 256
     if model == "np_dpo_ours":
-        adapter.shared_rank, adapter.shared_alpha = 0, 0.0
-        adapter.kind, adapter.core, adapter.rank = "lora_core", "full", 8
-        adapter.places = ("query", "value", "out", "gate", "up", "down")
-        config.encoder.frozen, config.objective.distil = True, 1.0
-        config.objective.beta, config.objective.sft_weight, config.objective.sft = 0.33, 1.0, "advantage"
+        policy.adapter = LoraCore(core="full", rank=8)
+        config.encoder = FrozenEncoder(distil=1.0, imitate="advantage")
+        config.objective = Dpo(beta=0.33)
         config.optim.learning_rate = 1e-4
         train.users, train.targets, train.max_context = 8, 4, 10
     return config

@@ -1,8 +1,9 @@
-"""The paper's reward models on UltraFeedback: objectives as people (arXiv 2412.13998, section 4.2).
+r"""The paper's reward models on UltraFeedback: objectives as people (arXiv 2412.13998, section 4.2).
 
   python -m launch.prepare_data --source=openbmb/UltraFeedback --out=data/hht \
       "--config.data.labels=('helpfulness','honesty','truthfulness')" \
-      --encoder=meta-llama/Meta-Llama-3-8B --config.data.encoder_pool=last --config.data.encoder_tokens=1024
+      --encoder=meta-llama/Meta-Llama-3-8B \
+      --config.data.text_encoder.pool=last --config.data.text_encoder.max_tokens=1024
   python -m launch.train --config=configs/ultrafeedback_reward.py:hht,np_btl --config.data.path=data/hht \
       --workdir=runs/hht
   python -m launch.evaluate --workdir=runs/hht
@@ -17,13 +18,13 @@ k = 0/1/3/5/10 helpfulness 70.4/71.9/73.2/73.5/71.5 (specialist 77.6, mixed BTL 
 (61.1, 52.6), truthfulness 33.8/35.6/53.2/67.5/72.3 (70.5, 54.2).
 """
 
-from fssa_jax.config.reward import Config, DataConfig
+from fssa_jax.config import Btl, NpBtl, RewardConfig, SetEncoder, UltraFeedback
 from fssa_jax.errors import UserError
 
 LABELS = {"hh": ("helpfulness", "honesty"), "hht": ("helpfulness", "honesty", "truthfulness")}
 
 
-def get_config(variant: str = "hht,np_btl") -> Config:
+def get_config(variant: str = "hht,np_btl") -> RewardConfig:
     """The configuration of a variant."""
     labels, _, model = variant.partition(",")
     known = ["np_btl", "btl_mixed", *(f"btl_{label}" for label in LABELS.get(labels, ()))]
@@ -32,14 +33,13 @@ def get_config(variant: str = "hht,np_btl") -> Config:
             f"configs/ultrafeedback_reward.py: unknown variant {variant!r}; give hh or hht, a comma, and "
             "np_btl, btl_mixed or btl_LABEL"
         )
-    config = Config(name=f"ultrafeedback {variant}", data=DataConfig(source="rows", labels=LABELS[labels]))
+    data = UltraFeedback(labels=LABELS[labels])
     if model not in ("np_btl", "btl_mixed"):
-        config.data.groups = (model.removeprefix("btl_"),)
-    config.model.kind = "np_btl" if model == "np_btl" else "btl"
-    encoder = config.model.encoder
-    config.model.width = encoder.width = encoder.latent_dim = 256
-    encoder.pair = "linear"
+        data.groups = (model.removeprefix("btl_"),)
+    config = RewardConfig(name=f"ultrafeedback {variant}", data=data)
+    encoder = SetEncoder(width=256, latent_dim=256, pair="linear")
+    config.model = NpBtl(encoder=encoder, width=256) if model == "np_btl" else Btl(width=256)
     config.optim.learning_rate = 1e-4
     config.train.users, config.train.targets, config.train.max_context = 64, 20, 10
-    config.train.steps = config.train.population_steps = config.train.oracle_steps = 3000
+    config.train.steps = config.train.population_steps = config.train.specialist_steps = 3000
     return config

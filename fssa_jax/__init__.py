@@ -1,5 +1,6 @@
 """Models that adapt to a person from a few of their choices (arXiv 2412.13998), in JAX."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from fssa_jax.lm.generate import generate as generate
@@ -37,15 +38,21 @@ from fssa_jax.types import DiagGaussian as DiagGaussian
 from fssa_jax.types import Episode as Episode
 
 if TYPE_CHECKING:
-    from fssa_jax.people.person import Steerer as Steerer
-    from fssa_jax.people.person import blended as blended
-    from fssa_jax.people.person import choices_in as choices_in
+    from fssa_jax.experiment.workdir import load as load
+    from fssa_jax.people.blend import blend as blend
+    from fssa_jax.people.person import PersonModel as PersonModel
+    from fssa_jax.people.person import PersonPolicy as PersonPolicy
+
+_LATE = {
+    "load": "experiment.workdir",
+    "blend": "people.blend",
+    "PersonModel": "people.person",
+    "PersonPolicy": "people.person",
+}
 
 
 def __getattr__(name: str) -> Any:
     """What reads work directories is imported when it is asked for: functions on arrays come without it."""
-    if name in ("Steerer", "blended", "choices_in"):
-        from fssa_jax.people import person as steer
-
-        return getattr(steer, name)
+    if name in _LATE:
+        return getattr(importlib.import_module(f"fssa_jax.{_LATE[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

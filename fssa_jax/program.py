@@ -7,15 +7,18 @@ import math
 import os
 import re
 import sys
+import typing
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
 import jax
 from absl import app, flags
 from absl import logging as absl_logging
+from ml_collections import config_flags
 
-from fssa_jax.config import policy as policy_configs
-from fssa_jax.config import reward as configs
+from fssa_jax.config import UltraFeedback
+from fssa_jax.config.experiment import KINDS
+from fssa_jax.config.fields import all_kinds, fields_of
 from fssa_jax.errors import Stopped, UserError
 from fssa_jax.watchdog import watch
 
@@ -33,6 +36,16 @@ def numbers(flag: str, values: Sequence[str]) -> list[float]:
         return parsed
     except ValueError as error:
         raise UserError(f"--{flag}: needs numbers such as 0,.25,.5,.75,1; got {','.join(values)}") from error
+
+
+def check_text(flag: str, text: str) -> None:
+    """Raises `UserError` for the text of a flag that is empty or not UTF-8."""
+    if not text.strip():
+        raise UserError(f"--{flag}: empty; give a text")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"--{flag}: not UTF-8 at character {error.start}; save it as UTF-8") from error
 
 
 def define_process_flags() -> None:
@@ -64,6 +77,15 @@ def join_processes() -> None:
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"--coordinator={where}: cannot join the other processes ({reason})") from error
+
+
+def define_config_words() -> None:
+    """Lets flags set the fields of configurations that are one of several words (`Literal`)."""
+    for kind in all_kinds(*KINDS, UltraFeedback):
+        for _, hint in fields_of(kind):
+            if typing.get_origin(hint) is typing.Literal:
+                words = flags.EnumParser(list(typing.get_args(hint)))
+                config_flags.register_flag_parser_for_type(hint, words)
 
 
 def set_xla_flags() -> None:
@@ -129,16 +151,15 @@ def _reason(error: Exception) -> str:
     text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
     if missing := re.search(r"No such file or directory: '([^']+\.py)'", text):
         return f"--config: no such file {missing[1]}; give one such as configs/rows.py:np_btl"
+    kinds = {kind.__name__: kind for kind in all_kinds(*KINDS)}
     missing_section = r"Attribute <class '[\w.]+\.(?P<kind>\w+)'>\.(?P<name>\w+) does not exist"
-    if (section := re.search(missing_section, text)) and hasattr(configs, section["kind"]) + hasattr(
-        policy_configs, section["kind"]
-    ):
+    if (section := re.search(missing_section, text)) and section["kind"] in kinds:
         text = f"Field {section['name']} not found on dataclass <class 'x.{section['kind']}'>"
     if unknown := re.search(r"Field (\w+) not found on dataclass <class '[\w.]+\.(\w+)'>", text):
-        kind = getattr(configs, unknown[2], None) or getattr(policy_configs, unknown[2], None)
-        names = [field.name for field in dataclasses.fields(kind)] if kind else []
+        names = [field.name for field in dataclasses.fields(kinds[unknown[2]])] if unknown[2] in kinds else []
         near = difflib.get_close_matches(unknown[1], names, 1) or names
-        return f"--config: no setting {unknown[1]!r}; did you mean {', '.join(near)}?"
+        what = f" of {unknown[2]}" if unknown[2] in kinds else ""
+        return f"--config: no setting {unknown[1]!r}{what}; did you mean {', '.join(near)}?"
     if re.search(r"Unknown command line flag 'config\.", text) and "config" in flags.FLAGS:
         return f"{text}; --config=FILE.py:VARIANT comes first"
     return text

@@ -1,9 +1,9 @@
-"""Evaluates a work directory by the clean protocol and writes its report/.
+"""Evaluates a work directory on held-out people and writes its report/.
 
   python -m launch.evaluate --workdir=runs/styles
   python -m launch.evaluate --workdir=runs/styles --data=other_people.jsonl
 
-Prints the table and names report.html; report.json and the pictures are beside it. The test users' report is in
+Prints the table and names report.html; report.json and the pictures are next to it. The report of the test users is in
 WORKDIR/report, that of ROWS in WORKDIR/report-ROWS.
 """
 
@@ -13,9 +13,9 @@ from absl import flags
 
 from fssa_jax import program
 from fssa_jax.errors import UserError
-from fssa_jax.experiment.warm_start import is_policy
-from fssa_jax.report import policy as policy_report
-from fssa_jax.report import reward as report
+from fssa_jax.experiment.evaluate import evaluate_workdir
+from fssa_jax.experiment.workdir import report_directory
+from fssa_jax.report.tables import format_generation, format_table
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "what launch.train wrote")
 _DATA = flags.DEFINE_string("data", "", "rows of other people, all of them scored, in place of the test split")
@@ -28,22 +28,17 @@ def main() -> None:
     """Evaluates --workdir."""
     if not _WORKDIR.value:
         raise UserError("--workdir is needed; see --help")
-    if _K.value and not all(k.isdigit() for k in _K.value):
+    if _K.value and not all(k.isascii() and k.isdigit() for k in _K.value):
         raise UserError(f"--k: needs context sizes such as 0,2,8; got {','.join(_K.value)}")
     ks = tuple(int(k) for k in _K.value or ())
     workdir = Path(_WORKDIR.value)
-    if is_policy(workdir):
-        result = policy_report.evaluate_workdir(workdir, _DATA.value, _SPLIT.value, ks, _BASE.value)
-    elif _BASE.value and (workdir / "config.json").is_file():
-        raise UserError(f"--base: {workdir} is a reward model, which has no language model; leave it out")
-    else:
-        result = report.evaluate_workdir(workdir, _DATA.value, _SPLIT.value, ks)
-    print(report.format_table(result))
+    result = evaluate_workdir(workdir, _DATA.value, _SPLIT.value, ks, _BASE.value)
+    print(format_table(result))
     if "generation" in result:
-        print(policy_report.format_generation(result))
+        print(format_generation(result))
     for warning in result["warnings"]:
         print(f"warning: {warning}")
-    print(f"Report: {report.report_directory(workdir, _DATA.value, _SPLIT.value) / 'report.html'}")
+    print(f"Report: {report_directory(workdir, _DATA.value, _SPLIT.value) / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from fssa_jax import program
-from fssa_jax.config import reward as configs
 from fssa_jax.errors import UserError
-from fssa_jax.experiment import prepare
+from fssa_jax.experiment.prepare import PrepareConfig, prepare
 
+program.define_config_words()
 _SOURCE = flags.DEFINE_string("source", None, "rows, or the name of a benchmark")
 _OUT = flags.DEFINE_string("out", None, "directory to write")
 _ENCODER = flags.DEFINE_string("encoder", "", "directory or hub name of a model whose embeddings are the features")
@@ -33,21 +33,21 @@ _MAX_LENGTH = flags.DEFINE_integer("max_length", 512, "tokens of a prompt with i
 _TRUNCATE = flags.DEFINE_enum("truncate", "drop", ["drop", "left", "right"], "what happens to longer ones")
 program.define_process_flags()
 flags.adopt_module_key_flags(program)
-_CONFIG = config_flags.DEFINE_config_dataclass("config", configs.Config())
+_CONFIG = config_flags.DEFINE_config_dataclass("config", PrepareConfig())
 
 
 def main() -> None:
     """Prepares --source into --out."""
     if not (_SOURCE.value and _OUT.value):
         raise UserError("--source and --out are needed; see --help")
-    config = _CONFIG.value
+    data = _CONFIG.value.data
     if _ENCODER.value:
-        config.data.features, config.data.encoder = "encoder", _ENCODER.value
+        data.features, data.text_encoder.name = "encoder", _ENCODER.value
     program.join_processes()
     out, truncate = Path(_OUT.value), _TRUNCATE.value
-    counts = prepare.prepare(config, _SOURCE.value, out, _TOKENIZER.value, _MAX_LENGTH.value, truncate)  # type: ignore[arg-type]
+    counts = prepare(data, _SOURCE.value, out, _TOKENIZER.value, _MAX_LENGTH.value, truncate)  # type: ignore[arg-type]
     print(json.dumps(counts, indent=1))
-    labels = {2: "hh", 3: "hht"}.get(len(config.data.labels or "hh"), "hh")
+    labels = {2: "hh", 3: "hht"}.get(len(data.labels or "hh"), "hh")
     ratings = counts.get("schema") == "ultrafeedback"
     name = f"ultrafeedback_reward.py:{labels},np_btl" if ratings else "rows.py:np_btl"
     print(f"Prepared in {out}; train with --config=configs/{name} --config.data.path={out}")

@@ -11,14 +11,14 @@ say "1 of 4: a small language model that writes in every style"
 "$venv/bin/python" -m launch.train --config=configs/styles.py:sft --workdir="$run/base"
 say "2 of 4: a reward model that reads a person's choices (NP-BTL)"
 "$venv/bin/python" -m launch.train --config=configs/styles.py:np_btl --workdir="$run/reward" \
-  --config.train.oracle_steps=0
+  --config.train.specialist_steps=0
 "$venv/bin/python" -m launch.evaluate --workdir="$run/reward"
 say "One person's choices, and how each of them moved the ranking of new responses"
 "$venv/bin/python" -m launch.steer --workdir="$run/reward" --trace \
   --choices="$run/reward/report/example_choices.jsonl" --responses="$run/reward/report/example_responses.jsonl"
 say "3 of 4: a policy that the choices steer (NP-DPO)"
 "$venv/bin/python" -m launch.train --config=configs/styles.py:np_dpo_lora_core --workdir="$run/policy" \
-  --config.policy.base="$run/base/model" --config.encoder.init_from="$run/reward" --config.train.oracle_steps=0 \
+  --config.policy.base="$run/base/model" --config.encoder.init_from="$run/reward" --config.train.specialist_steps=0 \
   --config.train.steps=400 --config.evaluate.users=100 --config.evaluate.targets=10 --config.evaluate.shuffles=1 \
   --config.evaluate.in_context_users=6
 "$venv/bin/python" -m launch.evaluate --workdir="$run/policy"

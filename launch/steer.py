@@ -6,16 +6,19 @@
 
 choices, people: rows of prompt, response_a, response_b, choice (0 = a, 1 = b), each file by one person.
 responses: rows of prompt, response. Responses to the same prompt are ranked among each other.
-All are JSONL(.gz), CSV, Parquet or a `datasets` directory. Reward models rank, policies write.
+All are JSONL(.gz), CSV, Parquet or a `datasets` directory. Reward models rank; policies rank and write.
 """
 
-from pathlib import Path
+import math
 
 from absl import flags
 
 from fssa_jax import program
 from fssa_jax.errors import UserError
-from fssa_jax.people import rank as steer
+from fssa_jax.experiment.workdir import load
+from fssa_jax.people.choices import read_choices, read_responses
+from fssa_jax.people.person import PersonPolicy
+from fssa_jax.people.rank import format_rankings, rank
 from fssa_jax.people.side_by_side import format_written, write_for
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "what launch.train wrote")
@@ -23,14 +26,14 @@ _CHOICES = flags.DEFINE_string("choices", None, "file of the person's choices")
 _RESPONSES = flags.DEFINE_string("responses", None, "file of the responses to rank")
 _BASE = flags.DEFINE_string("base", "", "where the language model of a policy is now, if it has moved")
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "what to write a response to; may be given several times")
-_PEOPLE = flags.DEFINE_list("people", [], "files of choices, one a person, to write for each of them")
+_PEOPLE = flags.DEFINE_list("people", [], "files of choices, one per person, to write for each of them")
 _BLEND = flags.DEFINE_list("blend", [], "shares of the second of two people, to write between them")
 flags.DEFINE_float("temperature", None, "of sampling; 0: the likeliest token; default: as evaluated", lower_bound=0.0)
 flags.DEFINE_float("top_p", None, "sample from the likeliest tokens of this mass; default: as evaluated", 0.01, 1.0)
 flags.DEFINE_integer("max_new", None, "tokens of a response at most; default: as evaluated", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "of sampling", lower_bound=0)
 _TRACE = flags.DEFINE_bool("trace", False, "also show how each choice changed the ranking")
-_JSON = flags.DEFINE_bool("json", False, "print one JSON object a prompt instead of a table")
+_JSON = flags.DEFINE_bool("json", False, "print one JSON object per prompt instead of a table")
 
 
 def main() -> None:
@@ -40,28 +43,43 @@ def main() -> None:
     if bool(_RESPONSES.value) == bool(_PROMPT.value):
         raise UserError("give either --responses, to rank them, or --prompt, to write to it; see --help")
     sampling = ("temperature", "top_p", "max_new")
-    unused = ("trace",) if _PROMPT.value else ("people", "blend", *sampling, "seed", "base")
+    unused = ("trace",) if _PROMPT.value else ("people", "blend", *sampling, "seed")
     for name in unused:
         if flags.FLAGS[name].present:
             kind, other = ("--prompt", "--responses") if _PROMPT.value else ("--responses", "--prompt")
             raise UserError(f"--{name}: means nothing with {kind}; it is for {other}")
     if _PROMPT.value:
-        given = {name: flags.FLAGS[name].value for name in sampling if flags.FLAGS[name].present}
-        blend = program.numbers("blend", _BLEND.value)
-        written = write_for(
-            Path(_WORKDIR.value),
-            _PROMPT.value,
-            choices=_CHOICES.value or "",
-            people=_PEOPLE.value,
-            blend=blend,
-            sampling=given,
-            seed=_SEED.value,
-            base=_BASE.value,
-        )
-        print(format_written(_PROMPT.value, written, _JSON.value))
+        _write(sampling)
         return
-    rows, rankings = steer.steer(Path(_WORKDIR.value), _CHOICES.value or "", _RESPONSES.value or "")
-    print(steer.format_rankings(rows, rankings, _TRACE.value, _JSON.value))
+    choices, responses = read_choices(_CHOICES.value or ""), read_responses(_RESPONSES.value or "")
+    rankings = rank(load(_WORKDIR.value, _BASE.value), choices, responses)
+    print(format_rankings(len(choices), rankings, _TRACE.value, _JSON.value))
+
+
+def _write(sampling: tuple[str, ...]) -> None:
+    """Writes to --prompt; everything that can be checked is, before anything is loaded."""
+    files = _PEOPLE.value or [_CHOICES.value or ""]
+    if not all(file.strip() for file in files):
+        raise UserError("--people: a name is empty; leave out the comma")
+    for prompt in _PROMPT.value:
+        program.check_text("prompt", prompt)
+    shares = program.numbers("blend", _BLEND.value)
+    if shares and len(files) != 2:
+        raise UserError(f"--blend: shares between two people need two files in --people, got {len(files)}")
+    if outside := [t for t in shares if not 0 <= t <= 1]:
+        raise UserError(f"--blend: {outside[0]:g} is no share of the second person; give numbers from 0 to 1")
+    given = {name: flags.FLAGS[name].value for name in sampling if flags.FLAGS[name].present}
+    if not math.isfinite(given.get("temperature", 0.0)):
+        raise UserError(f"--temperature: must be a number from 0 up, got {given['temperature']}")
+    people = {file: read_choices(file) for file in files}
+    policy = load(_WORKDIR.value, _BASE.value)
+    if not isinstance(policy, PersonPolicy):
+        raise UserError(
+            f"{_WORKDIR.value}: a reward model ranks responses but writes none; give the workdir of a policy"
+        )
+    counted = not _PEOPLE.value
+    written = write_for(policy, _PROMPT.value, people, shares=shares, counted=counted, sampling=given, seed=_SEED.value)
+    print(format_written(_PROMPT.value, written, _JSON.value))
 
 
 if __name__ == "__main__":

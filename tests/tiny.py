@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fssa_jax.config.reward import Config
+from fssa_jax.config import NpBtl, RewardConfig, Rows, SetEncoder
 from fssa_jax.data import build
-from fssa_jax.tasks.reward import make_draw
+from fssa_jax.data.dataset import Dataset
+from fssa_jax.tasks.reward import RewardTask, resolve
 
 STEPS = 20
 
@@ -40,25 +41,14 @@ def write_rows(path: Path, records: list[dict]) -> Path:
     return path
 
 
-def config(path: Path | str = "", **train: int) -> Config:
+def config(path: Path | str = "", **train: int) -> RewardConfig:
     """Rows, a bilinear model with a Gaussian latent, STEPS steps in calls of 5."""
-    c = Config(name="tiny")
-    c.data.path, c.data.components, c.data.features = str(path), 8, "tfidf"
-    c.model.width = c.model.encoder.width = c.model.encoder.latent_dim = 8
-    c.model.encoder.heads, c.model.encoder.gaussian = 2, True
-    c.model.head = "bilinear"
+    c = RewardConfig(name="tiny", data=Rows(path=str(path), components=8, features="tfidf"))
+    c.model = NpBtl(encoder=SetEncoder(width=8, latent_dim=8, heads=2, gaussian=True), width=8, head="bilinear")
     c.optim.learning_rate, c.optim.warmup_steps = 1e-2, 2
     settings = {
-        "users": 8,
-        "max_context": 3,
-        "targets": 3,
-        "steps": STEPS,
-        "steps_per_call": 5,
-        "validate_every": 10,
-        "checkpoint_every": 5,
-        "population_steps": 5,
-        "oracle_steps": 5,
-        **train,
+        "users": 8, "max_context": 3, "targets": 3, "steps": STEPS, "steps_per_call": 5, "validate_every": 10,
+        "checkpoint_every": 5, "population_steps": 5, "specialist_steps": 5, **train,
     }
     for name, value in settings.items():
         setattr(c.train, name, value)
@@ -67,7 +57,13 @@ def config(path: Path | str = "", **train: int) -> Config:
     return c
 
 
-def dataset(tmp_path: Path):
-    """The data set of `config`, and how its episodes are drawn."""
-    c = config(write_rows(tmp_path / "rows.jsonl", rows()))
-    return c, build.load_dataset(c), make_draw(c)
+def load_dataset(c: RewardConfig) -> Dataset:
+    """The data set of a configuration."""
+    return build.load_dataset(c.data, max(c.evaluate.k), c.train.targets)
+
+
+def task(directory: Path, **train: int) -> RewardTask:
+    """`config` on `rows`, with its data."""
+    c = config(write_rows(directory / "rows.jsonl", rows()), **train)
+    dataset = load_dataset(c)
+    return RewardTask(resolve(c, dataset, quiet=True), dataset)

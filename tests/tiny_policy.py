@@ -1,8 +1,9 @@
 """A language model, a policy and its configuration, small enough to train in seconds."""
 
 from pathlib import Path
+from typing import Any
 
-from fssa_jax.config.policy import PolicyConfig
+from fssa_jax.config import FrozenEncoder, NewEncoder, PolicyConfig, SftConfig
 from tests import small_lm, tiny
 
 STEPS = 4
@@ -14,35 +15,37 @@ def base(directory: Path) -> Path:
     return directory
 
 
-def config(rows: Path | str, base: Path | str, reward: Path | str = "", **train: int) -> PolicyConfig:
-    """NP-DPO by FiLM on the rows of `tiny`, its encoder that of a reward model trained on them, or from chance."""
-    c = PolicyConfig(name="tiny policy")
-    like = tiny.config(rows)
-    c.data, c.model, c.optim = like.data, like.model, like.optim
-    c.encoder.init_from, c.encoder.frozen = str(reward), bool(reward)
-    c.policy.base, c.policy.max_length = str(base), 128
-    settings = {
-        "steps": STEPS,
-        "steps_per_call": 2,
-        "validate_every": 2,
-        "checkpoint_every": 2,
-        "users": 4,
-        "max_context": 3,
-        "targets": 2,
-        "population_steps": 2,
-        "oracle_steps": 2,
-        "texts": 4,
-        **train,
-    }
+def _loop(config: Any, **train: int) -> None:
+    settings = {"steps": STEPS, "steps_per_call": 2, "validate_every": 2, "checkpoint_every": 2, **train}
     for name, value in settings.items():
-        setattr(c.train, name, value)
+        setattr(config.train, name, value)
+
+
+def config(rows: Path | str, base: Path | str, reward: Path | str = "", **train: int) -> PolicyConfig:
+    """NP-DPO by FiLM on the rows of `tiny`; its encoder is that of a reward model trained on them, or new."""
+    like = tiny.config(rows)
+    c = PolicyConfig(name="tiny policy", data=like.data, optim=like.optim)
+    c.encoder = FrozenEncoder(init_from=str(reward)) if reward else NewEncoder(model=like.model)  # type: ignore[arg-type]
+    c.policy.base, c.policy.max_length = str(base), 128
+    sizes = {"users": 4, "max_context": 3, "targets": 2, "population_steps": 2, "specialist_steps": 2}
+    _loop(c, **{**sizes, **train})
     e = c.evaluate
     e.k, e.draws, e.bootstrap, e.shuffles, e.users, e.targets = (0, 1, 3), 1, 20, 1, 6, 3
     e.in_context_users, e.generate.people, e.generate.prompts, e.generate.max_new = 2, 4, 1, 8
     return c
 
 
-def change(config, settings):
+def sft_config(rows: Path | str, base: Path | str = "", **train: int) -> SftConfig:
+    """Fine-tuning of a base on the texts of `tiny`."""
+    like = tiny.config(rows)
+    c = SftConfig(name="tiny sft", data=like.data, optim=like.optim)
+    c.policy.base, c.policy.max_length = str(base), 128
+    _loop(c, **{"texts": 4, **train})
+    return c
+
+
+def change(config: Any, settings: dict[str, Any]) -> Any:
+    """Sets dotted keys."""
     for key, value in settings.items():
         target = config
         *path, last = key.split(".")

@@ -10,8 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from fssa_jax.data.benchmarks.synthetic import NumberFeaturiser
-from fssa_jax.data.features import EncoderFeaturiser, Featuriser, GivenFeaturiser, Text, TfidfFeaturiser
+from fssa_jax.data.features import (
+    EncoderFeaturiser,
+    Featuriser,
+    GivenFeaturiser,
+    NumberFeaturiser,
+    Text,
+    TfidfFeaturiser,
+)
 from fssa_jax.errors import UserError
 from fssa_jax.files import whole_directory
 from fssa_jax.lm.tokenizer import TokenTable
@@ -20,7 +26,7 @@ from fssa_jax.types import ChoiceTable
 _log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclasses.dataclass
@@ -93,6 +99,20 @@ def extended(dataset: Dataset, number: dict[Text, int]) -> tuple[list[Text], np.
     if new:
         features = np.concatenate([features, dataset.featuriser.transform(new)])
     return [*dataset.texts, *new], features
+
+
+def choice_records(split: Split, texts: Sequence[Text], user: int, number: int) -> list[dict[str, Any]]:
+    """The first choices of a user's context, at most `number`, as rows of a file (data/rows.py).
+
+    Every other row has the chosen response in second place, so that the file looks like any other.
+    """
+    table, records = split.table, []
+    for i in range(min(number, int(np.asarray(table.count)[user, 0]))):
+        (prompt, a), (_, b) = (texts[int(np.asarray(side)[user, 0, i])] for side in (table.chosen, table.rejected))
+        first, second, choice = (a, b, 0) if i % 2 == 0 else (b, a, 1)
+        row = {"user_id": split.users[user], "prompt": prompt, "response_a": first, "response_b": second}
+        records.append({**row, "choice": choice})
+    return records
 
 
 def save(dataset: Dataset, directory: Path, tokens: TokenTable | None = None) -> None:

@@ -187,6 +187,19 @@ class GivenFeaturiser:
         """Nothing: the vectors of all known texts are saved with the data."""
 
 
+class NumberFeaturiser:
+    """The feature of a response that is a number is the number."""
+
+    def transform(self, texts: list[tuple[str, str]]) -> np.ndarray:
+        try:
+            return np.array([[float(response)] for _, response in texts], np.float32).reshape(-1, 1)
+        except ValueError as error:
+            raise UserError(f"responses of the synthetic task are numbers in [0, 1] ({error})") from error
+
+    def save(self, directory: Path) -> None:
+        """Nothing to save."""
+
+
 def read_vectors(vectors: str, texts: str, known: list[Text]) -> GivenFeaturiser:
     """Vectors from a .npy file, row i for line i of `texts`, or for known[i] where no texts are named.
 

@@ -7,9 +7,9 @@ from collections.abc import Collection
 
 import numpy as np
 
-from fssa_jax.config.reward import DataConfig
-from fssa_jax.data.build import rows_by_user, rows_split, texts_in
+from fssa_jax.config import Data, Rows
 from fssa_jax.data.dataset import Dataset, Split, extended, log_left_out, number_texts
+from fssa_jax.data.row_dataset import rows_by_user, rows_split, texts_in
 from fssa_jax.data.rows import read_rows
 from fssa_jax.errors import UserError
 
@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 def with_people(
-    dataset: Dataset, settings: DataConfig, path: str, met_elsewhere: Collection[str] = ()
+    dataset: Dataset, settings: Data, path: str, met_elsewhere: Collection[str] = ()
 ) -> tuple[Dataset, Split]:
     """The people of a file of rows as one split to score, and the data set with their new texts and features after its
     own.
@@ -27,7 +27,7 @@ def with_people(
     Raises:
       UserError: bad rows, or nobody is left.
     """
-    rows, reading = read_rows(path, settings.on_error)
+    rows, reading = read_rows(path, settings.on_error if isinstance(settings, Rows) else "raise")
     met = {*dataset.splits["train"].users, *dataset.splits["val"].users, *met_elsewhere}
     again = sorted({row.user for row in rows if row.user in met})
     rows = [dataclasses.replace(row, split_user="test") for row in rows if row.user not in met]
@@ -40,7 +40,7 @@ def with_people(
     rng = np.random.default_rng(settings.split_seed)
     left_out: list[str] = []
     dropped: Counter[str] = Counter()
-    here = dataclasses.replace(settings, path=path)
+    here = dataclasses.replace(settings, path=path) if isinstance(settings, Rows) else Rows(path=path)
     split = rows_split(here, "test", rows_by_user(rows), number, dataset.groups, rng, left_out, dropped)
     report = dataset.report | {
         "duplicates": reading.duplicates,

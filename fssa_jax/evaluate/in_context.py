@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from fssa_jax.data.features import Text
-from fssa_jax.evaluate.evaluate import Predictor
-from fssa_jax.experiment.policy_workdir import PolicyWorkdir
+from fssa_jax.lm.scoring import Texts, log_probs_of
 from fssa_jax.lm.tokenizer import Encoded, encode
 from fssa_jax.ops.padding import bucket
-from fssa_jax.tasks.policy import PolicyData, text_log_probs
-from fssa_jax.types import Episode
+from fssa_jax.tasks.policy import PolicyTask
+from fssa_jax.tasks.predictor import Predictor, no_latent
+from fssa_jax.types import DiagGaussian, Episode
 from fssa_jax.watchdog import finished
 
 _BATCH_TOKENS = 32_768
@@ -26,15 +26,15 @@ def in_context_prompt(prompt: str, choices: Sequence[tuple[str, str, str]]) -> s
     return f"{shown}\n\nQuestion: {prompt}\nPreferred answer:"
 
 
-def in_context_predictor(work: PolicyWorkdir, data: PolicyData) -> Predictor:
+def in_context_predictor(task: PolicyTask) -> Predictor:
     """log σ(β [Δ log π(· | choices, x) − Δ log π(· | x)]) of the base alone.
 
     Where choices and prompt do not fit into the positions of the model, the first choices are left out.
     """
-    base, texts, objective = work.base, work.dataset.texts, work.config.objective
-    lengths = work.tokens.ends - work.tokens.starts
+    base, texts, objective = task.base, task.dataset.texts, task.config.objective
+    lengths = task.tokens.ends - task.tokens.starts
     limit = base.decoder.config.max_length
-    score = jax.jit(lambda data: text_log_probs(base.decoder, data.base, data, jnp.arange(len(data.ends))))
+    references: dict[bytes, np.ndarray] = {}  # without choices: the same for every k
 
     def log_probs(rows: list[tuple[Text, list[tuple[str, str, str]]]]) -> np.ndarray:
         encoded = []
@@ -57,12 +57,14 @@ def in_context_predictor(work: PolicyWorkdir, data: PolicyData) -> Predictor:
             for i, row in enumerate(part):
                 tokens[i, : len(row.tokens)] = row.tokens
                 starts[i], ends[i] = row.start, row.end
-            filled = PolicyData(*(jnp.asarray(x) for x in (tokens, starts, ends)), base=data.base)
-            out.append(np.asarray(score(filled))[: len(part)])
+            filled = Texts(*(jnp.asarray(x) for x in (tokens, starts, ends)))
+            scored = log_probs_of(base.decoder, base.variables, filled, jnp.arange(number))
+            out.append(np.asarray(scored)[: len(part)])
             finished()
         return np.concatenate(out)
 
-    def predict(episodes: Episode, ks: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def score(q: DiagGaussian, episodes: Episode) -> dict[str, np.ndarray]:
+        del q  # the choices themselves are read
         context, targets = episodes.context, episodes.targets
         users, number = targets.mask.shape
         pairs = np.stack([np.asarray(targets.chosen), np.asarray(targets.rejected)], -1).reshape(users, -1)
@@ -73,17 +75,18 @@ def in_context_predictor(work: PolicyWorkdir, data: PolicyData) -> Predictor:
         real = np.repeat(np.asarray(targets.mask), 2, axis=1)
         place = [(u, i) for u in range(users) for i in np.flatnonzero(real[u])]
 
-        def scored(k: int) -> np.ndarray:
+        def scored(shown: Sequence[list[tuple[str, str, str]]]) -> np.ndarray:
             values = np.zeros(pairs.shape, np.float32)
-            values[real] = log_probs([(texts[pairs[u, i]], choices[u][:k]) for u, i in place])
+            values[real] = log_probs([(texts[pairs[u, i]], shown[u]) for u, i in place])
             return values / np.maximum(lengths[pairs], 1) if objective.length_normalised else values
 
-        reference = scored(0)
-        out = []
-        for k in ks:
-            ratio = ((scored(k) if k else reference) - reference).reshape(users, number, 2)
-            out.append(np.asarray(jax.nn.log_sigmoid(objective.beta * (ratio[..., 0] - ratio[..., 1]))))
-        nothing = np.zeros((users, 0))
-        return np.stack(out), nothing, nothing
+        ratio = np.zeros(pairs.shape, np.float32)
+        if any(choices):
+            targets_key = pairs.tobytes() + real.tobytes()
+            if targets_key not in references:
+                references[targets_key] = scored([[]] * users)
+            ratio = scored(choices) - references[targets_key]
+        ratio = ratio.reshape(users, number, 2)
+        return {"log_p": np.asarray(jax.nn.log_sigmoid(objective.beta * (ratio[..., 0] - ratio[..., 1])))}
 
-    return Predictor(predict, conditional=False)
+    return Predictor(no_latent, score, reads=True)

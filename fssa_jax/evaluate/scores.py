@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fssa_jax.config.reward import EvaluateConfig
+from fssa_jax.config import Evaluation
 from fssa_jax.ops import metrics
 from fssa_jax.types import Comparisons
 
@@ -22,7 +22,7 @@ _GROUPS = 20
 class Scores:
     """Turns log-probabilities (draws, k, users, targets) into the series of the report."""
 
-    def __init__(self, ks, mask: np.ndarray, targets: Comparisons, settings: EvaluateConfig, seed: int):
+    def __init__(self, ks, mask: np.ndarray, targets: Comparisons, settings: Evaluation, seed: int):
         self.ks = ks
         self.mask = mask
         self.report: dict[str, Any] = {}

@@ -1,27 +1,51 @@
-"""What a policy writes for held-out people, beside the base, the population's policy and the specialists."""
+"""What a policy writes for held-out people, next to the base, the population's policy and the specialists."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fssa_jax.config.policy import GenerateConfig, PolicyEvaluateConfig
+from fssa_jax.config import Generation, PolicyEvaluation, Styles
 from fssa_jax.data.benchmarks import styles
-from fssa_jax.data.dataset import Split
+from fssa_jax.data.dataset import Split, choice_records
 from fssa_jax.data.features import GivenFeaturiser
-from fssa_jax.evaluate.evaluate import first_users
-from fssa_jax.experiment.policy_workdir import PolicyWorkdir
-from fssa_jax.experiment.trained_policy import TrainedPolicy, episodes_of, latents
-from fssa_jax.lm.writer import Samples, Writer, best_reward, sampled_kl, styles_of, summary, true_reward
+from fssa_jax.evaluate.bayes import posterior
+from fssa_jax.evaluate.episodes import episodes_of, first_users
+from fssa_jax.evaluate.style_scores import best_reward, styles_of, summary, true_reward
+from fssa_jax.lm.writer import Samples, Writer, sampled_kl
+from fssa_jax.models.conditioner import Conditioner
+from fssa_jax.ops.adapters import AdapterTree
 from fssa_jax.ops.episodes import truncate_context
-from fssa_jax.ops.metrics import bayes_log_posterior
-from fssa_jax.train.roles import Role
-from fssa_jax.types import Episode
+from fssa_jax.ops.sampling import Sampling
+from fssa_jax.tasks.policy import PolicyTask
+from fssa_jax.tasks.predictor import Predictor
+from fssa_jax.types import Episode, PyTree
 
 _BLEND = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedPolicy:
+    """A policy with its variables: what it infers, and the adapters that it emits."""
+
+    conditioner: Conditioner
+    variables: PyTree
+    predictor: Predictor
+
+    def adapt(self, z: np.ndarray) -> AdapterTree:
+        """Adapters of latents (rows, m), a row each."""
+        adapters: Any = self.conditioner.apply(self.variables, jnp.asarray(z), method="adapt")
+        return adapters
+
+
+@dataclasses.dataclass
+class Written:
+    """Figures for report.json, and responses side by side."""
+
+    report: dict[str, Any]
+    responses: dict[str, Any]
 
 
 @dataclasses.dataclass
@@ -42,44 +66,39 @@ class _Asked:
 
 
 def written_for(
-    work: PolicyWorkdir,
-    split: Split,
-    policies: dict[Role, TrainedPolicy],
-    users: np.ndarray,
-    settings: PolicyEvaluateConfig,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(figures, responses side by side) of what is sampled for people at every k, to prompts of their own targets.
+    task: PolicyTask, split: Split, policies: Mapping[str, TrainedPolicy], users: np.ndarray, settings: PolicyEvaluation
+) -> Written:
+    """What is sampled for people at every k, to prompts of their own targets.
 
     plain_… are of what is sampled at temperature 1 from all tokens, whatever `settings.generate` says; so is kl.
     Where people's wishes are known (`styles`) responses are judged by those; elsewhere by the reward model that the
     policy learnt from, at all choices of each person. Specialists write for those whose group has training people.
     """
-    main, k_most = policies["main"], max(settings.k)
-    conditional = main.conditioner.latent == "context"
-    people = first_users(split, users, settings.generate.people // 2 * 2 or 1)
-    episodes, features = episodes_of(work, split, people, settings), work.data("test").features
+    main, k_most, generation = policies["main"], max(settings.k), settings.generate
+    reads, seed = main.predictor.reads, task.config.seed
+    people = first_users(split, users, generation.people // 2 * 2 or 1)
+    episodes = episodes_of(split, people, seed, k_most)
     group = np.asarray(split.table.group)[people]
-    known = work.dataset.truth is not None and work.config.data.source == "styles"
-    asked = _asked(work, episodes, settings.generate.prompts, styles.people()[0][group] if known else None)
-    trained_groups = np.unique(np.asarray(work.dataset.splits["train"].table.group))
+    known = task.dataset.truth is not None and isinstance(task.config.data, Styles)
+    asked = _asked(task, episodes, generation.prompts, styles.people()[0][group] if known else None)
+    trained_groups = np.unique(np.asarray(task.dataset.splits["train"].table.group))
     has_specialist = np.isin(group, trained_groups)[asked.rows]
-    writer = Writer(work.base, settings.generate, cut=True)
-    plain = Writer(work.base, dataclasses.replace(settings.generate, temperature=1.0, top_p=1.0), cut=True)
-    judge = None if known or not conditional else _reward_model(work, main, episodes, features, k_most)
+    writer = Writer(task.base, Sampling(generation.temperature, top_p=generation.top_p), generation.max_new, cut=True)
+    plain = Writer(task.base, Sampling(1.0), generation.max_new, cut=True)
+    judge = None if known or not reads else _reward_model(task, main, main.predictor.latents(episodes, k_most))
     written: dict[str, Samples] = {}
     rewards: dict[str, np.ndarray] = {}
 
     def write(name: str, policy: TrainedPolicy | None, k: int, to: _Asked) -> dict[str, Any]:
-        adapters: Any = None
+        adapters = None
         if policy is not None:
-            z = jnp.asarray(latents(policy, episodes, features, k)[to.rows])
-            adapters = policy.conditioner.apply(policy.variables, z, method="adapt")
-        samples = written[name] = writer(to.prompts, adapters, work.config.seed)
+            adapters = policy.adapt(policy.predictor.latents(episodes, k)[to.rows])
+        samples = written[name] = writer(to.prompts, adapters, seed)
         out: dict[str, Any] = {"finished": float(np.mean(samples.finished))}
         # What the policy itself says, whatever the sampling of what is shown.
-        itself = plain(to.prompts, adapters, work.config.seed)
+        itself = plain(to.prompts, adapters, seed)
         if adapters is not None:
-            out["kl"] = float(sampled_kl(work.base, itself, adapters).mean())
+            out["kl"] = float(sampled_kl(task.base, itself, adapters).mean())
         if to.weights is not None:
             style, well = styles_of(samples)
             out |= summary(style, well, to.weights)
@@ -96,41 +115,46 @@ def written_for(
         "responses": len(asked.prompts),
         "base": write("base", None, 0, asked),
     }
-    for role, policy in policies.items():
-        to = asked.only(has_specialist) if role == "oracle" else asked
-        if role != "main" and to.prompts:
-            report[role] = write(role, policy, k_most, to)
+    for name, policy in policies.items():
+        to = asked.only(has_specialist) if name == "specialist" else asked
+        if name != "main" and to.prompts:
+            report[name] = write(name, policy, k_most, to)
     report["policy"] = {}
-    for k in sorted(set(settings.k)) if conditional else (k_most,):
+    for k in sorted(set(settings.k)) if reads else (k_most,):
         name = f"k = {k}"
         out = report["policy"][str(k)] = write(name, main, k, asked)
         for other in {"base", "population"} & rewards.keys():
             key = f"win_rate_over_{other}" if known else f"model_win_rate_over_{other}"
             out[key] = win_rate(rewards[name], rewards[other])
-        if known and "oracle" in rewards:
-            best = float(rewards["oracle"].mean())
+        if known and "specialist" in rewards:
+            best = float(rewards["specialist"].mean())
             out["reward_of_specialists"] = float(rewards[name][has_specialist].mean()) / best if best > 0 else None
-        if known and conditional and work.config.objective.beta * settings.generate.temperature:
-            by_posterior, best = _without_loss(work, episodes, group, int(k), settings.generate)
+        if known and reads and task.config.objective.beta * generation.temperature:
+            by_posterior, best = _without_loss(task, episodes, group, int(k), generation)
             for key, reward in (("bayes_reward_of_known", by_posterior), ("reward_of_known", out["reward"])):
                 out[key] = reward / best if best > 0 else None
     report["cut_prompts"] = writer.cut_prompts(asked.prompts)
-    if conditional and len(people) > 1:
-        report["blend"] = blend(work, main, latents(main, episodes, features, k_most), writer, asked)
-    return report, {
-        "opposed": _opposed(work, split, people, None if not known else styles.people()[0][group]),
-        "prompts": asked.prompts,
-        "people": [split.users[i] for i in people[asked.rows]],
-        "texts": {name: samples.texts for name, samples in written.items() if len(samples.texts) == len(asked.prompts)},
-    }
+    if reads and len(people) > 1:
+        report["blend"] = blend(main, main.predictor.latents(episodes, k_most), writer, asked, seed)
+    return Written(
+        report,
+        {
+            "opposed": _opposed(task, split, people, None if not known else styles.people()[0][group]),
+            "prompts": asked.prompts,
+            "people": [split.users[i] for i in people[asked.rows]],
+            "texts": {
+                name: samples.texts for name, samples in written.items() if len(samples.texts) == len(asked.prompts)
+            },
+        },
+    )
 
 
-def _asked(work: PolicyWorkdir, episodes: Episode, number: int, weights: np.ndarray | None) -> _Asked:
+def _asked(task: PolicyTask, episodes: Episode, number: int, weights: np.ndarray | None) -> _Asked:
     """Some of each person's own held-out prompts, the same for all that is compared."""
     targets, counts = (np.asarray(x) for x in (episodes.targets.chosen, episodes.targets.mask.sum(-1)))
     rows = np.repeat(np.arange(len(targets)), number)
     prompts = [
-        work.dataset.texts[targets[u, j % max(counts[u], 1)]][0] for u in range(len(targets)) for j in range(number)
+        task.dataset.texts[targets[u, j % max(counts[u], 1)]][0] for u in range(len(targets)) for j in range(number)
     ]
     return _Asked(prompts, rows, None if weights is None else weights[rows])
 
@@ -147,17 +171,19 @@ def win_rate(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def _reward_model(
-    work: PolicyWorkdir, main: TrainedPolicy, episodes: Episode, features: jax.Array, k: int
+    task: PolicyTask, main: TrainedPolicy, z: np.ndarray
 ) -> Callable[[Samples, np.ndarray], np.ndarray] | None:
-    """(samples, whose each is) ↦ their rewards by the reward model that the policy learnt from, after k choices, in
-    nats; None where there is none, or none that can read new texts."""
-    reads = work.reward.target != "none" and not isinstance(work.dataset.featuriser, GivenFeaturiser)
-    if not work.config.encoder.init_from or not reads:
+    """(samples, whose each is) ↦ their rewards at z by the reward model that the policy learnt from, in nats.
+
+    None where there is none, or none that can read new texts.
+    """
+    taught = getattr(task.config.encoder, "init_from", "")
+    reads = task.reward is not None and task.reward.target != "none"
+    if not taught or not reads or isinstance(task.dataset.featuriser, GivenFeaturiser):
         return None
-    z = latents(main, episodes, features, k)
 
     def rewards(samples: Samples, rows: np.ndarray) -> np.ndarray:
-        read = work.dataset.featuriser.transform(list(zip(samples.prompts, samples.texts, strict=True)))
+        read = task.dataset.featuriser.transform(list(zip(samples.prompts, samples.texts, strict=True)))
         out: Any = main.conditioner.apply(
             main.variables,
             jnp.asarray(read),
@@ -170,23 +196,22 @@ def _reward_model(
 
 
 def _without_loss(
-    work: PolicyWorkdir, episodes: Episode, group: np.ndarray, k: int, settings: GenerateConfig
+    task: PolicyTask, episodes: Episode, group: np.ndarray, k: int, settings: Generation
 ) -> tuple[float, float]:
-    """True reward, in nats, of who writes by the exact posterior after k choices, and of who writes by the person's own
-    weights, both without any loss in a language model (`styles`); see `best_reward`."""
-    truth = work.dataset.truth
+    """True reward, in nats, of the optimal policies under the exact posterior after k choices and the true weights.
+
+    Both without any loss in a language model (`styles`); see `best_reward`.
+    """
+    truth = task.dataset.truth
     assert truth is not None
-    rewards, context = jnp.asarray(truth.rewards), truncate_context(episodes, k).context
-    evidence = rewards[context.chosen] - rewards[context.rejected]
-    posterior = np.exp(bayes_log_posterior(evidence, context.mask, jnp.asarray(truth.log_prior)))
-    weights, temperature = styles.people()[0], work.config.objective.beta * settings.temperature
-    after, best = (
-        float(best_reward(p, weights[group], temperature).mean()) for p in (posterior, np.eye(len(weights))[group])
-    )
-    return after, best
+    after = posterior(truth, truncate_context(episodes, k).context)
+    weights, temperature = styles.people()[0], task.config.objective.beta * settings.temperature
+    known = np.eye(len(weights))[group]
+    by_posterior, best = (float(best_reward(p, weights[group], temperature).mean()) for p in (after, known))
+    return by_posterior, best
 
 
-def blend(work: PolicyWorkdir, main: TrainedPolicy, z: np.ndarray, writer: Writer, asked: _Asked) -> dict[str, Any]:
+def blend(main: TrainedPolicy, z: np.ndarray, writer: Writer, asked: _Asked, seed: int) -> dict[str, Any]:
     """Responses between person 2i and person 2i + 1: z = (1 − t) z_a + t z_b, written to the prompts of the first.
 
     With known weights `towards_first` is the mean reward under the first person's weights at every t.
@@ -195,9 +220,8 @@ def blend(work: PolicyWorkdir, main: TrainedPolicy, z: np.ndarray, writer: Write
     out: dict[str, Any] = {"t": list(_BLEND), "texts": [], "prompt": to.prompts[0] if to.prompts else ""}
     towards, well = [], []
     for t in _BLEND:
-        mixed = (1 - t) * z[to.rows] + t * z[to.rows + 1]
-        adapters: Any = main.conditioner.apply(main.variables, jnp.asarray(mixed), method="adapt")
-        samples = writer(to.prompts, adapters, work.config.seed)
+        adapters = main.adapt((1 - t) * z[to.rows] + t * z[to.rows + 1])
+        samples = writer(to.prompts, adapters, seed)
         out["texts"].append(samples.texts[0])
         if to.weights is not None:
             style, good = styles_of(samples)
@@ -208,27 +232,17 @@ def blend(work: PolicyWorkdir, main: TrainedPolicy, z: np.ndarray, writer: Write
     return out
 
 
-def _opposed(work: PolicyWorkdir, split: Split, people: np.ndarray, weights: np.ndarray | None) -> list[dict[str, Any]]:
+def _opposed(task: PolicyTask, split: Split, people: np.ndarray, weights: np.ndarray | None) -> list[dict[str, Any]]:
     """Two people, who want the opposite where that is known, as rows of their choices; and a prompt that is new."""
     pair = 0
     if weights is not None and len(people) > 1:  # neighbours want the opposite: the first pair that minds the most
         pair = 2 * int(np.argmax(np.abs(weights[0 : len(people) // 2 * 2 : 2]).sum(1)))
-    table, texts = split.table, work.dataset.texts
-    out = []
-    for user in people[pair : pair + 2]:
-        rows = []
-        for i in range(min(int(np.asarray(table.count)[user, 0]), max(work.config.evaluate.k))):
-            (prompt, a), (_, b) = (texts[int(np.asarray(side)[user, 0, i])] for side in (table.chosen, table.rejected))
-            first, second, choice = (a, b, 0) if i % 2 == 0 else (b, a, 1)
-            rows.append(
-                {
-                    "user_id": split.users[user],
-                    "prompt": prompt,
-                    "response_a": first,
-                    "response_b": second,
-                    "choice": choice,
-                }
-            )
-        asked = texts[int(np.asarray(table.chosen)[user, 1, 0])][0]
-        out.append({"name": split.users[user], "choices": rows, "prompt": asked})
-    return out
+    table, texts = split.table, task.dataset.texts
+    return [
+        {
+            "name": split.users[user],
+            "choices": choice_records(split, texts, int(user), max(task.config.evaluate.k)),
+            "prompt": texts[int(np.asarray(table.chosen)[user, 1, 0])][0],
+        }
+        for user in people[pair : pair + 2]
+    ]

@@ -1,16 +1,15 @@
 """From rows, ratings or a benchmark to a prepared directory: split, embedded, and tokenised where asked for."""
 
-import copy
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from fssa_jax.config import reward as configs
-from fssa_jax.config.reward import Config
+from fssa_jax.config import Data, Evaluation, RewardTraining, Styles, Synthetic, UltraFeedback
+from fssa_jax.config.fields import check_fields, group
 from fssa_jax.data import build, dataset
-from fssa_jax.data.benchmarks.synthetic import SOURCES
 from fssa_jax.data.dataset import log_left_out
 from fssa_jax.errors import UserError
 from fssa_jax.lm.safetensors import find_checkpoint, read_config
@@ -18,14 +17,22 @@ from fssa_jax.lm.tokenizer import Truncate, check_vocabulary, encode_table, load
 from fssa_jax.train import parallel
 
 
+@dataclasses.dataclass
+class PrepareConfig:
+    """The flags of launch.prepare_data that are settings."""
+
+    data: UltraFeedback = group(UltraFeedback)
+
+
 def prepare(
-    config: Config, source: str, out: Path, tokenizer: str = "", max_length: int = 512, truncate: Truncate = "drop"
+    data: UltraFeedback, source: str, out: Path, tokenizer: str = "", max_length: int = 512, truncate: Truncate = "drop"
 ) -> dict[str, Any]:
     """Writes the directory whole; returns counts of what is in it and what was left out.
 
     Embeddings that a killed run has made, in OUT.embedding, are not made again.
 
     Args:
+      data: how rows are read, split and embedded.
       source: rows in any format of `read_records`, or the name of a benchmark.
       tokenizer: directory or hub name of a model whose tokens of every text are written as well.
       max_length, truncate: see `encode_table`.
@@ -35,19 +42,15 @@ def prepare(
     """
     if out.exists() and any(out.iterdir()) and not dataset.is_prepared(out):
         raise UserError(f"{out}: exists and is not a prepared directory; give another --out")
-    config = copy.deepcopy(config)
-    configs.check(config)
-    if source in ("styles", *SOURCES):
-        config.data.source = source
-    else:
-        config.data.source, config.data.path = "rows", source
+    check_fields(data)
+    settings = settings_of(data, source)
     loaded = None
     if tokenizer:  # before the long work
         directory = find_checkpoint(tokenizer)
         loaded = load_tokenizer(directory)
         check_vocabulary(loaded, read_config(directory).vocabulary, directory)
     scratch = out.with_name(f"{out.name}.embedding")
-    prepared = build.load_dataset(config, scratch)
+    prepared = build.load_dataset(settings, max(Evaluation().k), RewardTraining().targets, scratch)
     log_left_out(prepared)
     tokens = None
     if loaded is not None:
@@ -59,3 +62,14 @@ def prepare(
         dataset.save(prepared, out, tokens)
         shutil.rmtree(scratch, ignore_errors=True)
     return {name: value for name, value in prepared.report.items() if not isinstance(value, list)}
+
+
+def settings_of(data: UltraFeedback, source: str) -> Data:
+    """The settings of a benchmark of our own, or of rows."""
+    same = {"split_seed": data.split_seed}
+    if source == "styles":
+        texts = {"features": data.features, "components": data.components, "text_encoder": data.text_encoder}
+        return Styles(**same, **texts)
+    if source in ("synthetic", "synthetic_published"):
+        return Synthetic(**same, published=source == "synthetic_published")
+    return dataclasses.replace(data, path=source)

@@ -1,35 +1,52 @@
-"""A trained work directory: all that programs after training need."""
+"""A work directory: the one place that knows what `launch.train --workdir=DIR` keeps where.
+
+DIR/
+  config.json        the configuration, with what the data decided
+  run.json           seed, command, versions, devices, fingerprints of the base and of the encoder
+  data/              people, texts, features and tokens (data/dataset.py)
+  reference.npz      log-probabilities of the base, of policies
+  checkpoints/       of the main model: latest/ to resume from, best/ by validation
+  metrics.jsonl, tensorboard/
+  baselines/NAME/    the same of the models that it is compared with
+  model/             of sft, the language model; start/ what it began from
+  report/, report-…/ what launch.evaluate wrote
+"""
 
 import dataclasses
-import json
-import logging
-import shutil
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from fssa_jax.config import reward as configs
-from fssa_jax.config.reward import Config
+from fssa_jax.config import NoEncoder, NpBtl, PolicyConfig, RewardConfig, SftConfig
+from fssa_jax.config.experiment import Config, read
+from fssa_jax.config.fields import read_json
 from fssa_jax.data import dataset as datasets
-from fssa_jax.data.build import load_dataset
-from fssa_jax.data.dataset import Dataset, Split, log_left_out
+from fssa_jax.data.dataset import Dataset, Split, load_tokens
+from fssa_jax.data.features import EncoderFeaturiser
 from fssa_jax.data.new_people import with_people
+from fssa_jax.data.tokenised import table_with_tokens, tokenise
 from fssa_jax.errors import UserError
-from fssa_jax.evaluate.evaluate import Trained
-from fssa_jax.files import write_text
-from fssa_jax.tasks.reward import make_draw, make_model, resolve, training_data
-from fssa_jax.train import parallel
-from fssa_jax.train.roles import Role, restore, steps_of, unfinished
-from fssa_jax.train.step import init_state, make_optimizer
+from fssa_jax.lm.base import Base, load_base
+from fssa_jax.lm.scoring import table_log_probs
+from fssa_jax.lm.tokenizer import joined
+from fssa_jax.people.person import PersonModel, PersonPolicy
+from fssa_jax.tasks.policy import PolicyTask
+from fssa_jax.tasks.predictor import Predictor
+from fssa_jax.tasks.reference import stored_reference
+from fssa_jax.tasks.reward import RewardTask
+from fssa_jax.tasks.sft import SftTask
+from fssa_jax.tasks.task import MAIN
+from fssa_jax.train.checkpoint import Checkpoints, best_or_latest
+from fssa_jax.train.state import start_state
+from fssa_jax.types import PyTree
 
-_log = logging.getLogger(__name__)
+MET = "people_of_the_encoder"
+"""In the data set's report, the people whom an encoder that was trained on other rows has met."""
 
 # What a start that was interrupted may leave before config.json is written.
-_OWN = (
+OWN = (
     "data",
     "embedding",
     "start",
@@ -41,152 +58,226 @@ _OWN = (
     "metrics.jsonl",
 )
 
+AnyTask = RewardTask | PolicyTask | SftTask
 
-@dataclasses.dataclass
+
+@dataclasses.dataclass(frozen=True)
 class Workdir:
-    """Configuration, data and models of `launch.train --workdir=DIR`."""
+    """All that programs after training need; a language model itself stays where the configuration says."""
 
     path: Path
-    config: Config
-    dataset: Dataset
-    run: dict[str, Any]
+    task: AnyTask
 
     @classmethod
-    def open(cls, path: Path) -> "Workdir":
-        """Raises `UserError` if this is no work directory."""
+    def open(cls, path: Path, base: str = "") -> "Workdir":
+        """Opens what was trained; `base` is where the language model is now, if it has moved.
+
+        Raises:
+          UserError: this is no work directory, or its language model is gone or another.
+        """
         if not (path / "config.json").is_file():
             raise UserError(f"{path}: no config.json; train first with launch.train --config=… --workdir={path}")
-        if "policy" in configs.read_json(path / "config.json"):
-            raise UserError(f"{path}: holds a language model or a policy, no reward model; policies write to --prompt")
-        run_file = path / "run.json"
-        try:
-            run = json.loads(run_file.read_text()) if run_file.is_file() else {}
-        except ValueError as error:
-            raise UserError(f"{run_file}: damaged ({error}); remove it") from error
-        return cls(path, configs.read(path / "config.json"), datasets.load(path / "data"), run)
+        if "model_type" in read_json(path / "config.json"):
+            raise UserError(f"{path}: a language model; give the work directory of a policy that steers it")
+        config = read(path / "config.json")
+        if base and isinstance(config, RewardConfig):
+            raise UserError(f"--base: {path} is a reward model, which has no language model; leave it out")
+        return cls(path, open_task(path, config, datasets.load(path / "data"), base))
 
     @property
-    def roles(self) -> tuple[Role, ...]:
-        """What is trained; see `roles_of`."""
-        return roles_of(self.config, self.dataset)
+    def config(self) -> Any:
+        """The configuration, with what the data decided."""
+        return self.task.config
 
-    def trained(self, role: Role = "main") -> Trained | None:
-        """The model of a role with its best variables; None for a role that this configuration lacks."""
-        if role not in self.roles:
+    @property
+    def dataset(self) -> Dataset:
+        """People, texts and features."""
+        return self.task.dataset
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """run.json; {} where there is none.
+
+        Raises:
+          UserError: it is damaged.
+        """
+        file = self.path / "run.json"
+        return read_json(file) if file.is_file() else {}
+
+    def directory(self, name: str) -> Path:
+        """Where checkpoints and metrics of a model are."""
+        return model_directory(self.path, name)
+
+    def trained(self, name: str = MAIN) -> tuple[PyTree, int] | None:
+        """(variables, step) of a model: the best by validation, or else the newest.
+
+        None for a model that this configuration, or its training so far, does not have.
+
+        Raises:
+          UserError: the main model has no checkpoint yet, or none can be read.
+        """
+        stores = self._stores(name) if name in self.task.names else None
+        if stores is None:
+            if name == MAIN:
+                raise UserError(f"{self.path}: no checkpoint yet; let launch.train reach its first one")
             return None
-        config, model = self.config, make_model(self.config, self.dataset, role)
-        state = init_state(
-            model,
-            make_optimizer(config.optim, 2),
-            config.seed,
-            training_data(config, self.dataset),
-            make_draw(config, role),
-            config.optim.average_decay > 0,
-        )
-        found = restore(self.path, role, state)
-        if found is None and role == "main":
-            raise UserError(f"{self.path}: no checkpoint yet; let launch.train reach its first one")
-        return None if found is None else Trained(model, *found)  # None: see `unfinished`
+        task = self.task
+        average = task.config.optim.average_decay > 0
+        like = jax.jit(lambda v: start_state(v, task.optimizer(name), average))(task.start(name, {}))
+        step, state = best_or_latest(*stores, like)
+        return jax.device_get(state.variables), step
+
+    def predictors(self, split: Split) -> dict[str, Predictor]:
+        """What every trained model predicts of the people of a split, by name."""
+        found = {name: self.trained(name) for name in self.task.names}
+        return {name: self.task.predictor(name, split)(of[0]) for name, of in found.items() if of is not None}
+
+    def person(self) -> PersonModel:
+        """The main model, ready for new people.
+
+        Raises:
+          UserError: it reads no choices, or has no checkpoint yet.
+        """
+        task = self.task
+        if isinstance(task, SftTask):
+            raise UserError(f"{self.path}: a language model reads no choices; train np_dpo on {self.path / 'model'}")
+        if isinstance(task, PolicyTask):
+            if isinstance(task.config.encoder, NoEncoder):
+                raise UserError(f"{self.path}: a policy for everybody reads no choices; train np_dpo")
+            return PersonPolicy(task, self._best())
+        if not isinstance(task.config.model, NpBtl):
+            kind = type(task.config.model).__name__
+            raise UserError(f"{self.path}: a {kind} model reads no choices; train np_btl")
+        return PersonModel(task, task.model(), task.model(), self._best())
+
+    def _best(self) -> PyTree:
+        found = self.trained()
+        assert found is not None  # the main model is there, or `trained` raises
+        return found[0]
 
     def with_people(self, data: str) -> tuple["Workdir", Split]:
         """The people of a file of rows as one split to score, with what knows their texts; models are of this one.
 
         Raises:
-          UserError: see `data.others.with_people`.
+          UserError: see `data.new_people.with_people`; or no choice is short enough.
         """
-        dataset, split = with_people(self.dataset, self.config.data, data)
-        return dataclasses.replace(self, dataset=dataset), split
+        task = self.task
+        dataset, split = with_people(task.dataset, task.config.data, data, task.dataset.report.get(MET, ()))
+        if not isinstance(task, PolicyTask):
+            return dataclasses.replace(self, task=dataclasses.replace(task, dataset=dataset)), split
+        settings = task.config.policy
+        new = tokenise(task.base, dataset.texts[len(task.dataset.texts) :], settings.max_length, settings.truncate)
+        tokens = joined(task.tokens, new)
+        split.table, lost = table_with_tokens(split.table, tokens)
+        reference = np.concatenate([task.reference, table_log_probs(task.base, new)])
+        dataset.report.setdefault("left_out_rows", {})["of texts that are too long"] = lost
+        wider = dataclasses.replace(task, dataset=dataset, tokens=tokens, reference=reference)
+        return dataclasses.replace(self, task=wider), split
 
     def unfinished(self) -> list[str]:
         """One warning for every model whose training has not come to its end."""
-        return unfinished(self.path, "model", {role: steps_of(self.config.train, role) for role in self.roles})
+        out = []
+        for name in self.task.names:
+            done = max((step for store in self._stores(name) or () for step in store.steps), default=0)
+            if done < self.task.steps(name):
+                whole = self.task.steps(name)
+                out.append(f"{name} model: training is unfinished, step {done} of {whole}; run launch.train again")
+        return out
+
+    def _stores(self, name: str) -> tuple[Checkpoints, Checkpoints] | None:
+        """The best and the latest checkpoints of a model, to read; None before the first of them."""
+        parent = self.directory(name) / "checkpoints"
+        if not any(parent.glob("*/*")):
+            return None
+        best, latest = (Checkpoints(parent / kind, 1, read_only=True) for kind in ("best", "latest"))
+        return (best, latest) if best.steps or latest.steps else None
 
 
-def open_workdir(config: Config, workdir: Path) -> tuple[Config, Dataset]:
-    """Makes the work directory, or checks that it is this configuration's; returns what it holds.
+def model_directory(path: Path, name: str) -> Path:
+    """Where checkpoints and metrics of a model of a work directory are."""
+    return path if name == MAIN else path / "baselines" / name
 
-    Of the configuration, what the data decide is decided (`experiment.resolve`).
 
-    The data is stored in it, so that every later program needs the directory alone.
+def has_checkpoints(path: Path) -> bool:
+    """Whether anything was trained here. A start that failed before binds nobody."""
+    return (path / "config.json").is_file() and any(path.glob("**/checkpoints/*/*"))
+
+
+def report_directory(workdir: Path, data: str = "", split: str = "test") -> Path:
+    """report/ for the test users; report-val/ and report-NAME/ for validation users and other people's rows."""
+    name = Path(data).name.split(".")[0] if data else "" if split == "test" else split
+    return workdir / (f"report-{name}" if name else "report")
+
+
+def open_task(path: Path, config: Config, dataset: Dataset, at: str = "", base: Base | None = None) -> AnyTask:
+    """The task of a work directory whose data is stored.
+
+    Args:
+      path: the work directory.
+      config: its configuration.
+      dataset: its data.
+      at: where its language model is now, if it has moved.
+      base: the language model, if it is in memory.
+
+    Raises:
+      UserError: tokens are missing, or the language model is gone or another.
     """
-    path = workdir / "config.json"
-    mode = parallel.resolve(config.train.parallel, config.train.users)
-    # A start that failed before its first checkpoint binds nobody: its directory is made anew.
-    if path.exists() and any(workdir.glob("**/checkpoints/*/*")):
-        before = configs.read(path)
-        dataset = datasets.load(workdir / "data")
-        config = resolve(config, dataset, quiet=True)
-        check_same(workdir, before, config)
-        return config, dataset
-    refuse_foreign(workdir)
-    dataset = load_dataset(config, workdir / "embedding")
-    log_left_out(dataset)
-    config = resolve(config, dataset)
-    check_context_sizes(config.evaluate.k, dataset)
-    datasets.save(dataset, workdir / "data")
-    run = {
-        "seed": config.seed,
-        "command": sys.argv,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "jax": jax.__version__,
-        "python": sys.version.split()[0],
-        "devices": [f"{d.platform} {d.device_kind}" for d in jax.devices()],
-        "parallel": mode,
-    }
-    write_text(workdir / "run.json", json.dumps(run, indent=2))
-    write_text(path, configs.to_json(config))
-    shutil.rmtree(workdir / "embedding", ignore_errors=True)
-    return config, dataset
+    if isinstance(config, RewardConfig):
+        return RewardTask(config, dataset)
+    tokens = load_tokens(path / "data")
+    if tokens is None:
+        raise UserError(f"{path}: no data/tokens.npz; train into a new --workdir")
+    if base is None:
+        base = _load_base(path, config, at)
+    _check_base(path, base)
+    if isinstance(dataset.featuriser, EncoderFeaturiser):
+        dataset.featuriser.share(config.policy.base, base.directory, config.policy.dtype, base.variables)
+    if isinstance(config, SftConfig):
+        return SftTask(config, dataset, base, tokens)
+    return PolicyTask(config, dataset, base, tokens, stored_reference(base, tokens, path / "reference.npz"))
 
 
-def check_context_sizes(ks: tuple[int, ...], dataset: Dataset) -> None:
-    """Raises `UserError` if no test user has as many context choices as the largest k."""
-    longest = int(np.asarray(dataset.splits["test"].table.count)[:, 0].max(initial=0))
-    if max(ks) > longest:
-        shorter = ",".join(str(k) for k in sorted({*(k for k in ks if k < longest), longest}))
+def _load_base(path: Path, config: PolicyConfig | SftConfig, at: str) -> Base:
+    settings = config.policy
+    # A base that is made here starts from what was made for it.
+    name = at or settings.base or str(path / "start")
+    if is_gone(name):
         raise UserError(
-            f"config.evaluate.k: {max(ks)} is larger than any context; the longest of a test user "
-            f'has {longest} choices; give "--config.evaluate.k=({shorter},)" or more rows a user'
+            f"{path}: its language model is not in {name}; name the directory where it is now (--base, or "
+            "--config.policy.base to train on)"
+        )
+    return load_base(name, settings.dtype, settings.remat, settings.attention)
+
+
+def is_gone(name: str) -> bool:
+    """Whether a whole path names no directory any more."""
+    return Path(name).is_absolute() and not Path(name).is_dir()
+
+
+def _check_base(path: Path, base: Base) -> None:
+    """What was trained to steer one language model means nothing to another."""
+    file = path / "run.json"
+    before = read_json(file).get("base") if file.is_file() else None
+    if before not in (None, base.fingerprint):
+        raise UserError(
+            f"{path}: its adapters are of another language model than {base.directory}; name the base that it was "
+            "trained with"
         )
 
 
-def check_same(workdir: Path, before: Any, config: Any) -> None:
-    """Raises `UserError` if a work directory was trained with another configuration, naming the first difference."""
-    difference = _first_difference(dataclasses.asdict(before), dataclasses.asdict(config))
-    if difference:
-        name, old, new = difference
-        raise UserError(
-            f"{workdir}: was trained with config.{name}={old!r}, not {new!r}; "
-            "give the same configuration, or another --workdir"
-        )
+def load(workdir: str | Path, base: str = "") -> PersonModel:
+    """A trained model of a work directory, ready for new people: a reward model, or a policy, which also writes.
 
+    Args:
+      workdir: what launch.train wrote.
+      base: where the language model of a policy is now, if it has moved.
 
-def refuse_foreign(workdir: Path) -> None:
-    """Raises `UserError` if a directory that is no work directory yet holds somebody's files."""
-    if (workdir / "config.json").exists() or not workdir.is_dir():
-        return
-    foreign = sorted(p.name for p in workdir.iterdir() if p.name not in _OWN)
-    if foreign or ((workdir / "data").exists() and not datasets.is_prepared(workdir / "data")):
-        raise UserError(f"{workdir}: holds other files ({', '.join(foreign) or 'data'}); give a new --workdir")
+    Raises:
+      UserError: no work directory, a model that reads no choices, or no checkpoint in it.
 
-
-def roles_of(config: Config, dataset: Dataset) -> tuple[Role, ...]:
-    """What is trained, in this order; each may start from the population's model, which "btl" is itself.
-
-    Specialists need groups to be told.
+    >>> import fssa_jax
+    >>> model = fssa_jax.load("runs/mine")
+    >>> model.infer([("question 0", "word1 word2", "word3")]).mean.shape[0]
+    1
     """
-    population: tuple[Role, ...] = ("population",) if config.model.kind != "btl" else ()
-    oracle: tuple[Role, ...] = ("oracle",) if config.train.oracle_steps > 0 and len(dataset.groups) > 1 else ()
-    return (*population, "main", *oracle)
-
-
-def _first_difference(old: dict, new: dict, prefix: str = "") -> tuple[str, object, object] | None:
-    for name in new:
-        a, b = old.get(name), new[name]
-        if isinstance(a, dict) and isinstance(b, dict):
-            found = _first_difference(a, b, f"{prefix}{name}.")
-            if found:
-                return found
-        elif (list(a) if isinstance(a, tuple) else a) != (list(b) if isinstance(b, tuple) else b):
-            return f"{prefix}{name}", a, b
-    return None
+    return Workdir.open(Path(workdir), base).person()

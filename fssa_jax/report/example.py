@@ -6,50 +6,36 @@ from pathlib import Path
 
 import numpy as np
 
-from fssa_jax.data.dataset import Split, texts_of
-from fssa_jax.data.rows import Row
+from fssa_jax.data.dataset import Split, choice_records, texts_of
 from fssa_jax.evaluate.evaluate import Evaluation
-from fssa_jax.experiment.workdir import Workdir
+from fssa_jax.people.choices import as_choice
+from fssa_jax.people.person import PersonModel
 from fssa_jax.people.rank import rank
 
 
-def write_example(work: Workdir, people: Split, result: Evaluation, target: Path) -> str:
+def write_example(person: PersonModel, people: Split, result: Evaluation, target: Path) -> str:
     """Five choices of a test person, and responses to rank, as files for launch.steer; the ranking as HTML.
 
     The person is the one of median accuracy among those scored.
     """
-    if not any(response for _, response in work.dataset.texts[:1]) or work.config.model.kind != "np_btl":
-        return ""
+    texts = person.task.dataset.texts
     order = np.argsort(result.accuracy_by_user[-1], kind="stable")
     user = int(result.users[order[len(order) // 2]])
-    table, texts = people.table, work.dataset.texts
-    n = min(5, int(np.asarray(table.count)[user, 0]))
-    choices, lines = [], []
-    for i in range(n):
-        (prompt, a), (_, b) = (texts[int(np.asarray(side)[user, 0, i])] for side in (table.chosen, table.rejected))
-        # Either place for the chosen response, so that the file looks like any other.
-        first, second, choice = (a, b, 0) if i % 2 == 0 else (b, a, 1)
-        record = {
-            "user_id": people.users[user],
-            "prompt": prompt,
-            "response_a": first,
-            "response_b": second,
-            "choice": choice,
-        }
-        lines.append(json.dumps(record, ensure_ascii=False))
-        choices.append(Row(people.users[user], prompt, a, b))
+    records = choice_records(people, texts, user, 5)
+    choices = [as_choice(record, "example") for record in records]
     rng = np.random.default_rng(0)
-    asked = texts[int(np.asarray(table.chosen)[user, 1, 0])][0]
-    same = [texts[i] for i in texts_of(table, pool=1) if texts[i][0] == asked]
+    asked = texts[int(np.asarray(people.table.chosen)[user, 1, 0])][0]
+    same = [texts[i] for i in texts_of(people.table, pool=1) if texts[i][0] == asked]
     picked = [same[i] for i in sorted(rng.permutation(len(same))[:6])]
-    (target / "example_choices.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    records = (json.dumps({"prompt": p, "response": r}, ensure_ascii=False) for p, r in picked)
-    (target / "example_responses.jsonl").write_text("\n".join(records) + "\n", encoding="utf-8")
-    ranking = rank(work, choices, picked)[0]
+    responses = [{"prompt": p, "response": r} for p, r in picked]
+    for name, rows in (("example_choices", records), ("example_responses", responses)):
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (target / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    ranking = rank(person, choices, picked)[0]
     said = "".join(
-        f"<li><span class=p>{html.escape(c.prompt)}</span><br><b>✓ {html.escape(c.chosen)}</b>"
-        f"<br><s>{html.escape(c.rejected)}</s></li>"
-        for c in choices
+        f"<li><span class=p>{html.escape(prompt)}</span><br><b>✓ {html.escape(chosen)}</b>"
+        f"<br><s>{html.escape(rejected)}</s></li>"
+        for prompt, chosen, rejected in choices
     )
     head = "".join(f"<th>{k}</th>" for k in range(len(ranking.probabilities)))
     body = "".join(

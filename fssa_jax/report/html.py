@@ -1,45 +1,13 @@
 """report.html: one page that opens by itself, pictures inside."""
 
 import base64
-import dataclasses
 import html
 import json
 from pathlib import Path
 from typing import Any
 
-SERIES = {
-    "accuracy": "accuracy",
-    "bayes": "Bayes limit",
-    "oracle": "oracle, told the group",
-    "population": "population model",
-    "in_context": "choices in the prompt",
-    "in_context_own": "the same, this model",
-    "control": "another person's context",
-}
-
-_STEERING = {
-    "steering": "this model",
-    "bayes_steering": "Bayes limit",
-    "steering_gap": "this model less the Bayes limit",
-    "oracle_steering": "oracle",
-    "control_steering": "another person's context",
-    "scrambled_steering": "choices of many people mixed",
-}
-_NORMS = {
-    "norm": "|z|",
-    "norm_scrambled": "|z|, choices of many people mixed",
-    "norm_contradicted": "|z|, choices that contradict each other (k rounded up to even)",
-    "bayes": "what the exact posterior moves by, nats",
-    "bayes_scrambled": "the same, choices of many people mixed",
-}
-_FEW = ("in_context", "in_context_own")
-
-
-def series_of(report: dict[str, Any]) -> dict[str, str]:
-    """The series of accuracies and what they are of; those of few people say so."""
-    few = f" ({report['users'].get('in_context', 0)} people)"
-    return {name: label + (few if name in _FEW else "") for name, label in SERIES.items()}
-
+from fssa_jax.config.fields import to_dict
+from fssa_jax.report.series import FEW, NORMS, STEERING, series_of
 
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;color:#1b1b1b;max-width:60rem;margin:3rem auto;padding:0 1.2rem}
@@ -52,7 +20,7 @@ li{margin:.5rem 0} .warn{background:#fff3d6;padding:.6rem 1rem;border-radius:.4r
 
 
 def render(config: Any, report: dict[str, Any], pictures: list[tuple[str, str]], directory: Path, example: str) -> str:
-    """The page: what was found, the pictures in `directory` with their captions, an example, all figures."""
+    """The page: what was found, the pictures in `directory` with their captions, an example of people, all figures."""
     ks = [str(k) for k in report["k"]]
     head = "".join(f"<th>k = {k}</th>" for k in ks)
 
@@ -74,11 +42,11 @@ def render(config: Any, report: dict[str, Any], pictures: list[tuple[str, str]],
         for name, series in its.items():
             label = "accuracy %" if name == "accuracy" else f"accuracy %, {name}"
             rows += row("", html.escape(f"{group}: {label}"), 1, 100, series)
-    steering = _STEERING | {f"{name}_steering": series_of(report)[name] for name in _FEW}
+    steering = STEERING | {f"{name}_steering": series_of(report)[name] for name in FEW}
     rows += "".join(row(n, f"steering score S, {label}", 1, 100) for n, label in steering.items() if report.get(n))
     other = [("nll", "NLL, nats"), ("bayes_nll", "NLL of the Bayes limit"), ("ece", "calibration error ECE")]
     rows += "".join(row(n, label, 3, 1) for n, label in other if report.get(n))
-    for name, label in _NORMS.items():
+    for name, label in NORMS.items():
         if norms := report.get("latent", {}).get(name):
             rows += f"<tr><td class=l>{label}</td>{''.join(f'<td>{norms[k]:.2f}</td>' for k in ks)}</tr>"
     figures = "".join(
@@ -96,7 +64,7 @@ def render(config: Any, report: dict[str, Any], pictures: list[tuple[str, str]],
     devices = html.escape(", ".join(report["run"].get("devices", [])))
     return f"""<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(config.name)} — report</title>
 <meta name=viewport content="width=device-width"><style>{_STYLE}</style>
-<h1>{html.escape(config.name or "Reward model")}</h1>
+<h1>{html.escape(config.name or "Report")}</h1>
 <p class=sub>{users["scored"]} held-out users, {report["targets"]["rows"]} of their choices predicted,
 {users["draws"]} random contexts each ({html.escape(report["data"])}).{left_out} Seed {report["seed"]}, {devices}.</p>
 {warnings}<p>With {last} choices of a person in its context the model predicts
@@ -107,6 +75,6 @@ def render(config: Any, report: dict[str, Any], pictures: list[tuple[str, str]],
 <p class=sub>The same targets for every k; contexts are nested and share no text with the targets. Ties count ½.
 S = accuracy for those who chose one side + accuracy for those who chose the other − 100, on pairs that people
 disagree about: 0 ignores the person, 100 steers perfectly.</p>
-<details><summary>Configuration</summary><pre>{html.escape(json.dumps(dataclasses.asdict(config), indent=1))}</pre>
+<details><summary>Configuration</summary><pre>{html.escape(json.dumps(to_dict(config), indent=1))}</pre>
 </details></html>
 """

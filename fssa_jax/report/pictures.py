@@ -1,84 +1,111 @@
-"""Which pictures an evaluation has, and what they show of it; `plots` draws them."""
+"""Which pictures a report has, and what they show; `plots` draws them."""
 
 from pathlib import Path
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fssa_jax.config import Synthetic
 from fssa_jax.data.benchmarks import synthetic
 from fssa_jax.data.dataset import Split
-from fssa_jax.evaluate.evaluate import Evaluation, Trained
-from fssa_jax.evaluate.predictor import evaluation_episodes, make_predictor
-from fssa_jax.experiment.workdir import Workdir
-from fssa_jax.ops.episodes import truncate_context
+from fssa_jax.evaluate.episodes import episodes_of
+from fssa_jax.evaluate.evaluate import Evaluation
 from fssa_jax.report import plots
+from fssa_jax.tasks.predictor import Predictor
+from fssa_jax.tasks.reward import RewardTask
+from fssa_jax.tasks.task import Task
+from fssa_jax.types import Episode, PyTree
 
 _USERS_SHOWN = 4
 
+Pictures = list[tuple[str, str]]
+"""(file name, caption) of each."""
 
-def draw(work: Workdir, main: Trained, people: Split, result: Evaluation, target: Path) -> list[tuple[str, str]]:
-    """Writes the pictures; returns (file name, caption) of each."""
-    pictures = [
-        (
-            "accuracy.png",
-            "Accuracy on a person's other choices against the number of choices seen. Bands: 95 % over users.",
-        )
-    ]
-    plots.accuracy_curves(result.report, target / "accuracy.png")
-    if main.model.latent != "context":
-        return pictures
-    # Users at even distances in the order of their accuracy: neither the best nor the worst alone.
-    order = np.argsort(result.accuracy_by_user[-1], kind="stable")
-    shown = order[np.linspace(0, len(order) - 1, min(_USERS_SHOWN, len(order))).round().astype(int)]
-    rows = result.users[shown]
-    names = [people.users[i] for i in rows]
-    table = jax.tree.map(jnp.asarray, people.table)
-    ks = result.report["k"]
-    episodes = evaluation_episodes(work.config.seed, 0, table, jnp.asarray(rows), max_context=max(ks))
-    if work.config.data.source.startswith("synthetic"):
-        _synthetic_curves(main, episodes, work, names, ks, target / "curves.png")
-        caption = "Inferred reward curves of four users as the context grows, and their true reward."
-    else:
-        steps = tuple(range(max(ks) + 1))
-        features = jnp.asarray(work.dataset.features)
-        log_p, _, _ = make_predictor(main.model, work.config.evaluate.samples)(
-            main.variables, features, episodes, steps
-        )
-        real = np.asarray(episodes.targets.mask)
-        curves = [np.exp(log_p[:, i][:, real[i]]) for i in range(len(rows))]
-        plots.reward_traces(names, curves, target / "curves.png")
-        caption = "Four users, from the least to the most accurately predicted: what the model thinks of each of their later choices as it reads more of their context."  # noqa: E501
-    pictures.append(("curves.png", caption))
-    colour, labels = _latent_colours(work, people, result.users)
-    plots.latents(result.latents, colour, labels, target / "latents.png")
-    pictures.append(("latents.png", "Latents z of the users after the longest context, on two principal components."))
+
+def draw_choices(task: Task, main: Predictor, people: Split, result: Evaluation, target: Path) -> Pictures:
+    """Accuracy and steering against k, and latents: what every kind of model has."""
+    report = result.report
+    pictures: Pictures = []
+    if report.get("steering"):
+        plots.steering_curves(report, target / "steering.png")
+        caption = "S(k) on pairs that people disagree about: 0 ignores the person, 100 steers perfectly."
+        pictures.append(("steering.png", caption))
+    plots.accuracy_curves(report, target / "accuracy.png")
+    caption = "Accuracy on a person's other choices against the number of choices read. Bands: 95 % over users."
+    pictures.append(("accuracy.png", caption))
+    if main.reads:
+        colour, labels = _latent_colours(task, people, result.users)
+        plots.latents(result.latents, colour, labels, target / "latents.png")
+        caption = "Latents z of the users after the longest context, on two principal components."
+        pictures.append(("latents.png", caption))
     return pictures
 
 
-def _synthetic_curves(main, episodes, work: Workdir, names, ks, path: Path) -> None:
+def draw_reward(
+    task: RewardTask, main: Predictor, variables: PyTree, people: Split, result: Evaluation, target: Path
+) -> Pictures:
+    """What a reward model thinks of some users' choices as it reads more of their context."""
+    if not main.reads:
+        return []
+    # Users at even distances in the order of their accuracy: neither the best nor the worst alone.
+    order = np.argsort(result.accuracy_by_user[-1], kind="stable")
+    shown = order[np.linspace(0, len(order) - 1, min(_USERS_SHOWN, len(order))).round().astype(int)]
+    rows, ks = result.users[shown], result.report["k"]
+    names = [people.users[i] for i in rows]
+    episodes = episodes_of(people, rows, task.config.seed, max(ks))
+    if isinstance(task.config.data, Synthetic):
+        _synthetic_curves(task, main, variables, episodes, names, ks, target / "curves.png")
+        return [("curves.png", "Inferred reward curves of four users as the context grows, and their true reward.")]
+    log_p = main.predict(episodes, tuple(range(max(ks) + 1))).log_p
+    real = np.asarray(episodes.targets.mask)
+    curves = [np.exp(log_p[:, i][:, real[i]]) for i in range(len(rows))]
+    plots.reward_traces(names, curves, target / "curves.png")
+    caption = "Four users, from the least to the most accurately predicted: the probability of each of their later "
+    return [("curves.png", caption + "choices as the model reads more of their context.")]
+
+
+def draw_policy(report: dict[str, Any], target: Path) -> Pictures:
+    """How what a policy writes moves, and what it writes between two people."""
+    pictures: Pictures = []
+    policy = report.get("generation", {}).get("policy", {})
+    moved = {k: out["movement_by_attribute"] for k, out in policy.items() if out.get("movement") is not None}
+    if moved:
+        names = [n for n in next(iter(moved.values())) if all(by[n] is not None for by in moved.values())]
+        bars = {name: [by[name] for by in moved.values()] for name in names}
+        plots.movement_bars(list(moved), bars, target / "movement.png")
+        caption = "What is written moves: how much more often an attribute is written for people who want it."
+        pictures.append(("movement.png", caption))
+    blend = report.get("generation", {}).get("blend", {})
+    if blend.get("towards_first"):
+        plots.continuum(blend["t"], blend["towards_first"], target / "continuum.png")
+        pictures.append(("continuum.png", "Between two people who want the opposite: reward for the first."))
+    return pictures
+
+
+def _synthetic_curves(
+    task: RewardTask, main: Predictor, variables: PyTree, episodes: Episode, names: list[str], ks: list[int], path: Path
+) -> None:
     y = np.linspace(0, 1, 201, dtype=np.float32)
 
-    def apply(module, context):
-        z = module.infer(context, jnp.asarray(work.dataset.features)).mean
-        features = jnp.broadcast_to(jnp.asarray(y)[None, :, None], (z.shape[0], len(y), 1))
-        return module.rewards(features, z[None])[0, :, :, 0]
+    def curve(z: np.ndarray) -> np.ndarray:
+        features = jnp.broadcast_to(jnp.asarray(y)[None, :, None], (len(z), len(y), 1))
+        rewards: Any = task.model().apply(variables, features, jnp.asarray(z)[None], method="rewards")
+        return np.asarray(rewards)[0, :, :, 0]
 
-    curves = [
-        np.asarray(main.model.apply(main.variables, truncate_context(episodes, k).context, method=apply)) for k in ks
-    ]
-    inferred = {name: np.stack([curve[i] for curve in curves]) for i, name in enumerate(names)}
+    curves = [curve(main.latents(episodes, k)) for k in ks]
+    inferred = {name: np.stack([of_k[i] for of_k in curves]) for i, name in enumerate(names)}
     kinds = np.asarray(episodes.group)
     true = {name: np.asarray(synthetic.reward(jnp.asarray(y), int(kinds[i]))) for i, name in enumerate(names)}
     plots.reward_curves(y, inferred, true, ks, path)
 
 
-def _latent_colours(work: Workdir, people: Split, users: np.ndarray) -> tuple[np.ndarray, list[str] | None]:
+def _latent_colours(task: Task, people: Split, users: np.ndarray) -> tuple[np.ndarray, list[str] | None]:
     """By group where there are few; by what the people truly want where that is known; else the largest groups."""
     group = np.asarray(people.table.group)[users]
-    names = work.dataset.groups
-    if len(names) > 12 and work.dataset.truth is not None:
-        wanted = work.dataset.truth.rewards[:, group].T
+    names = task.dataset.groups
+    if len(names) > 12 and task.dataset.truth is not None:
+        wanted = task.dataset.truth.rewards[:, group].T
         centred = wanted - wanted.mean(0)
         direction = np.linalg.svd(centred, full_matrices=False)[2][0]
         return centred @ direction, None

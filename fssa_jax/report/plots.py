@@ -12,14 +12,14 @@ import numpy as np
 _COLOURS = {
     "accuracy": "#2757c4",
     "bayes": "#111111",
-    "oracle": "#2a9d5c",
+    "specialist": "#2a9d5c",
     "population": "#c4762b",
     "control": "#b3b3b3",
 }
 _LABELS = {
     "accuracy": "this model",
     "bayes": "Bayes limit",
-    "oracle": "oracle (told the group)",
+    "specialist": "specialists (told the group)",
     "population": "population model",
     "control": "another person's context",
 }
@@ -42,11 +42,11 @@ def accuracy_curves(report: dict[str, Any], path: Path) -> None:
     """Accuracy against k, with every baseline that the report has."""
     ks = report["k"]
     figure, axes = plt.subplots(figsize=(6.4, 4))
-    for name in ("bayes", "oracle", "population", "control", "accuracy"):
+    for name in ("bayes", "specialist", "population", "control", "accuracy"):
         if name not in report:
             continue
         mean, low, high = (np.array([100 * report[name][str(k)][part] for k in ks]) for part in ("mean", "low", "high"))
-        style = "--" if name in ("bayes", "oracle") else "-"
+        style = "--" if name in ("bayes", "specialist") else "-"
         main = name == "accuracy"
         axes.plot(
             ks,
@@ -66,13 +66,13 @@ def accuracy_curves(report: dict[str, Any], path: Path) -> None:
 
 
 def steering_curves(report: dict[str, Any], path: Path) -> None:
-    """The steering score S against k, beside the Bayes limit, the specialists and another person's context."""
+    """The steering score S against k, next to the Bayes limit, the specialists and another person's context."""
     series = (
         ("bayes_steering", "Bayes limit", "#111111", "--"),
-        ("oracle_steering", "specialists", "#2a9d5c", "--"),
+        ("specialist_steering", "specialists", "#2a9d5c", "--"),
         ("control_steering", "another person's context", "#b3b3b3", "-"),
         ("in_context_steering", "choices in the prompt", "#c4762b", "-"),
-        ("steering", "this policy", "#2757c4", "-"),
+        ("steering", "this model", "#2757c4", "-"),
     )
     figure, axes = plt.subplots(figsize=(6.4, 4))
     for name, label, colour, style in series:

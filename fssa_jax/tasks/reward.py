@@ -1,58 +1,426 @@
-"""From a configuration to the objects that training and evaluation share: model, data, episodes."""
+"""Reward models: BTL, DPL and NP-BTL, the population's model and the specialists that they are compared with."""
 
 import copy
 import dataclasses
 import logging
+from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from jaxtyping import Array, Key
 
-from fssa_jax.config.reward import Config
+from fssa_jax.config import AdamW, BayesEncoder, Btl, Dpl, NeuralProcess, NpBtl, RewardConfig, Synthetic
 from fssa_jax.data.benchmarks import synthetic
-from fssa_jax.data.dataset import Dataset, seen_in_training
+from fssa_jax.data.dataset import Dataset, Split, seen_in_training
+from fssa_jax.models import rewards
 from fssa_jax.models.encoder import NPEncoder
-from fssa_jax.models.rewards import RewardModel
+from fssa_jax.ops.distributions import antithetic_noise, gaussian_sample
 from fssa_jax.ops.episodes import draw_episode
-from fssa_jax.train.roles import Role
-from fssa_jax.train.step import Data, DrawEpisode
+from fssa_jax.ops.factorise import factorise, observed_responses
+from fssa_jax.ops.losses import latent_roles, masked_mean, neural_process_loss
+from fssa_jax.ops.metrics import preference_accuracy
+from fssa_jax.ops.padding import Plan
+from fssa_jax.tasks.predictor import Predictor, make_inference, no_latent
+from fssa_jax.tasks.task import MAIN, POPULATION, SPECIALIST
+from fssa_jax.train.state import make_optimizer
+from fssa_jax.train.step import Batch, Draw, Loss, Metrics
+from fssa_jax.types import Comparisons, DiagGaussian, Episode, Leaf, PyTree
 
 _log = logging.getLogger(__name__)
 
 
-def resolve(config: Config, dataset: Dataset, quiet: bool = False) -> Config:
-    """The configuration with everything that the data decide: what is saved in a work directory.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """What episodes are drawn from, on the device: choices by id, and the features of the texts (texts, d).
 
-    learn_texts "auto" is "yes" where at least half of the held-out choices are about two texts that training
-    rows judge too. With "no" there is nothing to look up or to factorise: the reward is linear in the features,
-    and choices are comparisons. Contexts and targets of training are no longer than the rows of a user.
+    Both None for tasks that are drawn fresh.
+    """
+
+    choices: Leaf = None
+    features: Leaf = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class People:
+    """The rows of a batch: an episode per user, and a key for the noise of each latent."""
+
+    episode: Episode
+    noise: Leaf
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardTask:
+    """Training of a reward model and of those that it is compared with."""
+
+    config: RewardConfig
+    dataset: Dataset
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Each may start from the population's model, which BTL is itself. Specialists need groups to be told."""
+        population = () if type(self.config.model) is Btl else (POPULATION,)
+        special = self.config.train.specialist_steps > 0 and len(self.dataset.groups) > 1
+        return (*population, MAIN, *((SPECIALIST,) if special else ()))
+
+    @property
+    def rows(self) -> int:
+        """Users of a batch."""
+        return self.config.train.users
+
+    def steps(self, name: str) -> int:
+        """See `Task`."""
+        train = self.config.train
+        return {MAIN: train.steps, POPULATION: train.population_steps, SPECIALIST: train.specialist_steps}[name]
+
+    def reads(self, name: str) -> bool:
+        """See `Task`."""
+        return name == MAIN and isinstance(self.config.model, NpBtl)
+
+    def optim(self, name: str) -> AdamW:
+        """See `Task`."""
+        rate = self.config.train.population_learning_rate
+        if name == POPULATION and rate:
+            return dataclasses.replace(self.config.optim, learning_rate=rate)
+        return self.config.optim
+
+    def optimizer(self, name: str) -> optax.GradientTransformation:
+        """See `Task`."""
+        return make_optimizer(self.optim(name), self.steps(name))
+
+    def model(self, name: str = MAIN) -> rewards.RewardModel:
+        """The module of a name."""
+        return make_model(self.config.model, self.dataset, name)
+
+    def draw(self, name: str) -> Draw:
+        """Models without a context do not draw one."""
+        train = self.config.train
+        sizes = {"max_context": train.max_context if self.reads(name) else 0, "max_targets": train.targets}
+        if isinstance(self.config.data, Synthetic):
+            return draw_people(lambda key, tables: synthetic.draw_episode(key, tables.choices, **sizes))
+        return draw_people(lambda key, tables: draw_episode(key, tables.choices, **sizes))
+
+    def tables(self, split: str) -> Tables:
+        """See `Task`."""
+        if isinstance(self.config.data, Synthetic) and split == "train":
+            pairs = synthetic.published_pairs("train") if self.config.data.published else None
+            return Tables(None if pairs is None else jnp.asarray(pairs, jnp.float32))
+        table = jax.tree.map(jnp.asarray, self.dataset.splits[split].table)
+        return Tables(table, jnp.asarray(self.dataset.features))
+
+    def loss(self, name: str, *, plan: Plan | None = None, axis_name: str | None = None) -> Loss:
+        """See `Task`."""
+        del plan, axis_name  # features have one length, and no statistics of the batch
+        return reward_loss(self.model(name), self.config.objective)
+
+    def start(self, name: str, trained: Mapping[str, PyTree]) -> PyTree:
+        """Random init, a function of the seed; then the population's reward and a factorisation, where asked for."""
+        model, tables, draw = self.model(name), self.tables("train"), self.draw(name)
+
+        def init(key: Key[Array, ""], tables: Tables) -> PyTree:
+            rows = draw(jax.random.split(key, 2), tables)
+            return model.init(key, rows.episode, tables.features)
+
+        variables = jax.jit(init)(jax.random.key(self.config.seed), tables)
+        # A DPL reward has two outputs: nothing of the population's can be its start.
+        population = None if isinstance(self.config.model, Dpl) and name == MAIN else trained.get(POPULATION)
+        return {**variables, "params": self._warm(name, model, variables, population)}
+
+    def _warm(self, name: str, model: rewards.RewardModel, variables: PyTree, population: PyTree) -> PyTree:
+        params = dict(variables["params"])
+        seen = jnp.asarray(seen_in_training(self.dataset))[:, None]
+        if "text_embedding" in params:  # what training never sees is known by its features alone
+            params["text_embedding"] = {"embedding": jnp.where(seen, params["text_embedding"]["embedding"], 0)}
+        if population is not None:
+            shared = population["params"]
+            both = [part for part in ("population_reward", "text_bias") if part in shared and part in params]
+            params |= {part: jax.tree.map(jnp.asarray, shared[part]) for part in both}
+        if name == MAIN and self.config.train.factor_steps and "text_offset" in params:
+            table = self.dataset.splits["train"].table
+            user, text, liked = (jnp.asarray(x) for x in observed_responses(table))
+            factors, offsets = factorise(
+                jax.random.key(self.config.seed),
+                user,
+                text,
+                liked,
+                users=len(table.chosen),
+                texts=len(self.dataset.texts),
+                width=self.config.model.width,
+                steps=self.config.train.factor_steps,
+            )
+            params["text_embedding"] = {"embedding": jnp.where(seen, factors, 0)}
+            # The encoder's offset is s(y) plus this: together they are the factorisation's.
+            everything = jnp.arange(len(self.dataset.texts))
+            features = jnp.asarray(self.dataset.features)
+            encoded: Any = model.apply({**variables, "params": params}, everything, features, method="encode_responses")
+            already = encoded.offset[:, 0] - params["text_offset"]["embedding"][:, 0]
+            params["text_offset"] = {"embedding": jnp.where(seen, (offsets - already)[:, None], 0)}
+        return params
+
+    def texts(self, rows: Any) -> None:
+        """Features have one length."""
+
+    def whose(self, rows: People) -> str:
+        """Names of the users, where the split has names for them."""
+        if isinstance(self.config.data, Synthetic):
+            return ""
+        users = self.dataset.splits["train"].users
+        return f" (people {', '.join(sorted({users[int(u)] for u in np.asarray(rows.episode.user)}))})"
+
+    def predictor(self, name: str, split: Split) -> Callable[[PyTree], Predictor]:
+        """See `Task`."""
+        del split  # its texts are rows of the features of the data set
+        samples = self.config.evaluate.samples
+        return reward_predictor(self.model(name), jnp.asarray(self.dataset.features), samples)
+
+    def finish(self, directory: Path, variables: PyTree) -> None:
+        """Nothing more is written."""
+
+
+def draw_people(draw: Callable[[Key[Array, ""], Any], Episode]) -> Draw:
+    """Rows of a batch from the episode of one user: everyone's episode and noise come from a key of their own."""
+
+    def rows(keys: Key[Array, " users"], tables: Any) -> People:
+        key_draw, key_noise = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        return People(jax.vmap(draw, in_axes=(0, None))(key_draw, tables), key_noise)
+
+    return rows
+
+
+def make_model(settings: Any, dataset: Dataset, name: str = MAIN) -> rewards.RewardModel:
+    """The reward model of a name.
+
+    "population" is BTL on everybody. "specialist" is the main model told the user's group, with one learnt latent per
+    group in place of the context: a specialist for every group, sharing the encoder of responses.
+    """
+    learnt_texts = len(dataset.texts) if settings.learn_texts == "yes" else 0
+    if isinstance(settings, NpBtl):
+        population = rewards.RewardModel(
+            latent="none", width=settings.width, population=settings.population, learnt_texts=learnt_texts
+        )
+        if name == POPULATION:
+            return population
+        return population.clone(
+            latent="group" if name == SPECIALIST else "context",
+            encoder=make_encoder(settings),
+            groups=len(dataset.groups),
+            target=settings.response,
+            head=settings.head,
+            text_dropout=settings.text_dropout,
+        )
+    likelihood, link = ("dpl", settings.link) if isinstance(settings, Dpl) and name == MAIN else ("btl", "probit")
+    return rewards.RewardModel(
+        likelihood=likelihood,
+        link=link,
+        latent="group" if name == SPECIALIST else "none",
+        groups=len(dataset.groups),
+        target=settings.population,
+        width=settings.width,
+        population=settings.population,
+        learnt_texts=learnt_texts,
+    )
+
+
+def make_encoder(settings: NpBtl) -> NPEncoder:
+    """The encoder of an NP-BTL model."""
+    chosen = settings.encoder
+    if isinstance(chosen, BayesEncoder):
+        prior = {"rounds": getattr(chosen.prior, "rounds", 1), "support": getattr(chosen.prior, "kinds", 0)}
+        return NPEncoder(
+            aggregation="bayes",
+            latent_dim=settings.width,
+            observations=chosen.observations,
+            gaussian=chosen.gaussian,
+            **prior,
+        )
+    return NPEncoder(**dataclasses.asdict(chosen))
+
+
+def forward(
+    model: rewards.RewardModel,
+    episode: Episode,
+    features: Array | None,
+    noise: Array | None,
+    objective: str,
+    train: bool,
+) -> tuple[Array, DiagGaussian | None, DiagGaussian | None]:
+    """log p(targets | z) for the latents that the objective samples, and the two sides of its KL term.
+
+    To be used as `model.apply(..., method=forward)`.
+
+    Args:
+      episode: of every user, ids of texts with `features` (texts, d), or features themselves.
+      noise: standard normal (samples, users, m); None for a deterministic latent.
+      objective: see `latent_roles`.
+      train: turns dropout on.
+
+    Returns:
+      (samples, users, targets) log-probabilities, and two distributions or None.
+    """
+    text_mask = model.text_mask() if train else None
+
+    def log_likelihood(z: Array | None) -> Array:
+        return model.log_likelihood(episode.targets, z, features, train, text_mask)
+
+    def infer(context: Comparisons) -> DiagGaussian:
+        return model.infer(context, features, train, text_mask)
+
+    if model.latent == "none":
+        return log_likelihood(None), None, None
+    if model.latent == "group":
+        return log_likelihood(model.group_z(episode.group)[None]), None, None
+    q_context = infer(episode.context)
+    if noise is None:
+        return log_likelihood(q_context.mean[None]), None, None
+    q_targets = infer(episode.targets) if objective == "published" else None
+    q_union = infer(join(episode.context, episode.targets)) if objective == "elbo" else None
+    sampled_from, reference = latent_roles(objective, q_context, q_targets, q_union)  # type: ignore[arg-type]
+    return log_likelihood(gaussian_sample(sampled_from, noise)), sampled_from, reference
+
+
+def join(a: Comparisons, b: Comparisons) -> Comparisons:
+    """C ∪ T: the choices of both, as features (*batch, n, d) or as ids (*batch, n)."""
+    axis = a.mask.ndim - 1
+    return jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=axis), a, b)
+
+
+def reward_loss(model: rewards.RewardModel, objective: NeuralProcess) -> Loss:
+    """The neural-process loss of a reward model, a mean over users, with penalties on learnt texts."""
+
+    def loss(variables: PyTree, batch: Batch, key: Key[Array, ""]) -> tuple[Array, Metrics]:
+        people, features = batch.rows, batch.tables.features
+        noise = None
+        if model.sampled:
+            width = model.encoder.latent_dim  # type: ignore[union-attr]
+            noise = jax.vmap(lambda k: antithetic_noise(k, objective.samples, width), out_axes=1)(people.noise)
+        out, updated = model.apply(
+            variables,
+            people.episode,
+            features,
+            noise,
+            objective.kind,
+            True,
+            method=forward,
+            mutable=["batch_stats"],
+            rngs={"dropout": key},
+        )
+        log_likelihood, sampled_from, reference = out
+        mask = people.episode.targets.mask
+        of_user = partial(neural_process_loss, kl_weight=objective.kl_weight, marginal=objective.kind == "predictive")
+        terms = jax.vmap(of_user, in_axes=(1, 0, 0, 0))(log_likelihood, mask, sampled_from, reference)
+        hits = preference_accuracy(log_likelihood).mean(0)
+        total = terms.loss.mean() + text_penalties(variables["params"], objective)
+        metrics = {"loss": total, "nll": terms.nll.mean(), "kl": terms.kl.mean()}
+        metrics["rewards/accuracies"] = masked_mean(hits, mask).mean()
+        if updated:
+            metrics["batch_stats"] = updated["batch_stats"]
+        return total, metrics
+
+    return loss
+
+
+def text_penalties(params: PyTree, objective: NeuralProcess) -> Array:
+    """½ Σ weight · ‖·‖² of the learnt embeddings and population rewards of texts, summed over texts.
+
+    Per text, not per batch: a text that few people judged stays near what its features say.
+    """
+    penalty = jnp.zeros(())
+    for name, weight in (("text_embedding", objective.text_penalty), ("text_bias", objective.text_bias_penalty)):
+        if name in params and weight:
+            penalty = penalty + 0.5 * weight * jnp.sum(params[name]["embedding"] ** 2)
+    return penalty
+
+
+def reward_predictor(model: rewards.RewardModel, features: Array | None, samples: int) -> Callable[[PyTree], Predictor]:
+    """variables ↦ a predictor: log p(t | C) = log (1/S) Σ_s p(t | z_s), z_s ~ q(z | C); compiled once."""
+    read = make_inference(model)
+
+    @jax.jit
+    def log_p(variables: PyTree, q: DiagGaussian, targets: Comparisons, group: Array, features: Array) -> Array:
+        def apply(module: rewards.RewardModel) -> Array:
+            if module.latent == "none":
+                return module.log_likelihood(targets, None, features)
+            z = module.group_z(group)[None] if module.latent == "group" else latent_samples(q, samples, model.sampled)
+            return module.log_likelihood(targets, z, features)
+
+        values: Any = model.apply(variables, method=apply)
+        return jax.nn.logsumexp(values, axis=0) - jnp.log(values.shape[0])
+
+    def bind(variables: PyTree) -> Predictor:
+        variables = jax.device_put(variables)
+
+        def infer(episodes: Episode) -> DiagGaussian:
+            return read(variables, episodes.context, features) if model.latent == "context" else no_latent(episodes)
+
+        def score(q: DiagGaussian, episodes: Episode) -> dict[str, Array]:
+            return {"log_p": log_p(variables, q, episodes.targets, episodes.group, features)}
+
+        return Predictor(infer, score, model.latent == "context", model.sampled)
+
+    return bind
+
+
+def latent_samples(q: DiagGaussian, samples: int, sampled: bool) -> Array:
+    """(samples, *batch, m): z drawn from q with the same noise for everybody, or its mean where z is a point.
+
+    With one noise for all, differences between people and between k are differences of q.
+    """
+    if not sampled:
+        return q.mean[None]
+    noise = antithetic_noise(jax.random.key(0), samples, q.mean.shape[-1])
+    noise = noise.reshape(samples, *(1,) * (q.mean.ndim - 1), -1)
+    return gaussian_sample(q, jnp.broadcast_to(noise, (samples, *q.mean.shape)))
+
+
+def resolve_model(settings: Any, dataset: Dataset, quiet: bool = False) -> Any:
+    """The model's settings with what the data decide.
+
+    learn_texts "auto" is "yes" where at least half of the held-out choices are about two texts that training rows judge
+    too. With "no" there is nothing to look up: the reward is linear in the features, and choices are comparisons.
     """
     say = _log.debug if quiet else _log.info
-    config = copy.deepcopy(config)
-    model, sizes = config.model, config.train
-    rows = dataset.splits["train"].table.chosen.shape[2]
-    if config.data.source not in synthetic.SOURCES:
-        for name in ("max_context", "targets"):
-            if getattr(sizes, name) > rows:
-                say("no training user has more than %d rows in a pool: config.train.%s=%d", rows, name, rows)
-                setattr(sizes, name, rows)
-    if model.learn_texts == "auto":
+    settings = copy.deepcopy(settings)
+    if settings.learn_texts == "auto":
         share = _known_share(dataset)
-        model.learn_texts = "yes" if share >= 0.5 else "no"
-        say(
-            "%.0f %% of the held-out choices are about texts that training rows judge: %s (config.model.learn_texts)",
-            100 * share,
-            "a learnt embedding a text" if model.learn_texts == "yes" else "rewards from features alone",
-        )
-    if model.learn_texts == "no":
-        if model.target == "none":
-            say("rewards are linear in the features of a text: config.model.target=linear")
-            model.target = "linear"
-        model.encoder.observations = ("difference",)
-        sizes.factor_steps = 0
+        settings.learn_texts = "yes" if share >= 0.5 else "no"
+        what = "a learnt embedding per text" if settings.learn_texts == "yes" else "rewards from features alone"
+        said = "%.0f %% of the held-out choices are about texts that training rows judge: %s (learn_texts)"
+        say(said, 100 * share, what)
+    if settings.learn_texts == "no" and isinstance(settings, NpBtl):
+        if settings.response == "none":
+            say("rewards are linear in the features of a text: response=linear")
+            settings.response = "linear"
+        if isinstance(settings.encoder, BayesEncoder):
+            settings.encoder.observations = ("difference",)
+    return settings
+
+
+def resolve(config: RewardConfig, dataset: Dataset, quiet: bool = False) -> RewardConfig:
+    """The configuration with everything that the data decide: what is saved in a work directory."""
+    config = copy.deepcopy(config)
+    fit_sizes(config.train, config.data, dataset, quiet)
+    config.model = resolve_model(config.model, dataset, quiet)
+    if config.model.learn_texts == "no":
+        config.train.factor_steps = 0
     return config
+
+
+def fit_sizes(train: Any, data: Any, dataset: Dataset, quiet: bool = False) -> None:
+    """Contexts and targets of training are no longer than the rows of a user."""
+    rows = dataset.splits["train"].table.chosen.shape[2]
+    if isinstance(data, Synthetic):
+        return
+    for name in ("max_context", "targets"):
+        if getattr(train, name) > rows:
+            said = "no training user has more than %d rows in a pool: config.train.%s=%d"
+            (_log.debug if quiet else _log.info)(said, rows, name, rows)
+            setattr(train, name, rows)
 
 
 def _known_share(dataset: Dataset) -> float:
@@ -63,46 +431,3 @@ def _known_share(dataset: Dataset) -> float:
         table = dataset.splits[name].table
         known.append((seen[np.asarray(table.chosen)] & seen[np.asarray(table.rejected)])[np.asarray(table.mask)])
     return float(np.concatenate(known).mean())
-
-
-def make_model(config: Config, dataset: Dataset, role: Role = "main", axis_name: str | None = None) -> RewardModel:
-    """The reward model of a role.
-
-    "population" is BTL on everybody. "oracle" is the main model told the user's group, with one learnt
-    latent a group, in place of the context: a specialist for every group, sharing the text encoder.
-    """
-    model = config.model
-    main_latent = "context" if model.kind == "np_btl" else "none"
-    latent = {"main": main_latent, "population": "none", "oracle": "group"}[role]
-    # The words were checked with the configuration; the modules' types are literal.
-    fields: dict[str, Any] = {f.name: getattr(model.encoder, f.name) for f in dataclasses.fields(model.encoder)}
-    names = ("link", "target", "width", "head", "norm", "population", "text_dropout")
-    same: dict[str, Any] = {name: getattr(model, name) for name in names}
-    return RewardModel(
-        likelihood="dpl" if model.kind == "dpl" and role == "main" else "btl",
-        latent=latent,  # type: ignore[arg-type]
-        encoder=NPEncoder(**fields) if latent != "none" else None,
-        groups=len(dataset.groups),
-        learnt_texts=len(dataset.texts) if model.learn_texts == "yes" else 0,
-        axis_name=axis_name,
-        **same,
-    )
-
-
-def make_draw(config: Config, role: Role = "main") -> DrawEpisode:
-    """How one training episode is drawn. Models without a context do not draw one."""
-    needs_context = role == "main" and config.model.kind == "np_btl"
-    sizes = {"max_context": config.train.max_context if needs_context else 0, "max_targets": config.train.targets}
-    if config.data.source in synthetic.SOURCES:
-        return lambda key, data: synthetic.draw_episode(key, data.choices, **sizes)
-    draw = partial(draw_episode, **sizes)
-    return lambda key, data: draw(key, data.choices)
-
-
-def training_data(config: Config, dataset: Dataset) -> Data:
-    """What the training step reads on the device."""
-    if config.data.source == "synthetic":
-        return Data()
-    if config.data.source == "synthetic_published":
-        return Data(jnp.asarray(synthetic.published_pairs("train"), jnp.float32))
-    return Data(jax.tree.map(jnp.asarray, dataset.splits["train"].table), jnp.asarray(dataset.features))

@@ -8,16 +8,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import jax
 import numpy as np
+import optax
 from tqdm import tqdm
 
-from fssa_jax.config.reward import LoopConfig
 from fssa_jax.errors import Stopped, UserError
 from fssa_jax.train.checkpoint import Checkpoints, best_or_latest
 from fssa_jax.train.metrics_log import MetricsLog
-from fssa_jax.train.step import Metrics, TrainState
+from fssa_jax.train.state import TrainState
+from fssa_jax.train.step import Metrics
 from fssa_jax.types import PyTree
 from fssa_jax.watchdog import finished
 
@@ -58,9 +60,10 @@ class Run:
       steps: of the whole training.
       state: at its start, where `advance` wants it.
       advance: (state, step, number) -> (state, metrics): `number` steps from `step` on; the state is donated, and
-        metrics have a row for each step, among them "loss" and "gradient_norm".
+        metrics have a row for each step, among them "loss" and "grad_norm".
       validate: held-out scores of variables, among them "val/nll", by which the best are chosen; and warnings.
       culprits: what to add to the message when a step is not finite, from its number.
+      learning_rate: step ↦ learning rate, for the metrics.
     """
 
     name: str
@@ -69,9 +72,10 @@ class Run:
     advance: Callable[[TrainState, int, int], tuple[TrainState, Metrics]]
     validate: Callable[[PyTree], tuple[dict[str, float], list[str]]]
     culprits: Callable[[int], str] = lambda step: ""
+    learning_rate: optax.Schedule | None = None
 
 
-def run_to_end(run: Run, settings: LoopConfig, directory: Path, stop: StopSignal) -> PyTree:
+def run_to_end(run: Run, settings: Any, directory: Path, stop: StopSignal) -> PyTree:
     """Trains one model to its end, or goes on with it, and returns its best variables by validation.
 
     Checkpoints, metrics.jsonl and TensorBoard events go to `directory`. The batch of a step is a function
@@ -107,7 +111,7 @@ def run_to_end(run: Run, settings: LoopConfig, directory: Path, stop: StopSignal
         finished()
         losses = np.asarray(metrics["loss"])
         # A finite loss with an infinite gradient ruins the parameters all the same, one step later.
-        finite = np.isfinite(losses) & np.isfinite(np.asarray(metrics["gradient_norm"]))
+        finite = np.isfinite(losses) & np.isfinite(np.asarray(metrics["grad_norm"]))
         if not finite.all():
             first = int(np.argmin(finite))
             what = f"the loss is {losses[first]}" if not np.isfinite(losses[first]) else "the gradient is not finite"
@@ -117,6 +121,9 @@ def run_to_end(run: Run, settings: LoopConfig, directory: Path, stop: StopSignal
         speed = len(losses) / (now - clock)
         clock = now
         values = {name: float(np.mean(value)) for name, value in metrics.items()}
+        if run.learning_rate is not None:
+            with jax.numpy_dtype_promotion("standard"):  # optax relies on it
+                values["learning_rate"] = float(run.learning_rate(step - 1))
         log.write(step, {**values, "steps_per_second": round(speed, 2)})
         bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
         bar.update(len(losses))

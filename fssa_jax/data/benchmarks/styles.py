@@ -15,7 +15,8 @@ from functools import cache
 
 import numpy as np
 
-from fssa_jax.data.features import Text
+Text = tuple[str, str]  # (prompt, response)
+
 
 ATTRIBUTES = ("long", "formal", "emoji", "hedged", "question")
 

@@ -4,17 +4,13 @@ r₀(y) = y below ½, 2y above;  r₁(y) = y below ½, 1 − y above. Pairs are 
 and the two kinds disagree on half of all pairs. Hence the Bayes limit acc(k) = 1 − 2^−(k+2).
 """
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from fssa_jax.errors import UserError
 from fssa_jax.types import ChoiceTable, Comparisons, Episode
 
-SOURCES = ("synthetic", "synthetic_published")  # drawn fresh; from the published fixed split
 KINDS = ("0", "1")
 # Choices without noise are BTL choices with rewards on a scale where σ is a step.
 NOISE_FREE = 1e6
@@ -116,16 +112,3 @@ def _table(ys: list[np.ndarray], ids: list[np.ndarray], kind: np.ndarray, first_
         rejected[:, pool, :n] = np.where(first, i[..., 1], i[..., 0]) + first_id
     count = np.array([[ys[0].shape[1], ys[1].shape[1]]] * len(kind), np.int32)
     return ChoiceTable(chosen, rejected, count, kind.astype(np.int32))  # type: ignore[arg-type]
-
-
-class NumberFeaturiser:
-    """The feature of a response that is a number is the number."""
-
-    def transform(self, texts: list[tuple[str, str]]) -> np.ndarray:
-        try:
-            return np.array([[float(response)] for _, response in texts], np.float32).reshape(-1, 1)
-        except ValueError as error:
-            raise UserError(f"responses of the synthetic task are numbers in [0, 1] ({error})") from error
-
-    def save(self, directory: Path) -> None:
-        """Nothing to save."""

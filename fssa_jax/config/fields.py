@@ -1,0 +1,165 @@
+"""What configurations are made of: dataclasses whose fields know their words and ranges, to JSON and back."""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fssa_jax.errors import UserError
+
+
+def number(
+    default: float,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    most: float = math.inf,
+    below: float = math.inf,
+) -> Any:
+    """A field whose value is a finite number with least ≤ x ≤ most and above < x < below."""
+    return dataclasses.field(default=default, metadata={"range": (least, above, most, below)})
+
+
+def positive(default: float) -> Any:
+    """A field whose value is a number above 0."""
+    return number(default, above=0)
+
+
+def group(kind: Any) -> Any:
+    """A field that is a dataclass of settings, `kind()` by default."""
+    return dataclasses.field(default_factory=kind)
+
+
+def fields_of(kind: type) -> Iterator[tuple[dataclasses.Field, Any]]:
+    """The fields of a dataclass with their types."""
+    hints = typing.get_type_hints(kind)
+    return ((field, hints[field.name]) for field in dataclasses.fields(kind))
+
+
+def kinds_of(hint: Any) -> tuple[type, ...]:
+    """The dataclasses that a field may be: several for a union such as `Film | LoraCore`, () for a plain value."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) else (hint,)
+    return tuple(option for option in options if dataclasses.is_dataclass(option) and isinstance(option, type))
+
+
+def all_kinds(*kinds: type) -> list[type]:
+    """The dataclasses of settings, and all that their fields may be, each once."""
+    found: list[type] = []
+    for kind in kinds:
+        if kind not in found:
+            found.append(kind)
+            inside = all_kinds(*(inner for _, hint in fields_of(kind) for inner in kinds_of(hint)))
+            found += [inner for inner in inside if inner not in found]
+    return found
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain values, every field spelt out; a field that may be of several kinds has its "kind"."""
+    out: dict[str, Any] = {}
+    for field, hint in fields_of(type(config)):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            tag = {"kind": type(value).__name__} if isinstance(hint, types.UnionType) else {}
+            out[field.name] = tag | to_dict(value)
+        else:
+            out[field.name] = list(value) if isinstance(value, tuple) else value
+    return out
+
+
+def to_json(config: Any) -> str:
+    """`to_dict` of an experiment as JSON text, with the name of its class."""
+    return json.dumps({"kind": type(config).__name__} | to_dict(config), indent=2)
+
+
+def from_dict(kind: type, values: dict[str, Any], place: str = "config") -> Any:
+    """A dataclass from plain values, all of them checked.
+
+    Raises:
+      UserError: an unknown key, or a value of another type, word or range; the message names the key.
+    """
+    known = {field.name: (field, hint) for field, hint in fields_of(kind)}
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise UserError(f"{place}.{unknown[0]}: unknown key; known are {', '.join(sorted(known))}")
+    return kind(**{name: _checked(*known[name], value, f"{place}.{name}") for name, value in values.items()})
+
+
+def check_fields(config: Any) -> None:
+    """Raises `UserError` for a value that its field does not allow, naming the key."""
+    from_dict(type(config), to_dict(config))
+
+
+def read_json(path: Path) -> Any:
+    """What is in a config.json, unchecked.
+
+    Raises:
+      UserError: it is no JSON object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); restore it, or train into a new workdir") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: not a JSON object; restore it, or train into a new workdir")
+    return values
+
+
+def first_difference(old: Any, new: Any, prefix: str = "") -> tuple[str, Any, Any] | None:
+    """(key, old value, new value) of the first setting in which two configurations differ; None if they are equal."""
+    for name in [*new, *(n for n in old if n not in new)]:
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            if found := first_difference(a, b, f"{prefix}{name}."):
+                return found
+        elif a != b:
+            return f"{prefix}{name}", a, b
+    return None
+
+
+def _checked(field: dataclasses.Field, hint: Any, value: Any, place: str) -> Any:
+    if kinds := kinds_of(hint):
+        return _group(kinds, hint, value, place)
+    value = _plain(hint, value, place)
+    if limits := field.metadata.get("range"):
+        least, above, most, below = limits
+        if not (least <= value <= most and above < value < below and math.isfinite(value)):
+            wanted = [f"{sign} {limit:g}" for sign, limit in zip("≥>≤<", limits, strict=True) if math.isfinite(limit)]
+            raise UserError(f"{place}: must be {' and '.join(wanted) or 'finite'}, got {value}")
+    return value
+
+
+def _group(kinds: tuple[type, ...], hint: Any, value: Any, place: str) -> Any:
+    if value is None and types.NoneType in typing.get_args(hint):
+        return None
+    if not isinstance(value, dict):
+        raise UserError(f"{place}: must be a group of settings, got {value!r}")
+    if not isinstance(hint, types.UnionType):
+        return from_dict(kinds[0], value, place)
+    values = dict(value)
+    named = {kind.__name__: kind for kind in kinds}
+    name = values.pop("kind", None)
+    if name not in named:
+        raise UserError(f"{place}.kind: must be one of {', '.join(named)}; got {name!r}")
+    return from_dict(named[name], values, place)
+
+
+def _plain(hint: Any, value: Any, place: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin is tuple:
+        item = typing.get_args(hint)[0]
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{place}: must be a list; got {value!r}")
+        return tuple(_plain(item, v, place) for v in value)
+    if origin is typing.Literal:
+        if value not in typing.get_args(hint):
+            raise UserError(f"{place}: must be one of {', '.join(typing.get_args(hint))}; got {value!r}")
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise UserError(f"{place}: must be {hint.__name__}; got {value!r}")
+    return value

@@ -1,0 +1,104 @@
+"""Reward models, and the encoders that read a person's choices."""
+
+import dataclasses
+from typing import Literal
+
+from fssa_jax.config.fields import group, number, positive
+
+
+@dataclasses.dataclass
+class SetEncoder:
+    """The paper's encoder: every choice, then the set; see models/set_encoder.py."""
+
+    width: int = positive(128)
+    """Of the encoded choices."""
+    latent_dim: int = positive(64)
+    """Size of z."""
+    pair: Literal["linear", "mlp"] = "mlp"
+    """Network that encodes one choice."""
+    inputs: tuple[Literal["chosen", "rejected", "difference", "margin"], ...] = ("chosen", "rejected")
+    """What it reads of a choice; `margin` is the reward difference of the population's model."""
+    aggregation: Literal["mean", "sum", "attention"] = "attention"
+    """Over the choices of a person."""
+    pool: Literal["mean", "sum"] = "mean"
+    """Of the outputs of attention."""
+    prior_choice: bool = True
+    """One learnt pseudo-choice in every context."""
+    residual: bool = True
+    """Attention with a residual connection and a norm before it."""
+    heads: int = positive(8)
+    """Of attention."""
+    dropout: float = number(0.0, least=0, below=1)
+    """Of the attention weights."""
+    gaussian: bool = False
+    """z is drawn from N(μ, diag σ²); otherwise it is the mean."""
+
+
+@dataclasses.dataclass
+class NormalPrior:
+    """A normal prior over people; the posterior's mode by Newton's method."""
+
+    rounds: int = positive(1)
+    """Newton steps."""
+
+
+@dataclasses.dataclass
+class DiscretePrior:
+    """A discrete prior over people; the posterior is exact."""
+
+    kinds: int = positive(512)
+    """Kinds of people that the prior knows."""
+
+
+@dataclasses.dataclass
+class BayesEncoder:
+    """Bayes' rule with a learnt prior over people; see models/bayes_encoder.py. z has the width of the reward model."""
+
+    observations: tuple[Literal["difference", "responses"], ...] = ("difference",)
+    """A choice is one comparison, or says of each response whether it is liked, or both."""
+    prior: NormalPrior | DiscretePrior = group(NormalPrior)
+    gaussian: bool = False
+    """z is drawn from the posterior; otherwise it is the mean."""
+
+
+@dataclasses.dataclass
+class Btl:
+    """One reward for everybody (Bradley-Terry-Luce)."""
+
+    width: int = positive(128)
+    """Of the hidden layers."""
+    population: Literal["linear", "mlp"] = "mlp"
+    """The reward as a function of the features."""
+    learn_texts: Literal["no", "yes", "auto"] = "no"
+    """A learnt reward per text. `auto`: where most held-out choices are about texts that training rows judge too."""
+
+
+@dataclasses.dataclass
+class Dpl(Btl):
+    """A normal distribution of rewards per response, the same for everybody (arXiv 2312.08358)."""
+
+    link: Literal["probit", "logistic", "logistic_published"] = "probit"
+    """Of the likelihood; see ops/likelihoods.py."""
+
+
+@dataclasses.dataclass
+class NpBtl:
+    """NP-BTL: r(x, y, z) with z inferred from the person's choices (arXiv 2412.13998, section 3); models/rewards.py."""
+
+    encoder: SetEncoder | BayesEncoder = group(SetEncoder)
+    response: Literal["none", "linear", "mlp"] = "mlp"
+    """Network that encodes a response; `none` with learnt texts alone."""
+    width: int = positive(128)
+    """Of the encoded responses."""
+    head: Literal["concat", "bilinear"] = "concat"
+    """How the encoded response and z make a reward."""
+    population: Literal["none", "linear", "mlp"] = "none"
+    """A reward of everybody that is added, started from the population's model."""
+    learn_texts: Literal["no", "yes", "auto"] = "no"
+    """An embedding per text, for new users on known texts. `auto`: where most held-out choices are about texts that
+    training rows judge too. Without it `response` none becomes linear, and a choice is one comparison."""
+    text_dropout: float = number(0.0, least=0, below=1)
+    """Share of the texts whose embedding a training step leaves out."""
+
+
+RewardModel = Btl | Dpl | NpBtl

@@ -1,0 +1,57 @@
+"""Features of the texts of a data set: vectors that are given, or made of the texts."""
+
+from pathlib import Path
+
+import numpy as np
+
+from fssa_jax.config import Rows, Styles
+from fssa_jax.data.dataset import Split, texts_of
+from fssa_jax.data.features import EncoderFeaturiser, Featuriser, Text, TfidfFeaturiser, read_vectors, vectors_beside
+from fssa_jax.errors import UserError
+from fssa_jax.lm.safetensors import at_hand
+from fssa_jax.lm.text_encoder import EmbedSettings
+
+
+def features_of_rows(
+    data: Rows, texts: list[Text], train: Split, scratch: Path | None
+) -> tuple[Featuriser, np.ndarray]:
+    """Of rows: vectors that are given, or made of the texts."""
+    vectors, order = data.vectors, data.texts
+    if data.features in ("auto", "given") and not vectors:
+        vectors, order = vectors_beside(data.path)
+    if data.features == "given" and not vectors:
+        raise UserError(f"{data.path}: no single .npy file beside it; name one with --config.data.vectors=FILE")
+    if not vectors or data.features not in ("auto", "given"):
+        encode = data.features == "encoder" or (data.features == "auto" and at_hand(data.text_encoder.name))
+        return features_of_texts(data, encode, texts, texts_of(train.table), scratch)
+    featuriser = read_vectors(vectors, order, texts)
+    return featuriser, _finite(featuriser.transform(texts), data.path)
+
+
+def features_of_texts(
+    data: Rows | Styles, encode: bool, texts: list[Text], known: np.ndarray, scratch: Path | None
+) -> tuple[Featuriser, np.ndarray]:
+    """By a pretrained model or by tfidf; `known` are the rows of the training texts."""
+    if not encode:
+        featuriser: Featuriser = TfidfFeaturiser.fit([texts[i] for i in known], data.components)
+        return featuriser, _finite(featuriser.transform(texts), data.path)
+    chosen = data.text_encoder
+    # A whole path: new texts may be embedded from elsewhere later.
+    name = str(Path(chosen.name).resolve()) if Path(chosen.name).is_dir() else chosen.name
+    settings = EmbedSettings(
+        name,
+        pool=chosen.pool,
+        layer=chosen.layer,
+        max_tokens=chosen.max_tokens,
+        normalise=chosen.normalise,
+        dtype=chosen.dtype,
+        attention=chosen.attention,
+    )
+    featuriser = EncoderFeaturiser(settings)
+    return featuriser, _finite(featuriser.fit_transform(texts, known, scratch), chosen.name)
+
+
+def _finite(features: np.ndarray, source: str) -> np.ndarray:
+    if not np.isfinite(features).all():
+        raise UserError(f"{source}: features are not finite")
+    return features

@@ -1,0 +1,58 @@
+"""The tokens of a data set's texts, and what is left of people's choices where texts are too long."""
+
+import logging
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from fssa_jax.data.dataset import Dataset
+from fssa_jax.data.features import Text
+from fssa_jax.errors import UserError
+from fssa_jax.lm.base import Base
+from fssa_jax.lm.tokenizer import TokenTable, Truncate, encode_table
+from fssa_jax.types import ChoiceTable
+
+_log = logging.getLogger(__name__)
+
+
+def tokenise(base: Base, texts: Sequence[Text], max_length: int, truncate: Truncate) -> TokenTable:
+    """The tokens of all texts, those that are too long left out or cut.
+
+    Raises:
+      UserError: more tokens are allowed than the model has positions.
+    """
+    limit = base.decoder.config.max_length
+    if max_length > limit:
+        raise UserError(f"config.policy.max_length: {max_length} is more than the {limit} positions of the model")
+    return encode_table(base.tokenizer, texts, max_length=max_length, truncate=truncate)
+
+
+def only_with_tokens(dataset: Dataset, tokens: TokenTable) -> None:
+    """Leaves out the choices about texts that have no tokens, and counts them in the data set's report."""
+    if (tokens.lengths > 0).all():
+        return
+    total = 0
+    for split in dataset.splits.values():
+        split.table, lost = table_with_tokens(split.table, tokens)
+        total += lost
+    dataset.report.setdefault("left_out_rows", {})["of texts that are too long"] = total
+    _log.warning("%d choices about texts that are too long are left out", total)
+
+
+def table_with_tokens(table: ChoiceTable, tokens: TokenTable) -> tuple[ChoiceTable, int]:
+    """The choices about texts that have tokens, and how many others there were.
+
+    Raises:
+      UserError: nobody has a context and a target left.
+    """
+    fits, table = tokens.lengths > 0, jax.tree.map(np.array, table)
+    good = np.asarray(table.mask) & fits[table.chosen] & fits[table.rejected]
+    order = np.argsort(~good, axis=2, kind="stable")
+    chosen, rejected = (np.take_along_axis(side, order, axis=2) for side in (table.chosen, table.rejected))
+    count = good.sum(2).astype(np.int32)
+    if not (count > 0).all(1).any():
+        raise UserError(
+            "config.policy.max_length: no choice is short enough; raise it, or give config.policy.truncate=left"
+        )
+    return ChoiceTable(chosen, rejected, count, table.group), int(table.count.sum() - good.sum())

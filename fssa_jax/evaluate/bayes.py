@@ -1,0 +1,51 @@
+"""The exact posterior over people, where all possible people are known: the limit of every predictor."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from fssa_jax.data.dataset import Truth
+from fssa_jax.ops.episodes import truncate_context
+from fssa_jax.ops.metrics import bayes_log_posterior, bayes_log_predictive
+from fssa_jax.types import Comparisons, Episode
+
+_PEOPLE = 200  # in one call
+
+
+def bayes_log_p(truth: Truth, episodes: Episode, ks: tuple[int, ...]) -> np.ndarray:
+    """log p (ks, users, targets) of the Bayes predictor, which knows all possible people."""
+    rewards = jnp.asarray(truth.rewards)
+    log_prior = jnp.asarray(truth.log_prior)
+
+    @jax.jit
+    def batch(episode: Episode) -> Array:
+        def delta(c: Comparisons) -> Array:
+            return rewards[c.chosen] - rewards[c.rejected]
+
+        context, targets = delta(episode.context), delta(episode.targets)
+
+        def at(k: Array) -> Array:
+            mask = truncate_context(episode, k).context.mask
+            return bayes_log_predictive(context, mask, targets, log_prior)
+
+        return jax.lax.map(at, jnp.asarray(ks))
+
+    users = episodes.user.shape[0]
+    parts = [
+        np.asarray(batch(jax.tree.map(lambda x, i=i: x[i : i + _PEOPLE], episodes))) for i in range(0, users, _PEOPLE)
+    ]
+    return np.concatenate(parts, axis=1)
+
+
+def posterior(truth: Truth, context: Comparisons) -> np.ndarray:
+    """(users, people) p(u | C) of all possible people after contexts of ids."""
+    rewards = jnp.asarray(truth.rewards)
+    evidence = rewards[context.chosen] - rewards[context.rejected]
+    return np.exp(bayes_log_posterior(evidence, context.mask, jnp.asarray(truth.log_prior)))
+
+
+def posterior_shift(truth: Truth, context: Comparisons) -> float:
+    """Mean over users of √(mean over texts of (E[r(y) | C] − E[r(y)])²), in nats: what choices move."""
+    shift = (posterior(truth, context) - np.exp(truth.log_prior)) @ truth.rewards.T
+    return float(np.sqrt((shift**2).mean(-1)).mean())

@@ -1,0 +1,62 @@
+"""Which people are scored, and the episodes that they are scored on: the same for every predictor."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from fssa_jax.data.dataset import Split
+from fssa_jax.errors import UserError
+from fssa_jax.ops.episodes import evaluation_episode
+from fssa_jax.types import ChoiceTable, Episode
+
+FEW_GROUPS = 12
+
+
+@partial(jax.jit, static_argnames="max_context")
+def evaluation_episodes(
+    seed: int | Array, draw: int | Array, table: ChoiceTable, users: Array, *, max_context: int
+) -> Episode:
+    """Episodes of users, a first axis: the same targets for every draw, other contexts."""
+    key = jax.random.fold_in(jax.random.key(seed), draw)
+    keys = jax.vmap(partial(jax.random.fold_in, key))(users)
+    return jax.vmap(partial(evaluation_episode, max_context=max_context), in_axes=(0, None, 0))(keys, table, users)
+
+
+def episodes_of(split: Split, users: np.ndarray, seed: int, max_context: int) -> Episode:
+    """The first draw of contexts of users of a split, and their targets."""
+    return evaluation_episodes(
+        seed, 0, jax.tree.map(jnp.asarray, split.table), jnp.asarray(users), max_context=max_context
+    )
+
+
+def eligible_users(split: Split, k: int) -> tuple[np.ndarray, list[str]]:
+    """Rows of the users with at least k context choices and a target, and the names of the others.
+
+    Raises:
+      UserError: there is none.
+    """
+    count = np.asarray(split.table.count)
+    fit = (count[:, 0] >= k) & (count[:, 1] > 0)
+    if not fit.any():
+        longest = count[count[:, 1] > 0, 0].max(initial=0)
+        raise UserError(
+            f"config.evaluate.k: {k} is larger than any context; the longest has {longest} choices. "
+            f"Give k up to {longest}, or more rows per user"
+        )
+    return np.flatnonzero(fit), [split.users[i] for i in np.flatnonzero(~fit)]
+
+
+def first_users(split: Split, users: np.ndarray, number: int | None) -> np.ndarray:
+    """At most `number` of the users, the first ones; where there are few groups, the same ranks of each of them."""
+    if number is None or len(users) <= number:
+        return users
+    group = np.asarray(split.table.group)[users]
+    if len(np.unique(group)) > FEW_GROUPS:
+        return users[:number]
+    rank = np.zeros(len(users), int)
+    for g in np.unique(group):
+        rank[group == g] = np.arange((group == g).sum())
+    return np.sort(users[np.argsort(rank, kind="stable")[:number]])

@@ -1,0 +1,58 @@
+"""What is true of responses to prompts of `styles`, where every person's wishes are known."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+
+from fssa_jax.data.benchmarks import styles
+from fssa_jax.lm.writer import Samples
+
+
+def styles_of(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, attributes) 0/1 and (rows,) whether well-formed, of responses to prompts of the `styles` benchmark."""
+    found = [styles.style_of_text(prompt, text) for prompt, text in zip(samples.prompts, samples.texts, strict=True)]
+    return np.stack([style for style, _ in found]), np.array([well for _, well in found])
+
+
+def movement(style: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(attributes,) P(attribute | people who want it) − P(attribute | people who do not want it); NaN without both."""
+    out = np.full(style.shape[1], np.nan)
+    for a in range(style.shape[1]):
+        liked, disliked = weights[:, a] > 0, weights[:, a] < 0
+        if liked.any() and disliked.any():
+            out[a] = style[liked, a].mean() - style[disliked, a].mean()
+    return out
+
+
+def true_reward(style: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(rows,) reward of responses under the people's own weights, in nats (`styles`)."""
+    return styles.SCALE * ((style - 0.5) * weights).sum(-1)
+
+
+def best_reward(posterior: np.ndarray, weights: np.ndarray, temperature: float) -> np.ndarray:
+    """(rows,) expected true reward of the policy that writes styles s with p(s) ∝ exp(E[r(s) | C] / temperature).
+
+    That is the optimum of DPO for the posterior's mean reward (arXiv 2305.18290, eq. 4), from a base that writes every
+    style equally often; the temperature is β times that of sampling. `posterior` (rows, people) p(u | C) of all
+    possible people of `styles`; `weights` (rows, attributes) the people's own.
+    """
+    every = np.array(list(itertools.product((0, 1), repeat=weights.shape[1])))
+    rewards = styles.SCALE * (every - 0.5) @ styles.people()[0].T  # (styles, people)
+    log_p = posterior @ rewards.T / temperature
+    p = np.exp(log_p - log_p.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    return (p * (styles.SCALE * weights @ (every - 0.5).T)).sum(1)
+
+
+def summary(style: np.ndarray, well: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+    """What is true of responses to people with these weights."""
+    moved = movement(style, weights)
+    return {
+        "movement": float(np.nanmean(moved)) if np.isfinite(moved).any() else None,
+        "movement_by_attribute": {
+            name: None if np.isnan(m) else float(m) for name, m in zip(styles.ATTRIBUTES, moved, strict=True)
+        },
+        "reward": float(true_reward(style, weights).mean()),
+        "well_formed": float(well.mean()),
+    }

@@ -1,0 +1,149 @@
+"""The evaluation of a work directory: report.json, pictures, and one report.html that opens by itself."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from fssa_jax.config import NpBtl, PolicyEvaluation, Synthetic
+from fssa_jax.data.dataset import Split
+from fssa_jax.errors import UserError
+from fssa_jax.evaluate.episodes import episodes_of
+from fssa_jax.evaluate.evaluate import Evaluation, evaluate
+from fssa_jax.evaluate.in_context import in_context_predictor
+from fssa_jax.evaluate.latent import drift
+from fssa_jax.evaluate.warnings import report_warnings
+from fssa_jax.evaluate.written import TrainedPolicy, Written, written_for
+from fssa_jax.experiment.workdir import Workdir, report_directory
+from fssa_jax.files import whole_directory
+from fssa_jax.models.rewards import RewardModel
+from fssa_jax.report.example import write_example
+from fssa_jax.report.html import render
+from fssa_jax.report.pictures import Pictures, draw_choices, draw_policy, draw_reward
+from fssa_jax.report.written import write_responses, written_section
+from fssa_jax.tasks.policy import PolicyTask
+from fssa_jax.tasks.predictor import Predictor
+from fssa_jax.tasks.reward import RewardTask
+from fssa_jax.tasks.sft import SftTask
+from fssa_jax.tasks.task import MAIN, POPULATION, SPECIALIST
+from fssa_jax.types import PyTree
+
+_IN_CONTEXT_TARGETS = 8
+
+
+def evaluate_workdir(
+    workdir: Path, data: str = "", split: str = "test", ks: tuple[int, ...] = (), base: str = ""
+) -> dict[str, Any]:
+    """Evaluates a trained work directory and writes its report/ whole. Returns report.json.
+
+    Args:
+      workdir: what launch.train wrote.
+      data: rows of other people, every one of whom is scored who was not trained on; empty for the split of the
+        workdir's data.
+      split: "test" or "val".
+      ks: context sizes; the configuration's if empty.
+      base: where the language model of a policy is now, if that has moved.
+
+    Raises:
+      UserError: no or damaged work directory, a base without a policy, bad rows, k larger than any context.
+    """
+    trained_on = Workdir.open(workdir, base)
+    if isinstance(trained_on.task, SftTask):
+        raise UserError(f"{workdir}: holds a language model, not a policy; its checkpoint is {workdir / 'model'}")
+    work, people = trained_on.with_people(data) if data else (trained_on, trained_on.dataset.splits[split])
+    task: RewardTask | PolicyTask = work.task  # type: ignore[assignment]
+    found = {name: work.trained(name) for name in task.names}
+    if data:  # specialists are of groups; other people's groups may be others
+        found.pop(SPECIALIST, None)
+    variables = {name: of[0] for name, of in found.items() if of is not None}
+    step = next(of[1] for name, of in found.items() if name == MAIN and of is not None)
+    predictors = {name: task.predictor(name, people)(v) for name, v in variables.items()}
+    settings = dataclasses.replace(work.config.evaluate, k=ks or work.config.evaluate.k)
+    result = score(task, people, predictors, settings, everybody=bool(data))
+    report = result.report
+    report |= {
+        "step": step,
+        "data": data or f"{split} split",
+        "config": work.config.name,
+        "seed": work.config.seed,
+        "run": work.run,
+    }
+    written: Written | None = None
+    if isinstance(task, PolicyTask) and isinstance(settings, PolicyEvaluation) and settings.generate.people:
+        policies = {
+            name: TrainedPolicy(task.conditioner(name), variables[name], predictors[name]) for name in variables
+        }
+        written = written_for(task, people, policies, result.users, settings)
+        report["generation"] = written.report
+    reward = _reward_model(task)
+    texts_alone = reward is not None and bool(reward.learnt_texts) and reward.target == "none"
+    report["warnings"] = work.unfinished() + report_warnings(report, texts_alone)
+    with whole_directory(report_directory(workdir, data, split)) as target:
+        _write(work, people, result, predictors[MAIN], variables[MAIN], written, target, example=not data)
+    return report
+
+
+def score(
+    task: RewardTask | PolicyTask,
+    people: Split,
+    predictors: dict[str, Predictor],
+    settings: Any,
+    everybody: bool = False,
+) -> Evaluation:
+    """Scores the main model of a task and those that it is compared with; for policies, choices in the prompt too."""
+    main, seed = predictors[MAIN], task.config.seed
+    others = {name: predictor for name, predictor in predictors.items() if name != MAIN}
+    if not main.reads:  # it is the population's model itself
+        others.setdefault(POPULATION, main)
+    limits: dict[str, int | None] = {"max_users": None, "max_targets": None}
+    if isinstance(settings, PolicyEvaluation):
+        limits = {"max_users": None if everybody else settings.users, "max_targets": settings.targets}
+    result = evaluate(main, people, task.dataset, settings, others=others, seed=seed, **limits)
+    report = result.report
+    if isinstance(task, PolicyTask) and settings.in_context_users:
+        # Of few people, for it is dear; the policy itself is scored on the same ones.
+        few = {"max_users": settings.in_context_users, "max_targets": min(settings.targets, _IN_CONTEXT_TARGETS)}
+        for name, asked in (("in_context", in_context_predictor(task)), ("in_context_own", main)):
+            of_few = evaluate(asked, people, task.dataset, settings, seed=seed, control=False, **few).report
+            report[name], report[f"{name}_steering"] = of_few["accuracy"], of_few["steering"]
+            report["users"]["in_context"] = of_few["users"]["scored"]
+    if main.reads:
+        episodes = episodes_of(people, result.users, seed, max(settings.k))
+        reward = _reward_model(task)
+        undecided = reward is not None and reward.population != "none"
+        # Choices of the synthetic task have no noise: there its rewards are on no scale of nats.
+        truth = None if isinstance(task.config.data, Synthetic) else task.dataset.truth
+        report["latent"] |= drift(main, episodes, settings.k, seed, truth, undecided)
+    return result
+
+
+def _reward_model(task: RewardTask | PolicyTask) -> RewardModel | None:
+    return task.reward if isinstance(task, PolicyTask) else task.model()
+
+
+def _write(
+    work: Workdir,
+    people: Split,
+    result: Evaluation,
+    main: Predictor,
+    variables: PyTree,
+    written: Written | None,
+    target: Path,
+    example: bool,
+) -> None:
+    """report.json, pictures, files for launch.steer, and report.html."""
+    task: Any = work.task
+    (target / "report.json").write_text(json.dumps(result.report, indent=1), encoding="utf-8")
+    pictures: Pictures = draw_choices(task, main, people, result, target)
+    shown = ""
+    if isinstance(task, RewardTask):
+        pictures += draw_reward(task, main, variables, people, result, target)
+        has_texts = any(response for _, response in task.dataset.texts[:1])
+        if example and has_texts and isinstance(task.config.model, NpBtl):
+            shown = write_example(work.person(), people, result, target)
+    elif written is not None:
+        pictures += draw_policy(result.report, target)
+        write_responses(written.responses, target)
+        shown = written_section(result.report, written.responses)
+    page = render(work.config, result.report, pictures, target, shown)
+    (target / "report.html").write_text(page, encoding="utf-8")

@@ -1,0 +1,106 @@
+"""Log-probabilities of responses under a language model, with adapters that differ from row to row."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from fssa_jax.lm.base import Base
+from fssa_jax.lm.tokenizer import TokenTable
+from fssa_jax.models.decoder import Decoder
+from fssa_jax.ops.adapters import AdapterTree, adapter_rows, take_adapter_rows
+from fssa_jax.ops.logprobs import response_log_probs
+from fssa_jax.ops.padding import Plan, batch_rows, filled_rows, length_batches
+from fssa_jax.types import Leaf, PyTree
+from fssa_jax.watchdog import finished
+
+_BATCH_TOKENS = {"cpu": 8192}  # of a device at a time; elsewhere:
+_MANY_TOKENS = 65_536
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """A token table on the device: `tokens` (texts, length), and where responses begin and end, (texts,)."""
+
+    tokens: Leaf
+    starts: Leaf
+    ends: Leaf
+
+
+def device_texts(table: TokenTable) -> Texts:
+    """The token table on the device."""
+    return Texts(*(jnp.asarray(x) for x in (table.tokens, table.starts, table.ends)))
+
+
+def text_log_probs(
+    decoder: Decoder,
+    variables: PyTree,
+    texts: Texts,
+    ids: Int[Array, " n"],
+    adapters: AdapterTree | None = None,
+    plan: Plan | None = None,
+) -> Float[Array, " n"]:
+    """log π(response | prompt) of texts, in nats.
+
+    With a `plan` the texts are sorted by length and taken group by group, each padded to its own length; they must
+    fit (`padding.fits`). Without one all are padded to the width of the token table.
+
+    Args:
+      decoder, variables: the language model.
+      texts: the token table.
+      ids: rows of it.
+      adapters: one row per text, or one for n texts that follow each other.
+      plan: how the texts are padded.
+    """
+    if plan is not None and len(plan) > 1:
+        return _by_length(decoder, variables, texts, ids, adapters, plan)
+    tokens = texts.tokens[ids]
+    if plan is not None:
+        tokens = tokens[:, : max(length for _, length in plan)]
+    hidden: Any = decoder.apply(variables, tokens, adapters, method="hidden")
+    kernel: Any = decoder.apply(variables, method="output_kernel")
+    # With a small vocabulary many tokens at a time fit into the same memory.
+    chunk = min(max(2**22 // decoder.config.vocabulary, 256), 8192)
+    cap = decoder.config.logit_softcap
+    return response_log_probs(hidden[0], kernel, tokens, texts.starts[ids], texts.ends[ids], chunk=chunk, softcap=cap)
+
+
+def _by_length(
+    decoder: Decoder, variables: PyTree, texts: Texts, ids: Array, adapters: AdapterTree | None, plan: Plan
+) -> Float[Array, " n"]:
+    order = jnp.argsort(-texts.ends[ids])
+    rows = None if adapters is None else adapter_rows(adapters)
+    values, start = [], 0
+    for number, width in plan:
+        place = order[start : start + number]
+        mine = adapters
+        if adapters is not None and rows not in (None, 1):
+            mine = take_adapter_rows(adapters, place // (len(ids) // rows))
+        values.append(text_log_probs(decoder, variables, texts, ids[place], mine, ((number, width),)))
+        start += number
+    return jnp.zeros(len(ids)).at[order].set(jnp.concatenate(values), unique_indices=True)
+
+
+def table_log_probs(base: Base, table: TokenTable, variables: PyTree = None) -> np.ndarray:
+    """(texts,) log π(response | prompt) in nats, 0 for texts without tokens; in batches of like length.
+
+    `variables` are of the same decoder, where they are not those of the base itself.
+    """
+    variables = base.variables if variables is None else variables
+    budget = _BATCH_TOKENS.get(jax.devices()[0].platform, _MANY_TOKENS)
+    out = np.zeros(len(table.lengths), np.float32)
+    rows, width = np.flatnonzero(table.lengths), table.tokens.shape[1]
+    for size, batch in length_batches(table.lengths[rows].tolist(), budget, limit=width):
+        ids = np.resize(rows[batch], filled_rows(len(batch), batch_rows(size, budget)))
+        part = Texts(table.tokens[ids, :size], table.starts[ids], table.ends[ids])
+        out[rows[batch]] = np.asarray(log_probs_of(base.decoder, variables, part, jnp.arange(len(ids))))[: len(batch)]
+        finished()
+    return out
+
+
+log_probs_of = jax.jit(text_log_probs, static_argnums=(0,), static_argnames=("plan",))
+"""`text_log_probs`, compiled once per decoder and shape."""

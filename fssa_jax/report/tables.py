@@ -1,0 +1,96 @@
+"""The figures of a report as text."""
+
+from typing import Any
+
+from fssa_jax.report.series import series_of
+
+
+def format_table(report: dict[str, Any]) -> str:
+    """The series as text, in per cent, one column per k."""
+    ks = [str(k) for k in report["k"]]
+    lines = [f"{'':34s}" + "".join(f"{'k = ' + k:>16s}" for k in ks)]
+    rows = [(name, label) for name, label in series_of(report).items() if report.get(name)]
+    plain = (
+        "steering",
+        "bayes_steering",
+        "control_steering",
+        "scrambled_steering",
+        "in_context_steering",
+        "in_context_own_steering",
+        "accuracy_unseen",
+        "population_unseen",
+    )
+    rows += [(name, name.replace("_", " ")) for name in plain if report.get(name)]
+    rows += [("steering_gap", "S less that of Bayes")] if report.get("steering_gap") else []
+    rows += [("gain", "gain over population")] if report.get("gain") else []
+    for name, label in rows:
+        cells = (f"{100 * report[name][k]['mean']:.1f} ±{_half_width(report[name][k]):.1f}" for k in ks)
+        lines.append(f"{label + ', %':34s}" + "".join(f"{cell:>16s}" for cell in cells))
+    for group, series in report.get("by_group", {}).items():
+        for name, cells in series.items():
+            label = group if name == "accuracy" else f"{group}, {name}"
+            values = (f"{100 * cells[k]['mean']:.1f} ±{_half_width(cells[k]):.1f}" for k in ks)
+            lines.append(f"{label + ', %':34s}" + "".join(f"{cell:>16s}" for cell in values))
+    for name, label in (("nll", "NLL, nats"), ("bayes_nll", "Bayes NLL"), ("ece", "ECE")):
+        if report.get(name):
+            lines.append(f"{label:34s}" + "".join(f"{report[name][k]['mean']:16.3f}" for k in ks))
+    users, targets = report["users"], report["targets"]
+    lines.append(f"{users['scored']} people, {targets['rows']} choices; checkpoint of step {report['step']}")
+    return "\n".join(lines)
+
+
+def _half_width(cell: dict[str, float]) -> float:
+    return 50 * (cell["high"] - cell["low"])
+
+
+_COLUMNS = {
+    "movement": ("moves by", 100, ".1f", " points"),
+    "reward": ("true reward", 1, ".2f", ""),
+    "reward_of_specialists": ("of the specialists'", 100, ".0f", " %"),
+    "reward_of_known": ("of optimal", 100, ".0f", " %"),
+    "bayes_reward_of_known": ("exact posterior of optimal", 100, ".0f", " %"),
+    "win_rate_over_base": ("wins over base", 100, ".0f", " %"),
+    "win_rate_over_population": ("over population", 100, ".0f", " %"),
+    "model_reward": ("reward by the model", 1, ".2f", ""),
+    "model_win_rate_over_base": ("wins over base by it", 100, ".0f", " %"),
+    "model_win_rate_over_population": ("over population by it", 100, ".0f", " %"),
+    "well_formed": ("well-formed", 100, ".1f", " %"),
+    "plain_movement": ("at temperature 1: moves by", 100, ".1f", " points"),
+    "plain_well_formed": ("well-formed", 100, ".1f", " %"),
+    "kl": ("KL", 1, ".2f", ""),
+}
+
+
+def generation_table(report: dict[str, Any]) -> list[list[str]]:
+    """What is written, row by row, the names of the columns first; columns without any figure are left out."""
+    generation = report.get("generation")
+    if not generation:
+        return []
+    rows = [(name, generation[name]) for name in ("base", "population", "specialist") if name in generation]
+    rows += [(f"policy, k = {k}", out) for k, out in generation["policy"].items()]
+    columns = {name: how for name, how in _COLUMNS.items() if any(out.get(name) is not None for _, out in rows)}
+    table = [["", *(label for label, *_ in columns.values())]]
+    for label, out in rows:
+        cells = [
+            "" if out.get(name) is None else f"{scale * out[name]:{digits}}{unit}"
+            for name, (_, scale, digits, unit) in columns.items()
+        ]
+        table.append([label, *cells])
+    return table
+
+
+def format_generation(report: dict[str, Any]) -> str:
+    """What is written, as lines of text."""
+    table = generation_table(report)
+    if not table:
+        return ""
+    generation = report["generation"]
+    lines = [f"{generation['responses']} responses written for {generation['people']} people:"]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for label, *cells in table:
+        aligned = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+        lines.append("  ".join([label.ljust(widths[0]), *aligned]))
+    blend = generation.get("blend", {})
+    if blend.get("towards_first"):
+        lines.append("reward for A from A to B: " + " → ".join(f"{value:.2f}" for value in blend["towards_first"]))
+    return "\n".join(lines)

@@ -1,0 +1,139 @@
+"""What a policy implies about choices: log σ(β [Δ log π − Δ log π_ref]), for the latents of people."""
+
+from copy import copy
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fssa_jax.config import PreferenceLoss
+from fssa_jax.lm.scoring import text_log_probs
+from fssa_jax.models.conditioner import Conditioner
+from fssa_jax.models.decoder import Decoder
+from fssa_jax.ops.padding import best_plan
+from fssa_jax.tasks.predictor import Predictor, make_inference
+from fssa_jax.types import DiagGaussian, Episode, PyTree
+from fssa_jax.watchdog import finished
+
+_TOKENS = {"cpu": 16_384}  # of a call; elsewhere:
+_MANY_TOKENS = 262_144
+_ADAPTER_BYTES = 2**30  # of all sequences of a call, each of which has adapters of its own, at least; or:
+_ADAPTER_SHARE = 16  # of a device's memory, one part in so many
+_GROUPS = 3
+_TIE = 5e-4  # of log-ratios, in nats: the reference was summed in batches of other shapes
+
+
+class PolicyScorer:
+    """Log-ratios log π(y | x, z) − log π_ref(y | x) of texts, for the latents of people; compiled once per shape."""
+
+    def __init__(self, conditioner: Conditioner, decoder: Decoder, tables: Any, objective: PreferenceLoss):
+        """`tables` is a `PolicyTables`."""
+        self.conditioner, self.decoder, self.tables, self.objective = conditioner, decoder, tables, objective
+        self.ends = np.asarray(tables.texts.ends)
+        self._budget = _TOKENS.get(jax.local_devices()[0].platform, _MANY_TOKENS)
+        self._ratios = jax.jit(self._log_ratios, static_argnames="size")
+        self._read = make_inference(conditioner) if conditioner.latent == "context" else None
+
+    def _log_ratios(self, variables: PyTree, tables: Any, z: jax.Array, ids: jax.Array, size: int) -> jax.Array:
+        adapters: Any = self.conditioner.apply(variables, z, method="adapt")
+        texts = replace(tables.texts, tokens=tables.texts.tokens[:, :size])
+        ratio = text_log_probs(self.decoder, tables.base, texts, ids, adapters) - tables.reference[ids]
+        if self.objective.length_normalised:
+            ratio = ratio / jnp.maximum(texts.ends[ids] - texts.starts[ids], 1).astype(jnp.float32)
+        return ratio
+
+    def of(self, tables: Any) -> "PolicyScorer":
+        """The same for other texts; what is compiled is shared."""
+        other = copy(self)
+        other.tables, other.ends = tables, np.asarray(tables.texts.ends)
+        return other
+
+    def log_ratios(
+        self, variables: PyTree, z: np.ndarray, people: np.ndarray, ids: np.ndarray, groups: int = _GROUPS
+    ) -> np.ndarray:
+        """(n,) log-ratios of texts `ids` (n,) for the latents `z` (rows, m) of `people` (n,), one of the rows each.
+
+        Texts of like length are scored together: `groups` lengths, each a program of its own.
+        """
+        out = np.zeros(len(ids), np.float32)
+        if not len(ids):
+            return out
+        order = np.argsort(-self.ends[ids], kind="stable")
+        start, most = 0, max(_adapter_budget() // self._adapter_bytes(variables, z.shape[1]), 1)
+        for number, size in best_plan(self.ends[ids][order], groups, self.tables.texts.tokens.shape[1]):
+            rows = min(max(self._budget // size, 1), number, most)
+            for first in range(start, start + number, rows):
+                part = order[first : min(first + rows, start + number)]
+                place = np.resize(part, rows)  # the last call of a size is filled up
+                values = self._ratios(
+                    variables, self.tables, jnp.asarray(z[people[place]]), jnp.asarray(ids[place]), size
+                )
+                out[part] = np.asarray(values)[: len(part)]
+                finished()
+            start += number
+        return out
+
+    def _adapter_bytes(self, variables: PyTree, width: int) -> int:
+        """Of the adapters of one more sequence: what two have beyond those of one."""
+
+        def size(n: int) -> int:
+            tree = jax.eval_shape(
+                lambda v, z: self.conditioner.apply(v, z, method="adapt"), variables, jnp.zeros((n, width))
+            )
+            return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+        return max(size(2) - size(1), 1)
+
+    def score(self, variables: PyTree, q: DiagGaussian, episodes: Episode) -> dict[str, np.ndarray]:
+        """Values per target, (people, targets), at the mean of q.
+
+        "log_p" is log σ(reward of the chosen − reward of the rejected), where rewards that differ by rounding alone are
+        equal; "rewards/…" are β-scaled log-ratios (per token where the objective is length-normalised), "logps/…"
+        log π(y | x, z) in nats.
+        """
+        targets = episodes.targets
+        pairs = np.stack([np.asarray(targets.chosen), np.asarray(targets.rejected)], -1)
+        z = np.asarray(q.mean)
+        if len(z) == 1 or not np.ptp(z, axis=0).any():  # everybody's is the same: texts are scored once for all
+            unique, place = np.unique(pairs, return_inverse=True)
+            ratio = self.log_ratios(variables, z[:1], np.zeros(len(unique), int), unique)[place].reshape(pairs.shape)
+        else:
+            people = np.broadcast_to(np.arange(len(pairs))[:, None, None], pairs.shape)
+            ratio = self.log_ratios(variables, z, people.ravel(), pairs.ravel()).reshape(pairs.shape)
+        rewards = self.objective.beta * ratio
+        lengths = np.maximum(self.ends - np.asarray(self.tables.texts.starts), 1)[pairs]
+        scale = lengths if self.objective.length_normalised else 1.0
+        log_probs = ratio * scale + np.asarray(self.tables.reference)[pairs]
+        margins = rewards[..., 0] - rewards[..., 1]
+        tied = np.where(np.abs(margins) < self.objective.beta * _TIE, 0, margins)
+        return {
+            "log_p": np.asarray(jax.nn.log_sigmoid(tied)),
+            "rewards/margins": margins,
+            "rewards/chosen": rewards[..., 0],
+            "rewards/rejected": rewards[..., 1],
+            "logps/chosen": log_probs[..., 0],
+            "logps/rejected": log_probs[..., 1],
+        }
+
+    def predictor(self, variables: PyTree) -> Predictor:
+        """What a policy with these variables predicts."""
+        variables = jax.device_put(variables)
+        latent = self.conditioner.latent
+
+        def infer(episodes: Episode) -> DiagGaussian:
+            if self._read is not None:
+                return self._read(variables, episodes.context, self.tables.features)
+            q: Any = self.conditioner.apply(variables, episodes, None, method="latent_of")
+            return q
+
+        return Predictor(
+            infer, lambda q, episodes: self.score(variables, q, episodes), latent == "context", self.conditioner.sampled
+        )
+
+
+def _adapter_budget() -> int:
+    """Bytes for the adapters of a call, by what the device has; a CPU does not say."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return max(stats.get("bytes_limit", 0) // _ADAPTER_SHARE, _ADAPTER_BYTES)

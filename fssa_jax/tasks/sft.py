@@ -1,0 +1,192 @@
+"""Supervised fine-tuning of a whole language model on texts, whatever people chose."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from fssa_jax.config import AdamW, Rows, SftConfig
+from fssa_jax.data.benchmarks import styles
+from fssa_jax.data.dataset import Dataset, Split, texts_of
+from fssa_jax.errors import UserError
+from fssa_jax.lm.base import Base
+from fssa_jax.lm.safetensors import save_params
+from fssa_jax.lm.scoring import Texts, device_texts, table_log_probs, text_log_probs
+from fssa_jax.lm.tokenizer import TokenTable
+from fssa_jax.models.decoder import Decoder
+from fssa_jax.ops.padding import Plan
+from fssa_jax.tasks.predictor import Predictor
+from fssa_jax.tasks.task import MAIN
+from fssa_jax.train.state import make_optimizer
+from fssa_jax.train.step import Batch, Draw, Loss, Metrics
+from fssa_jax.types import Leaf, PyTree
+
+_log = logging.getLogger(__name__)
+
+_MANY_PROMPTS = 40
+_VALIDATION_TEXTS = 256
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SftTables:
+    """What a step reads on the device: the token table, and ids (n,) of the texts that batches are drawn from."""
+
+    texts: Texts
+    rows: Leaf
+    base: PyTree = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DrawnTexts:
+    """The rows of a batch: ids of texts, and 1 / the mean number of response tokens in the whole batch."""
+
+    ids: Leaf
+    scale: Leaf
+
+
+@dataclasses.dataclass(frozen=True)
+class SftTask:
+    """Training of a language model; the best is written to WORKDIR/model as a checkpoint."""
+
+    config: SftConfig
+    dataset: Dataset
+    base: Base
+    tokens: TokenTable
+
+    names = (MAIN,)
+
+    @property
+    def rows(self) -> int:
+        """Texts of a batch."""
+        return self.config.train.texts
+
+    def steps(self, name: str) -> int:
+        """See `Task`."""
+        return self.config.train.steps
+
+    def reads(self, name: str) -> bool:
+        """See `Task`."""
+        return False
+
+    def optim(self, name: str) -> AdamW:
+        """See `Task`."""
+        return self.config.optim
+
+    def optimizer(self, name: str) -> optax.GradientTransformation:
+        """See `Task`."""
+        return make_optimizer(self.config.optim, self.config.train.steps)
+
+    def start(self, name: str, trained: Mapping[str, PyTree]) -> PyTree:
+        """The base's own parameters, in float32."""
+        return {"params": jax.tree.map(lambda x: jnp.array(x, jnp.float32), self.base.variables["params"])}
+
+    def tables(self, split: str) -> SftTables:
+        """See `Task`."""
+        return SftTables(self._on_device, jnp.asarray(self.split_texts(split)))
+
+    @cached_property
+    def _on_device(self) -> Texts:
+        return device_texts(self.tokens)
+
+    def draw(self, name: str) -> Draw:
+        """Texts with replacement."""
+        return draw_texts
+
+    def loss(self, name: str, *, plan: Plan | None = None, axis_name: str | None = None) -> Loss:
+        """See `Task`."""
+        del axis_name
+        return sft_loss_of(self.base.decoder, plan)
+
+    def texts(self, rows: DrawnTexts) -> Int[Array, " texts"]:
+        """See `Task`."""
+        return rows.ids
+
+    def whose(self, rows: DrawnTexts) -> str:
+        """The first words of the prompts."""
+        prompts = sorted({self.dataset.texts[int(i)][0][:30] for i in np.asarray(rows.ids)})
+        return f" (texts about {', '.join(map(repr, prompts[:5]))}{' …' if len(prompts) > 5 else ''})"
+
+    def predictor(self, name: str, split: Split) -> Callable[[PyTree], Predictor]:
+        """A base knows nobody."""
+        raise UserError("a language model without a policy predicts nobody's choices; train np_dpo on it")
+
+    @cached_property
+    def _held_out(self) -> TokenTable:
+        return self.tokens.rows(self.split_texts("val")[:_VALIDATION_TEXTS])
+
+    def validate(self, variables: PyTree) -> tuple[dict[str, float], list[str]]:
+        """NLL per token of held-out texts."""
+        held_out = self._held_out
+        number = int((held_out.ends - held_out.starts).sum())
+        return {"val/nll": -float(table_log_probs(self.base, held_out, jax.device_put(variables)).sum()) / number}, []
+
+    def finish(self, directory: Path, variables: PyTree) -> None:
+        """Writes the checkpoint directory."""
+        best = {"params": variables["params"]}
+        save_params(directory / "model", best, self.base.decoder.config, self.base.directory)
+        _log.info("sft: the model is in %s", directory / "model")
+
+    def split_texts(self, split: str) -> np.ndarray:
+        """Texts to learn from ("train") or to validate on ("val").
+
+        Of rows they are those of training people; of `styles` all, which is what its base is to know of the world, but
+        for those of `train.unread`. One prompt in twenty is for validation; of few prompts, such as topics that
+        everybody speaks about, one text in twenty.
+        """
+        fits, unread = self.tokens.lengths > 0, self.config.train.unread
+        if isinstance(self.config.data, Rows) or unread == "topics":
+            known = np.zeros(len(fits), bool)
+            known[texts_of(self.dataset.splits["train"].table)] = True
+            fits &= known
+        elif unread == "targets":
+            asked = asked_prompts(self.dataset)
+            fits &= np.array([prompt not in asked for prompt, _ in self.dataset.texts])
+        rows = np.flatnonzero(fits)
+        number = {prompt: i for i, prompt in enumerate(dict.fromkeys(self.dataset.texts[r][0] for r in rows))}
+        place = np.arange(len(rows))
+        if len(number) >= _MANY_PROMPTS:
+            place = np.array([number[self.dataset.texts[r][0]] for r in rows])
+        held_out = place % 20 == 7 % max(len(rows), 1)
+        return rows[held_out] if split == "val" else rows[~held_out]
+
+
+def draw_texts(keys: Key[Array, " texts"], tables: SftTables) -> DrawnTexts:
+    """A text per key."""
+    place = jax.vmap(lambda key: jax.random.randint(key, (), 0, tables.rows.shape[0]))(keys)
+    ids = tables.rows[place]
+    tokens = (tables.texts.ends[ids] - tables.texts.starts[ids]).astype(jnp.float32)
+    # By the mean of the whole batch: parts and devices then add up to one batch.
+    return DrawnTexts(ids, jnp.broadcast_to(1 / tokens.mean(), ids.shape))
+
+
+def sft_loss_of(decoder: Decoder, plan: Plan | None = None) -> Loss:
+    """−log π(response | prompt) per token, a mean over texts."""
+
+    def loss(variables: PyTree, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
+        del key
+        log_p = text_log_probs(decoder, variables, batch.tables.texts, batch.rows.ids, plan=plan)
+        value = -(log_p * batch.rows.scale).mean()
+        return value, {"loss": value}
+
+    return loss
+
+
+def asked_prompts(dataset: Dataset) -> set[str]:
+    """The prompts that held-out people of `styles` are asked about.
+
+    Where these are all of a topic, without the last: a base that does not read them has then heard of it.
+    """
+    of_topic: dict[str | None, list[str]] = {}
+    for prompt in dict.fromkeys(prompt for prompt, _ in dataset.texts):
+        of_topic.setdefault(styles.topic_of(prompt), []).append(prompt)
+    asked = {dataset.texts[i][0] for name in ("val", "test") for i in texts_of(dataset.splits[name].table, 1)}
+    return asked - {prompts[-1] for prompts in of_topic.values() if asked.issuperset(prompts)}
