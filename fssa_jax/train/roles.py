@@ -4,9 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Protocol
 
-import jax
-
-from fssa_jax.train.checkpoint import Checkpoints, best_or_latest
+from fssa_jax.train.checkpoint import Checkpoints, best_or_latest_variables
 from fssa_jax.train.step import TrainState
 from fssa_jax.types import PyTree
 
@@ -39,17 +37,25 @@ def stores_of(workdir: Path, role: Role) -> tuple[Checkpoints, Checkpoints] | No
     return (best, latest) if best.steps or latest.steps else None
 
 
-def restore(workdir: Path, role: Role, like: TrainState) -> tuple[PyTree, int] | None:
+def restore_variables(workdir: Path, role: Role, like: PyTree = None) -> tuple[PyTree, int] | None:
     """The variables to predict with, and their step: the best by validation, or else the newest. None: there are none.
 
+    Args:
+      like: arrays or shapes that they must have, such as `jax.eval_shape` of a model's init gives.
+
     Raises:
-      UserError: no checkpoint can be read.
+      UserError: no checkpoint can be read, or it holds other arrays than `like`.
     """
     stores = stores_of(workdir, role)
     if stores is None:
         return None
-    step, state = best_or_latest(*stores, like)
-    return jax.device_get(state.variables), step
+    step, variables = best_or_latest_variables(*stores, like)
+    return variables, step
+
+
+def restore(workdir: Path, role: Role, like: TrainState) -> tuple[PyTree, int] | None:
+    """`restore_variables` with the structure of a whole state."""
+    return restore_variables(workdir, role, like.variables)
 
 
 def unfinished(workdir: Path, what: str, steps: Mapping[Role, int]) -> list[str]:
