@@ -87,7 +87,9 @@ class Checkpoints:
             last = f"the last good checkpoint is step {survivors[-1]}" if survivors else "there is none before"
             reason = _first_line(error.__cause__ or error if isinstance(error, UserError) else error)
             raise UserError(f"{self.directory}: step {step} cannot be written ({reason}); {last}") from error
-        for old in self.steps[: -self._keep]:
+        # Later ones were damaged, and training went back before them.
+        kept = [s for s in self.steps if s <= step][-self._keep :]
+        for old in set(self.steps) - set(kept):
             removed = self.directory / f".{old}.{os.getpid()}.old"
             os.replace(self._path(old), removed)  # at once, so that none is ever seen in part
             shutil.rmtree(removed, ignore_errors=True)
@@ -137,6 +139,8 @@ class Checkpoints:
             except UserError:  # it is whole, but of another model
                 raise
             except Exception as error:  # damaged files surface as many kinds of error
+                if step not in self.steps:  # the run that writes has replaced it meanwhile
+                    return self._newest(read)
                 _log.warning(
                     "%s: checkpoint %d is damaged (%s); trying the one before", self.directory, step, _first_line(error)
                 )
@@ -179,7 +183,9 @@ class Checkpoints:
                 raise ValueError(f"the checksum of {file} does not match")
         return digests["arrays"]
 
-    def _load_arrays(self, step: int, abstract: dict[str, PyTree], digests: dict[str, dict[str, Digest]]):
+    def _load_arrays(
+        self, step: int, abstract: dict[str, PyTree], digests: dict[str, dict[str, Digest]]
+    ) -> dict[str, _Flat]:
         loaded: dict[str, _Flat] = ocp.load_checkpointables(str(self._path(step) / "arrays"), abstract)
         for name, part in loaded.items():
             for path, x in part.items():

@@ -71,6 +71,28 @@ def test_a_step_that_is_saved_again_is_replaced(store):
     assert store.metrics(1) == {}
 
 
+def test_a_run_that_went_back_keeps_what_it_saves(store):
+    """Behind a later checkpoint that is damaged, or of a best that this run has not reached again."""
+    for step in (4, 6, 5):
+        store.save(step, parts(step))
+    assert store.steps == [4, 5]
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_no_damage(tmp_path, monkeypatch, caplog):
+    writer, reader = Checkpoints(tmp_path, 1), Checkpoints(tmp_path, 1, read_only=True)
+    writer.save(1, parts(1))
+    check = reader._check_files
+
+    def slow(step, names):
+        if step == 1:
+            writer.save(2, parts(2))
+        return check(step, names)
+
+    monkeypatch.setattr(reader, "_check_files", slow)
+    assert reader.load_variables()[0] == 2
+    assert not caplog.text
+
+
 def test_what_a_killed_process_left_is_removed(store):
     store.save(1, parts(1))
     for name in (".2.77.tmp", ".1.77.old"):
