@@ -38,6 +38,7 @@ LAYERS = [
         "lm.generate",
         "data",
         "train.checkpoint",
+        "train.digests",
         "train.parallel",
         "report.plots",
         "evaluate.scores",

@@ -1,22 +1,41 @@
-"""Checkpoints by orbax: the latest few to resume from, and the best by validation to use."""
+"""Checkpoints by orbax: the latest few to resume from, and the best by validation to use.
 
-import contextlib
+A checkpoint is a directory named by its step:
+
+    arrays/        one orbax checkpoint of parts that are read apart: "variables" to predict with, and what training
+                   needs besides; each a flat dictionary, from the path of an array to the array
+    digests.json   the step, and the checksums of every array and of every file of `arrays`
+    metrics.json   what validation found, if it did
+"""
+
+import json
 import logging
+import os
+import shutil
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, TypeVar
 
 import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from fssa_jax.errors import UserError
+from fssa_jax.files import whole_directory
+from fssa_jax.train.digests import Digest, check_array, digest_array, digest_file, seal, unseal
 from fssa_jax.types import PyTree
 
+Parts = Mapping[str, PyTree]  # by name, among them "variables"
+_Flat = dict[str, jax.Array]
+
+_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
-def abstract(tree: PyTree) -> PyTree:
-    """Shapes, types and placement of a tree: what restoring needs to know."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+class _Digests(TypedDict):
+    step: int
+    files: dict[str, int]
+    arrays: dict[str, dict[str, Digest]]
 
 
 class Checkpoints:
@@ -28,83 +47,206 @@ class Checkpoints:
 
     def __init__(self, directory: Path, keep: int, read_only: bool = False):
         self.directory = directory.absolute()
+        self._keep = keep
+        if read_only:
+            return
         try:
-            if not read_only:
-                self.directory.mkdir(parents=True, exist_ok=True)
-            policy: Any = ocp.training.preservation_policies.LatestN(keep)
-            self._orbax = ocp.training.Checkpointer(
-                str(self.directory), preservation_policy=policy, cleanup_tmp_directories=not read_only
-            )
+            self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             reason = error.strerror or str(error)
             raise UserError(f"{directory}: cannot be written ({reason}); give another --workdir") from error
+        for killed in (*self.directory.glob(".*.tmp"), *self.directory.glob(".*.old")):
+            shutil.rmtree(killed, ignore_errors=True)
 
     @property
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, oldest first."""
-        return sorted(point.step for point in self._orbax.checkpoints)
+        if not self.directory.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdecimal() and path.is_dir())
 
-    def save(self, step: int, tree: PyTree, metrics: dict[str, Any] | None = None) -> None:
+    def save(self, step: int, parts: Parts, metrics: dict[str, float] | None = None) -> None:
         """Writes a checkpoint, in place of one of the same step, and waits until it is complete.
 
         Raises:
           UserError: it cannot be written. Older checkpoints are untouched.
         """
+        flat = {name: _flatten(tree) for name, tree in parts.items()}
+        arrays = {name: {path: digest_array(x) for path, x in part.items()} for name, part in flat.items()}
         try:
-            self._orbax.save(step, tree, metrics=metrics, force=True, overwrite=True)
+            with whole_directory(self._path(step)) as target:
+                ocp.save_checkpointables(str(target / "arrays"), flat)
+                written = sorted(path for path in (target / "arrays").rglob("*") if path.is_file())
+                files = {path.relative_to(target).as_posix(): digest_file(path) for path in written}
+                digests: _Digests = {"step": step, "files": files, "arrays": arrays}
+                (target / "digests.json").write_text(json.dumps(seal(digests)))
+                if metrics is not None:
+                    (target / "metrics.json").write_text(json.dumps(seal(metrics)))
         except Exception as error:  # the storage layer raises many kinds: full, read-only, gone
             survivors = [s for s in self.steps if s != step]
             last = f"the last good checkpoint is step {survivors[-1]}" if survivors else "there is none before"
-            reason = _first_line(error)
+            reason = _first_line(error.__cause__ or error if isinstance(error, UserError) else error)
             raise UserError(f"{self.directory}: step {step} cannot be written ({reason}); {last}") from error
+        # Later ones were damaged, and training went back before them.
+        kept = [s for s in self.steps if s <= step][-self._keep :]
+        for old in set(self.steps) - set(kept):
+            removed = self.directory / f".{old}.{os.getpid()}.old"
+            os.replace(self._path(old), removed)  # at once, so that none is ever seen in part
+            shutil.rmtree(removed, ignore_errors=True)
 
-    def restore(self, like: PyTree) -> tuple[int, PyTree] | None:
-        """(step, tree) of the newest checkpoint that can be read; None if there is no checkpoint.
+    def restore(self, like: Parts) -> tuple[int, Parts] | None:
+        """(step, parts) of the newest checkpoint that can be read, on devices as `like`; None if there is none.
 
         A damaged one is named in a warning, and the one before is tried.
 
         Raises:
-          UserError: there are checkpoints, but none can be read.
+          UserError: there are checkpoints, but none can be read; or one holds other arrays than `like`.
         """
+        return self._found(self._newest(lambda step: self._load_parts(step, like)))
+
+    def load_variables(self, like: PyTree = None) -> tuple[int, PyTree] | None:
+        """(step, variables) of the newest checkpoint that can be read, as arrays of the host; None if there is none.
+
+        The shapes are the checkpoint's own: no optimiser, no data and no device is needed.
+
+        Args:
+          like: arrays or shapes that the variables must have, and the tree to return them in. Without it they come
+            in dictionaries.
+
+        Raises:
+          UserError: there are checkpoints, but none can be read; or one holds other arrays than `like`.
+        """
+        return self._found(self._newest(lambda step: self._load_variables(step, like)))
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """The metrics that were saved with a checkpoint; none, with a warning, where their file is damaged."""
+        file = self._path(step) / "metrics.json"
+        if not file.exists():
+            return {}
+        try:
+            return unseal(json.loads(file.read_bytes()))
+        except ValueError as error:
+            _log.warning("%s: damaged (%s); the checkpoint counts as one without metrics", file, _first_line(error))
+            return {}
+
+    def _path(self, step: int) -> Path:
+        return self.directory / str(step)
+
+    def _newest(self, read: Callable[[int], _T]) -> tuple[int, _T] | None:
         for step in reversed(self.steps):
             try:
-                return step, self._orbax.load(step, abstract(like))
+                return step, read(step)
+            except UserError:  # it is whole, but of another model
+                raise
             except Exception as error:  # damaged files surface as many kinds of error
+                if step not in self.steps:  # the run that writes has replaced it meanwhile
+                    return self._newest(read)
                 _log.warning(
                     "%s: checkpoint %d is damaged (%s); trying the one before", self.directory, step, _first_line(error)
                 )
-        if self.steps:
-            raise UserError(f"{self.directory}: no readable checkpoint; train into a new --workdir")
         return None
 
-    def metrics(self, step: int) -> dict[str, Any]:
-        """The metrics that were saved with a checkpoint."""
-        with contextlib.suppress(Exception):
-            return dict(self._orbax.metadata(step).metrics or {})  # type: ignore[call-overload]
-        return {}
+    def _found(self, found: _T | None) -> _T | None:
+        if found is None and self.steps:
+            raise UserError(f"{self.directory}: no readable checkpoint; train into a new --workdir")
+        return found
 
-    def close(self) -> None:
-        """Waits for what is under way."""
-        self._orbax.close()
+    def _load_parts(self, step: int, like: Parts) -> Parts:
+        flat = {name: _flatten(tree) for name, tree in like.items()}
+        digests = self._check_files(step, flat)
+        for name, part in flat.items():
+            self._check_structure(step, part, digests[name])
+        abstract = {name: {path: _abstract(x) for path, x in part.items()} for name, part in flat.items()}
+        loaded = self._load_arrays(step, abstract, digests)
+        return {name: _unflatten(loaded[name], tree) for name, tree in like.items()}
+
+    def _load_variables(self, step: int, like: PyTree) -> PyTree:
+        digests = self._check_files(step, ["variables"])
+        if like is not None:
+            self._check_structure(step, _flatten(like), digests["variables"])
+        on_host = {"variables": dict.fromkeys(digests["variables"], np.ndarray)}
+        flat = self._load_arrays(step, on_host, digests)["variables"]
+        return _unflatten(flat, like) if like is not None else _nest(flat)
+
+    def _check_files(self, step: int, parts: Collection[str]) -> dict[str, dict[str, Digest]]:
+        """The digests of the arrays, when all files that these parts need are as they were written.
+
+        Orbax must not meet damaged files: its threads print tracebacks that nobody can catch.
+        """
+        path = self._path(step)
+        digests: _Digests = unseal(json.loads((path / "digests.json").read_bytes()))
+        if digests["step"] != step:
+            raise ValueError(f"it is of step {digests['step']}")
+        others = tuple(f"arrays/{name}/" for name in digests["arrays"] if name not in parts)
+        for file, crc32 in digests["files"].items():
+            if not file.startswith(others) and digest_file(path / file) != crc32:
+                raise ValueError(f"the checksum of {file} does not match")
+        return digests["arrays"]
+
+    def _load_arrays(
+        self, step: int, abstract: dict[str, PyTree], digests: dict[str, dict[str, Digest]]
+    ) -> dict[str, _Flat]:
+        loaded: dict[str, _Flat] = ocp.load_checkpointables(str(self._path(step) / "arrays"), abstract)
+        for name, part in loaded.items():
+            for path, x in part.items():
+                check_array(f"{name}/{path}", x, digests[name][path])
+        return loaded
+
+    def _check_structure(self, step: int, like: _Flat, digests: dict[str, Digest]) -> None:
+        wanted = {path: f"{tuple(x.shape)} {x.dtype}" for path, x in like.items()}
+        held = {path: f"{tuple(digest['shape'])} {digest['dtype']}" for path, digest in digests.items()}
+        for path in sorted({*wanted, *held}):
+            if wanted.get(path) != held.get(path):
+                raise UserError(
+                    f"{self._path(step)}: {path} is {held.get(path, 'absent')} there and {wanted.get(path, 'absent')} "
+                    "in the model; train into a new --workdir"
+                )
 
 
-def best_or_latest(best: Checkpoints, latest: Checkpoints, like: PyTree) -> tuple[int, PyTree]:
-    """(step, tree) to use: the best by validation, or where that cannot be read the newest.
+def best_or_latest_variables(best: Checkpoints, latest: Checkpoints, like: PyTree = None) -> tuple[int, PyTree]:
+    """(step, variables) to use: the best by validation, or where that cannot be read the newest.
+
+    See `Checkpoints.load_variables`.
 
     Raises:
-      UserError: neither can be read.
+      UserError: neither can be read, or one holds other arrays than `like`.
     """
-    try:
-        found = best.restore(like)
-    except UserError as error:
-        _log.warning("%s; using the latest checkpoint", error)
-        found = None
-    found = found or latest.restore(like)
+    found = best._newest(lambda step: best._load_variables(step, like))
+    if found is None and best.steps:
+        _log.warning("%s: no readable checkpoint; using the latest one", best.directory)
+    found = found or latest.load_variables(like)
     if found is None:
         raise UserError(f"{latest.directory}: no checkpoint")
     return found
 
 
-def _first_line(error: Exception) -> str:
+def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+
+def _flatten(tree: PyTree) -> _Flat:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    flat = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    if len(flat) < len(leaves):
+        raise ValueError(f"wanted names without a slash, got paths that are the same: {sorted(flat)}")
+    return flat
+
+
+def _unflatten(flat: _Flat, like: PyTree) -> PyTree:
+    return jax.tree.unflatten(jax.tree.structure(like), [flat[path] for path in _flatten(like)])
+
+
+def _nest(flat: _Flat) -> PyTree:
+    tree: dict[str, PyTree] = {}
+    for path, leaf in flat.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:200]

@@ -16,7 +16,7 @@ import optax
 from tqdm import tqdm
 
 from fssa_jax.errors import Stopped, UserError
-from fssa_jax.train.checkpoint import Checkpoints, best_or_latest
+from fssa_jax.train.checkpoint import Checkpoints, Parts, best_or_latest_variables
 from fssa_jax.train.metrics_log import MetricsLog
 from fssa_jax.train.state import TrainState
 from fssa_jax.train.step import Metrics
@@ -88,9 +88,9 @@ def run_to_end(run: Run, settings: Any, directory: Path, stop: StopSignal) -> Py
     role, steps, state = run.name, run.steps, run.state
     latest = Checkpoints(directory / "checkpoints" / "latest", settings.keep)
     best = Checkpoints(directory / "checkpoints" / "best", 1)
-    restored = latest.restore(state)
+    restored = latest.restore(_parts(state))
     if restored is not None:
-        state = restored[1]
+        state = _state(restored[1])
     step = int(state.step)
     best_nll = min((best.metrics(s).get("nll", np.inf) for s in best.steps if s <= step), default=np.inf)
     log = MetricsLog(directory, step)
@@ -157,19 +157,36 @@ def run_to_end(run: Run, settings: Any, directory: Path, stop: StopSignal) -> Py
                     raise UserError(f"{role}: validation is not finite at step {step}; {last_good()}")
                 if scores["val/nll"] < best_nll:
                     best_nll = scores["val/nll"]
-                    best.save(step, state, {"nll": best_nll})
+                    best.save(step, _parts(state), {"nll": best_nll})
                 if bar.disable:
                     _log.info("%s: step %d of %d, val NLL %.4f", role, step, steps, scores["val/nll"])
             stopping = stop.received  # a signal may have come during the validation
             if save or stopping:
-                latest.save(step, state)
+                latest.save(step, _parts(state))
             if stopping and step < steps:
                 raise Stopped(f"{role}: stopped at step {step} of {steps}; the same command goes on from there")
             clock = time.perf_counter()
-        chosen = jax.device_get(best_or_latest(best, latest, state)[1].variables)
+        chosen = best_or_latest_variables(best, latest, state.variables)[1]
     finally:
         bar.close()
         log.close()
-        latest.close()
-        best.close()
     return chosen
+
+
+def _parts(state: TrainState) -> Parts:
+    """A state as a checkpoint holds it: what one predicts with apart, and nothing twice."""
+    optimiser = {"step": state.step, "params": state.params if state.average else {}, "opt_state": state.opt_state}
+    return {"variables": state.variables, "optimiser": optimiser}
+
+
+def _state(parts: Parts) -> TrainState:
+    """The state of `_parts`."""
+    variables, optimiser = parts["variables"], parts["optimiser"]
+    average = variables["params"] if optimiser["params"] else {}
+    return TrainState(
+        step=optimiser["step"],
+        params=optimiser["params"] or variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimiser["opt_state"],
+        average=average,
+    )

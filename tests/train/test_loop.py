@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -156,6 +157,16 @@ def test_a_damaged_latest_checkpoint_falls_back_to_the_one_before_and_says_so(fi
     damage(tmp_path / "run" / "checkpoints" / "latest" / str(latest))
     train.train(config, tmp_path / "run")
     assert f"checkpoint {latest} is damaged" in caplog.text
+    assert_same_run(directory / "run", tmp_path / "run")
+
+
+def test_a_damaged_metrics_file_ends_neither_training_nor_reading(finished, tmp_path, caplog):
+    directory, config = finished
+    shutil.copytree(directory / "run", tmp_path / "run")
+    (file,) = (tmp_path / "run" / "checkpoints" / "best").glob("*/metrics.json")
+    file.write_bytes(b"damaged")
+    train.train(config, tmp_path / "run")
+    assert f"{file}: damaged" in caplog.text
     assert_same_run(directory / "run", tmp_path / "run")
 
 

@@ -1,0 +1,92 @@
+"""Checksums (CRC-32): of arrays, piece by piece as they lie on devices, of files, and of the JSON that lists them."""
+
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypedDict, TypeVar
+
+import jax
+import numpy as np
+
+_T = TypeVar("_T")
+_Corners = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+class Digest(TypedDict):
+    """Shape, type, and of every piece its first corner, its last, and the CRC-32 of its bytes in C order."""
+
+    shape: list[int]
+    dtype: str
+    pieces: list[tuple[list[int], list[int], int]]
+
+
+def digest_array(x: jax.Array | np.ndarray) -> Digest:
+    """The digest of an array. A sharded array is never gathered: each shard is a piece of its own."""
+    pieces = [(list(start), list(stop), _crc32(data)) for (start, stop), data in _pieces(x).items()]
+    return {"shape": list(x.shape), "dtype": x.dtype.name, "pieces": pieces}
+
+
+def check_array(name: str, x: jax.Array | np.ndarray, digest: Digest) -> None:
+    """Compares an array with its digest, whatever the sharding that each of them has.
+
+    Raises:
+      ValueError: the array is not the one that the digest was made of.
+    """
+    if (list(x.shape), x.dtype.name) != (digest["shape"], digest["dtype"]):
+        raise ValueError(f"{name} is {x.shape} {x.dtype}, not {digest['shape']} {digest['dtype']}")
+    here = _pieces(x)
+    for start, stop, crc32 in digest["pieces"]:
+        data = here.get((tuple(start), tuple(stop)))
+        if data is None:
+            data = np.asarray(x)[tuple(map(slice, start, stop))]
+        if _crc32(data) != crc32:
+            raise ValueError(f"the checksum of {name} does not match")
+
+
+def digest_file(path: Path) -> int:
+    """The checksum of a file."""
+    crc32 = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            crc32 = zlib.crc32(block, crc32)
+    return crc32
+
+
+def seal(content: _T) -> dict[str, _T | int]:
+    """JSON content together with its own checksum."""
+    return {"content": content, "crc32": _crc32_of_json(content)}
+
+
+def unseal(sealed: Mapping[str, _T]) -> _T:
+    """What was sealed.
+
+    Raises:
+      ValueError: it is not what it was.
+    """
+    if not isinstance(sealed, dict) or set(sealed) != {"content", "crc32"}:
+        raise ValueError("it has no checksum")
+    if _crc32_of_json(sealed["content"]) != sealed["crc32"]:
+        raise ValueError("its checksum does not match")
+    return sealed["content"]
+
+
+def _pieces(x: jax.Array | np.ndarray) -> dict[_Corners, np.ndarray]:
+    """The pieces of an array that this process has, one of each, by their first and last corner."""
+    if not isinstance(x, jax.Array):
+        return {((0,) * x.ndim, x.shape): x}
+    shards = [shard for shard in x.addressable_shards if shard.replica_id == 0]
+    return {_corners(shard.index, x.shape): np.asarray(shard.data) for shard in shards}
+
+
+def _corners(index: tuple[slice, ...], shape: tuple[int, ...]) -> _Corners:
+    bounds = [where.indices(size)[:2] for where, size in zip(index, shape, strict=True)]
+    return tuple(start for start, _ in bounds), tuple(stop for _, stop in bounds)
+
+
+def _crc32(data: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
+
+
+def _crc32_of_json(content: object) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
