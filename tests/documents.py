@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("[bd]*/*.md")])
 
-_FENCE = re.compile(r"^```(.*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _COMMENT = re.compile(r"\s#\s.*$|^#\s.*$", re.MULTILINE)
 
 
@@ -65,7 +65,7 @@ def _split(text: str) -> Iterator[list[str]]:
 
 def settings_named(file: str) -> set[tuple[str, ...]]:
     """The settings that a document names, as config.train.steps or --config.train.steps=3."""
-    found = re.findall(r"(?<![\w/.])config((?:\.\w+)+)", read(file))
+    found = re.findall(r"(?<![\w/.])config((?:\.[a-z]\w*)+)", read(file))
     keys = {tuple(key[1:].split(".")) for key in found}
     return {key for key in keys if key[0] not in ("json", "md", "py")}
 
