@@ -101,6 +101,14 @@ def test_the_python_of_a_document_runs(file, place):
             code = compile("\n" * (block.line - 1) + block.text, file, "exec")
             if "no-run" not in block.words:
                 exec(code, names)
+    if file == "README.md":
+        assert len(names["rewards"]) == len(names["texts"]) == 2
+    if file == "docs/policies.md":
+        assert len(names["rewards"]) == len(names["for_both"]) == len(names["people"].mean) == 2
+        assert (place / "anna-lora" / "adapter_model.safetensors").is_file()
+    if file == "docs/library.md":
+        assert (names["log_p"].shape, names["q"].mean.shape) == ((8, 20), (8, 16))
+        assert 0 < names["loss"] < 5
 
 
 @pytest.mark.parametrize("file", FILES)
