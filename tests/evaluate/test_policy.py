@@ -5,7 +5,6 @@ import dataclasses
 import doctest
 import json
 import shutil
-from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
@@ -453,23 +452,6 @@ def test_a_person_is_inferred_from_the_texts_as_they_are_numbered_in_training(st
     steerer = Steerer(work, TrainedPolicy(conditioner, variables, 0))
     np.testing.assert_allclose(steerer.infer(choices).mean, expected.mean, atol=1e-5)
     assert float(jnp.abs(expected.mean - steerer.infer([]).mean).max()) > 1e-2
-
-
-def test_the_example_of_the_readme_steers_a_policy(steered, tmp_path, monkeypatch):
-    text = (Path(__file__).parents[2] / "README.md").read_text()
-    [code] = [part.split("```", 1)[0] for part in text.split("```python\n")[1:] if "Steerer.load" in part]
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "policy").symlink_to(steered)
-    tiny.write_rows(tmp_path / "anna.jsonl", tiny.rows(users=1)[:3])
-    monkeypatch.chdir(tmp_path)
-    *lines, last = code.strip().splitlines()
-    names: dict = {}
-    exec(compile("\n".join(lines), "README.md", "exec"), names)
-    assert names["rewards"].shape == (2,)
-    assert len(names["texts"]) == len(names["between"]) == 1
-    assert names["both"].mean.shape[0] == 2
-    assert last.startswith("steerer.save_lora(anna, ")
-    assert "FiLM" in complaint(lambda: exec(last, names))  # as the comment beside it says
 
 
 def test_a_low_rank_policy_of_a_base_in_bfloat16_writes_and_leaves_as_a_lora(steered, tmp_path):
