@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
@@ -18,7 +19,7 @@ def check_shapes(**wanted: tuple[Any, str]) -> None:
     """
     sizes: dict[str, int | tuple[int, ...]] = {}
     for name, (value, dims) in wanted.items():
-        shape, names = tuple(jnp.shape(value)), dims.split()
+        shape, names = _shape_of(value), dims.split()
         found = dict[str, int | tuple[int, ...]]()
         lead = 0
         if names and names[0].startswith("*"):
@@ -31,6 +32,10 @@ def check_shapes(**wanted: tuple[Any, str]) -> None:
         if not fits or any(known.get(dim, size) != size for dim, size in found.items()):
             raise ValueError(f"{name}: wanted the shape {_shape(dims, known)}, got {shape}")
         sizes |= found
+
+
+def _shape_of(value: Any) -> tuple[int, ...]:
+    return tuple(value.shape) if hasattr(value, "shape") else tuple(np.shape(value))
 
 
 def _shape(dims: str, sizes: dict[str, int | tuple[int, ...]]) -> str:
@@ -50,7 +55,7 @@ def floats_alike(**values: ArrayLike) -> tuple[Array, ...]:
     Raises:
       ValueError: two arrays of different shapes.
     """
-    shapes = {name: tuple(jnp.shape(value)) for name, value in values.items()}
+    shapes = {name: _shape_of(value) for name, value in values.items()}
     first = next((name for name, shape in shapes.items() if shape), None)
     shape = () if first is None else shapes[first]
     for name, other in shapes.items():
@@ -70,3 +75,13 @@ def _floating(value: ArrayLike, kind: Any) -> Array:
 def is_known(value: ArrayLike) -> bool:
     """Whether the value is here to be checked; under jax.jit and jax.grad only its shape is."""
     return not isinstance(value, jax.core.Tracer)
+
+
+def as_scalar(name: str, value: ArrayLike) -> float | Array:
+    """A number for a number, a scalar array for a scalar array, which may be traced.
+
+    Raises:
+      ValueError: an array with dimensions.
+    """
+    check_shapes(**{name: (value, "")})
+    return float(value) if isinstance(value, numbers.Real) else jnp.asarray(value)
