@@ -15,6 +15,7 @@ import pytest
         "ops.likelihoods",
         "ops.distributions",
         "ops.losses",
+        "ops.neural_process",
         "ops.metrics",
         "ops.episodes",
         "models.encoder",

@@ -3,9 +3,9 @@
 import numbers
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
@@ -74,7 +74,7 @@ def _floating(value: ArrayLike, kind: Any) -> Array:
 
 def is_known(value: ArrayLike) -> bool:
     """Whether the value is here to be checked; under jax.jit and jax.grad only its shape is."""
-    return not isinstance(value, jax.core.Tracer)
+    return not isinstance(value, Tracer)
 
 
 def as_scalar(name: str, value: ArrayLike) -> float | Array:

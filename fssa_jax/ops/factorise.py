@@ -91,7 +91,7 @@ def factorise(
         "offsets": jnp.zeros(texts),
         "leniency": jnp.zeros(users),
     }
-    sign = (2 * liked - 1).astype(jnp.float32)
+    sign = (2 * jnp.asarray(liked) - 1).astype(jnp.float32)
 
     def loss(p: dict[str, Array]) -> Array:
         logit = p["offsets"][text] + p["leniency"][user] + (p["latents"][user] * p["factors"][text]).sum(-1)

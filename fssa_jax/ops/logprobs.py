@@ -193,8 +193,8 @@ def response_log_probs(
     >>> from fssa_jax import response_log_probs
     >>> tokens = jnp.array([[5, 6, 7, 0]])  # a prompt of one token, a response of two, padding
     >>> log_p = response_log_probs(jnp.zeros((1, 4, 3)), jnp.ones((3, 8)), tokens, jnp.array([1]), jnp.array([3]))
-    >>> print(log_p.round(3))  # 2 log ⅛
-    [-4.159]
+    >>> print(f"{log_p[0]:.3f}")  # 2 log ⅛
+    -4.159
     """
     check_shapes(
         hidden=(hidden, "batch t d"),
