@@ -1,9 +1,14 @@
 """Mistakes that a user can mend."""
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """Bad input. The message is one line that names the place and the remedy; programs print it and
-    exit with status 2, without a traceback."""
+    exit with status 2, without a traceback.
+
+    >>> from fssa_jax import UserError
+    >>> issubclass(UserError, ValueError)
+    True
+    """
 
 
 class Stopped(Exception):  # noqa: N818 (nothing went wrong)

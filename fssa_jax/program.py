@@ -115,7 +115,7 @@ def run(main: Callable[[], None], usage: str) -> None:
         try:
             return flags.FLAGS(argv)
         except Exception as error:  # flags and configuration files raise many kinds, all of them about the command
-            _fail(f"{_reason(error)}; see --help")
+            _fail(f"{_reason(_user_error(error) or error)}; see --help")
             raise  # not reached: _fail exits
 
     def guarded(argv: Sequence[str]) -> None:
@@ -145,6 +145,15 @@ def run(main: Callable[[], None], usage: str) -> None:
             print(f"  --{flag.name}: {flag.help}{default}")
         return
     app.run(guarded, flags_parser=parse)
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """The first mistake of the user in a chain of errors: libraries wrap every ValueError of a configuration file."""
+    first = None
+    while error is not None:
+        first = error if isinstance(error, UserError) else first
+        error = error.__context__
+    return first
 
 
 def _reason(error: Exception) -> str:

@@ -19,6 +19,11 @@ class Comparisons:
     `chosen` and `rejected` hold features (*batch, n, d), or ids of texts (*batch, n) that are still to
     be looked up in a feature table. Rows where `mask` (*batch, n) is False are padding and never count.
     There is no "choice" array: the order carries the choice.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import Comparisons
+    >>> Comparisons(chosen=jnp.ones((5, 8)), rejected=jnp.zeros((5, 8)), mask=jnp.arange(5) < 3).mask.sum().item()
+    3
     """
 
     chosen: Leaf
@@ -32,6 +37,12 @@ class Episode:
     """One user's task: read the context, predict the targets. A batch has a leading axis on every leaf.
 
     `user` and `group` (*batch) are the rows of the user and of the user's group in the table that it came from.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import Comparisons, Episode
+    >>> choices = Comparisons(jnp.ones((5, 8)), jnp.zeros((5, 8)), jnp.ones(5, bool))
+    >>> Episode(context=choices, targets=choices, user=jnp.array(0), group=jnp.array(0)).context.chosen.shape
+    (5, 8)
     """
 
     context: Comparisons
@@ -43,7 +54,13 @@ class Episode:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DiagGaussian:
-    """A normal distribution with diagonal covariance: `mean` and `scale`, the standard deviation, (*batch, m)."""
+    """A normal distribution with diagonal covariance: `mean` and `scale`, the standard deviation, (*batch, m).
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import DiagGaussian
+    >>> DiagGaussian(mean=jnp.zeros(16), scale=jnp.ones(16)).mean.shape
+    (16,)
+    """
 
     mean: Leaf
     scale: Leaf
@@ -57,6 +74,13 @@ class ChoiceTable:
     Axis 1 is the pool: 0 context, 1 target. A user's texts never occur in both pools, so that a context
     drawn from one pool tells nothing about the very texts of the other. `chosen` and `rejected` are
     (users, 2, rows) integers, `count` (users, 2) says how many rows of a pool are real, `group` is (users,).
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import ChoiceTable
+    >>> ids = jnp.arange(12).reshape(2, 2, 3)  # two users, two pools, three choices
+    >>> table = ChoiceTable(ids, ids + 100, count=jnp.array([[3, 2], [1, 0]]), group=jnp.zeros(2, int))
+    >>> table.mask[0].tolist()
+    [[True, True, True], [True, True, False]]
     """
 
     chosen: Leaf

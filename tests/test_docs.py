@@ -30,6 +30,7 @@ OTHERS = {"pip", "source", "git"}
         "ops.likelihoods",
         "ops.distributions",
         "ops.losses",
+        "ops.neural_process",
         "ops.metrics",
         "ops.episodes",
         "models.encoder",

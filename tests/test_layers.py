@@ -9,12 +9,22 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "fssa_jax"
-PURE = ("types", "ops.likelihoods", "ops.distributions", "ops.losses", "ops.episodes", "ops.metrics")
+PURE = (
+    "types",
+    "ops.likelihoods",
+    "ops.distributions",
+    "ops.losses",
+    "ops.neural_process",
+    "ops.episodes",
+    "ops.metrics",
+)
 # Lower layers first; a module may import from its own layer and those below.
 LAYERS = [
     ["errors", "watchdog"],
     ["types"],
     [
+        "ops._checks",
+        "ops.neural_process",
         "ops.likelihoods",
         "ops.distributions",
         "ops.losses",
@@ -118,17 +128,21 @@ def test_imports_point_down(path):
 @pytest.mark.parametrize("name", PURE)
 def test_the_pure_layer_needs_only_jax(name):
     outside = {n.split(".")[0] for n in imports(PACKAGE / f"{name.replace('.', '/')}.py")} - {"fssa_jax"}
-    assert outside <= {"jax", "jaxtyping", "chex", "typing", "dataclasses", "functools", "math"}
+    assert outside <= {"jax", "jaxtyping", "typing", "dataclasses", "functools", "math"}
 
 
 def test_the_package_init_is_reexports_only():
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
-    docstring, *rest, typed, late = tree.body
+    docstring, importlib_, typing_, typed, names, module_of, public, late, listed = tree.body
     assert isinstance(docstring, ast.Expr)
+    assert ast.unparse(importlib_) == "import importlib"
+    assert ast.unparse(typing_) == "from typing import TYPE_CHECKING, Any"
     assert isinstance(typed, ast.If)
+    assert all(isinstance(node, ast.ImportFrom) for node in typed.body)
+    assert all(isinstance(node, ast.Assign) for node in (names, module_of, public))
     assert isinstance(late, ast.FunctionDef)
-    assert late.name == "__getattr__"
-    assert all(isinstance(node, ast.ImportFrom) for node in (*rest, *typed.body))
+    assert isinstance(listed, ast.FunctionDef)
+    assert [late.name, listed.name] == ["__getattr__", "__dir__"]
 
 
 def test_functions_on_arrays_come_without_the_programs():

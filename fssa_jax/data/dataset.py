@@ -178,6 +178,8 @@ def load(directory: Path) -> Dataset:
         else:
             featuriser = GivenFeaturiser(texts, features, str(directory))
         groups, report = meta["groups"], meta["report"]
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{directory}: damaged ({error}); run launch.prepare_data again") from error
     if len(features) != len(texts):

@@ -76,6 +76,15 @@ class BertEncoder(nn.Module):
     Attributes:
       config: the shape.
       dtype: of the computation; norms and softmax are float32 in any case.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from fssa_jax import BertEncoder
+    >>> from fssa_jax.models.bert import BertConfig
+    >>> model = BertEncoder(BertConfig(vocabulary=50, width=16, layers=2, heads=4, mlp_width=32))
+    >>> tokens, lengths = jnp.ones((2, 5), int), jnp.array([5, 3])
+    >>> variables = model.init(jax.random.key(0), tokens, lengths)
+    >>> model.apply(variables, tokens, lengths).shape
+    (2, 5, 16)
     """
 
     config: BertConfig

@@ -33,6 +33,10 @@ class DecoderConfig:
       attention_softcap, logit_softcap: of Gemma 2; None for none.
       windows: of each layer, None for all keys; () for all layers.
       rope: frequencies of the rotary embedding, and the factor of its amplitude (YaRN).
+
+    >>> from fssa_jax import DecoderConfig
+    >>> DecoderConfig(vocabulary=50, width=16, layers=2, heads=4, groups=2, head_dim=4, mlp_width=32).tied
+    False
     """
 
     vocabulary: int
@@ -68,7 +72,13 @@ class DecoderConfig:
 
 
 def place_sizes(config: DecoderConfig, places: tuple[str, ...]) -> tuple[tuple[str, int, int], ...]:
-    """(place, inputs, outputs) of projections and of the residual stream of a decoder."""
+    """(place, inputs, outputs) of projections and of the residual stream of a decoder.
+
+    >>> from fssa_jax import DecoderConfig, place_sizes
+    >>> config = DecoderConfig(vocabulary=50, width=16, layers=2, heads=4, groups=2, head_dim=4, mlp_width=32)
+    >>> place_sizes(config, ("value", "residual"))
+    (('value', 16, 8), ('residual', 16, 16))
+    """
     c = config
     q, kv = c.heads * c.head_dim, c.groups * c.head_dim
     sizes = {

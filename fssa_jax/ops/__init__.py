@@ -1,0 +1,146 @@
+"""Pure functions of arrays: likelihoods, losses, distributions, metrics, attention, adapters, sampling, episodes.
+
+Importing this room needs jax alone. Every function checks the shapes of its arguments first, and takes NumPy arrays and
+Python numbers where arrays and scalars are meant.
+
+A function that has the name of its module is found in that module, so that neither hides the other:
+`fssa_jax.ops.attention.attention` and `fssa_jax.ops.factorise.factorise`; `fssa_jax.attention` is the former.
+"""
+
+from fssa_jax.ops.adapters import (
+    PLACES,
+    AdapterTree,
+    Film,
+    LowRank,
+    adapter_rows,
+    apply_adapter,
+    apply_film,
+    apply_low_rank,
+    check_adapters,
+    combine_adapters,
+    lora_factors,
+    take_adapter_rows,
+)
+from fssa_jax.ops.attention import Implementation
+from fssa_jax.ops.distributions import (
+    antithetic_noise,
+    gaussian_kl,
+    gaussian_log_prob,
+    gaussian_sample,
+    standard_normal_like,
+)
+from fssa_jax.ops.episodes import draw_episode, evaluation_episode, nested_order, take_choices, truncate_context
+from fssa_jax.ops.factorise import observed_responses
+from fssa_jax.ops.likelihoods import Link, btl_log_likelihood, dpl_log_likelihood
+from fssa_jax.ops.logprobs import response_log_probs, token_log_probs
+from fssa_jax.ops.losses import (
+    NPLoss,
+    Objective,
+    Preference,
+    Worth,
+    dpo_loss,
+    imitation_loss,
+    implicit_rewards,
+    latent_roles,
+    masked_mean,
+    neural_process_loss,
+    response_weights,
+    sft_loss,
+    soft_label_loss,
+)
+from fssa_jax.ops.metrics import (
+    bayes_log_posterior,
+    bayes_log_predictive,
+    bootstrap_weights,
+    calibration_counts,
+    contested_weights,
+    ece_from_counts,
+    expected_calibration_error,
+    interval,
+    preference_accuracy,
+    steering_score,
+)
+from fssa_jax.ops.padding import (
+    Plan,
+    batch_rows,
+    best_plan,
+    bucket,
+    cheapest,
+    few_plans,
+    filled_rows,
+    fits,
+    length_batches,
+    padded_tokens,
+    padding_share,
+)
+from fssa_jax.ops.sampling import Sampling, next_tokens, penalise, restrict
+
+__all__ = [
+    "PLACES",
+    "AdapterTree",
+    "Film",
+    "Implementation",
+    "Link",
+    "LowRank",
+    "NPLoss",
+    "Objective",
+    "Plan",
+    "Preference",
+    "Sampling",
+    "Worth",
+    "adapter_rows",
+    "antithetic_noise",
+    "apply_adapter",
+    "apply_film",
+    "apply_low_rank",
+    "batch_rows",
+    "bayes_log_posterior",
+    "bayes_log_predictive",
+    "best_plan",
+    "bootstrap_weights",
+    "btl_log_likelihood",
+    "bucket",
+    "calibration_counts",
+    "cheapest",
+    "check_adapters",
+    "combine_adapters",
+    "contested_weights",
+    "dpl_log_likelihood",
+    "dpo_loss",
+    "draw_episode",
+    "ece_from_counts",
+    "evaluation_episode",
+    "expected_calibration_error",
+    "few_plans",
+    "filled_rows",
+    "fits",
+    "gaussian_kl",
+    "gaussian_log_prob",
+    "gaussian_sample",
+    "imitation_loss",
+    "implicit_rewards",
+    "interval",
+    "latent_roles",
+    "length_batches",
+    "lora_factors",
+    "masked_mean",
+    "nested_order",
+    "neural_process_loss",
+    "next_tokens",
+    "observed_responses",
+    "padded_tokens",
+    "padding_share",
+    "penalise",
+    "preference_accuracy",
+    "response_log_probs",
+    "response_weights",
+    "restrict",
+    "sft_loss",
+    "soft_label_loss",
+    "standard_normal_like",
+    "steering_score",
+    "take_adapter_rows",
+    "take_choices",
+    "token_log_probs",
+    "truncate_context",
+]

@@ -15,15 +15,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
+from fssa_jax.ops._checks import check_shapes
 from fssa_jax.types import Leaf
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Film:
-    """y ← γ ⊙ y + β: `scale` γ and `shift` β, ([layers,] batch, d)  (arXiv 1709.07871)."""
+    """y ← γ ⊙ y + β: `scale` γ and `shift` β, ([layers,] batch, d)  (arXiv 1709.07871).
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import Film
+    >>> Film(scale=jnp.ones((4, 1, 8)), shift=jnp.zeros((4, 1, 8))).scale.shape  # the identity in 4 layers
+    (4, 1, 8)
+    """
 
     scale: Leaf
     shift: Leaf
@@ -36,6 +44,11 @@ class LowRank:
 
     `core` M is (batch, r) for a diagonal, (batch, r, r) for a full one, or None for the identity. `down` and `up`
     without a batch axis are shared by all rows (LoRA, arXiv 2106.09685, is both shared and no core).
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import LowRank
+    >>> LowRank(down=jnp.ones((4, 8, 2)), up=jnp.zeros((4, 2, 8))).core is None  # a LoRA of rank 2 in 4 layers
+    True
     """
 
     down: Leaf
@@ -55,15 +68,23 @@ def _of_rows(x: Float[Array, "batch t d"], rows: int) -> Float[Array, "rows m d"
     return x.reshape(rows, -1, x.shape[-1])
 
 
-def apply_film(film: Film, x: Float[Array, "batch t d"]) -> Float[Array, "batch t d"]:
-    """γ ⊙ x + β, the same for all tokens of a row; row i of n rows is for the i-th n-th of the batch."""
+def apply_film(film: Film, x: Float[ArrayLike, "batch t d"]) -> Float[Array, "batch t d"]:
+    """γ ⊙ x + β, the same for all tokens of a row; row i of n rows is for the i-th n-th of the batch.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax.ops import Film, apply_film
+    >>> print(apply_film(Film(jnp.full((1, 2), 3.0), jnp.ones((1, 2))), jnp.ones((1, 1, 2))))
+    [[[4. 4.]]]
+    """
+    check_shapes(x=(x, "batch t d"), scale=(film.scale, "rows d"), shift=(film.shift, "rows d"))
+    x = jnp.asarray(x)
     rows = _of_rows(x, film.scale.shape[0])
     # In the type of γ: in half precision what differs from 1 by less than .004 would be lost.
     return (rows.astype(film.scale.dtype) * film.scale[:, None] + film.shift[:, None]).astype(x.dtype).reshape(x.shape)
 
 
 def apply_low_rank(
-    adapter: LowRank, x: Float[Array, "batch t inputs"], y: Float[Array, "batch t outputs"]
+    adapter: LowRank, x: Float[ArrayLike, "batch t inputs"], y: Float[ArrayLike, "batch t outputs"]
 ) -> Float[Array, "batch t outputs"]:
     """y + ((x A) M) B, with A, B shared or one for each row; row i of n rows is for the i-th n-th of the batch.
 
@@ -74,6 +95,8 @@ def apply_low_rank(
     >>> apply_low_rank(LowRank(jnp.ones((3, 1)), jnp.ones((1, 1)), core), x, y)[:, 0, 0].tolist()
     [3.0, 6.0]
     """
+    check_shapes(x=(x, "batch t inputs"), y=(y, "batch t outputs"), **_wanted(adapter, layers=False))
+    x, y = jnp.asarray(x), jnp.asarray(y)
     down, up = adapter.down.astype(x.dtype), adapter.up.astype(x.dtype)
     rows = next(
         (a.shape[0] for a, n in ((adapter.core, 0), (down, 3), (up, 3)) if a is not None and a.ndim >= n), x.shape[0]
@@ -87,9 +110,29 @@ def apply_low_rank(
 
 
 def apply_adapter(
-    adapter: Film | LowRank | tuple | None, x: Float[Array, "batch t inputs"], y: Float[Array, "batch t outputs"]
+    adapter: Film | LowRank | tuple | None,
+    x: Float[ArrayLike, "batch t inputs"],
+    y: Float[ArrayLike, "batch t outputs"],
 ) -> Float[Array, "batch t outputs"]:
-    """y, what a place makes of x, adapted; y itself where there is no adapter. On the residual stream x is y."""
+    """y, what a place makes of x, adapted; y itself where there is no adapter. On the residual stream x is y.
+
+    Args:
+      adapter: of one layer; a tuple is applied one after the other.
+      x: what the place reads.
+      y: what it makes of it.
+
+    Raises:
+      ValueError: shapes that do not fit together, or rows that cannot be shared out evenly to the batch.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import Film, apply_adapter
+    >>> x = y = jnp.ones((1, 1, 2))
+    >>> twice = Film(jnp.full((1, 2), 2.0), jnp.zeros((1, 2)))
+    >>> print(apply_adapter((twice, twice), x, y))
+    [[[4. 4.]]]
+    """
+    check_shapes(x=(x, "batch t inputs"), y=(y, "batch t outputs"))
+    y = jnp.asarray(y)
     if adapter is None:
         return y
     if isinstance(adapter, tuple):
@@ -105,6 +148,11 @@ def check_adapters(adapters: AdapterTree, sizes: Iterable[tuple[str, int, int]],
     Args:
       sizes: (place, inputs, outputs) of the places that the model has.
       layers: of the model.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax.ops import Film, check_adapters
+    >>> people = {"residual": Film(jnp.ones((4, 2, 8)), jnp.zeros((4, 2, 8)))}
+    >>> check_adapters(people, [("residual", 8, 8)], layers=4)
     """
     known = {place: widths for place, *widths in sizes}
     for place, adapter in adapters.items():
@@ -122,7 +170,15 @@ def check_adapters(adapters: AdapterTree, sizes: Iterable[tuple[str, int, int]],
 
 
 def adapter_rows(adapters: AdapterTree) -> int | None:
-    """How many rows adapters have; None if all of them are shared by everybody."""
+    """How many rows adapters have; None if all of them are shared by everybody.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax.ops import Film, LowRank, adapter_rows
+    >>> adapter_rows({"residual": Film(jnp.ones((4, 2, 8)), jnp.zeros((4, 2, 8)))})
+    2
+    >>> adapter_rows({"query": LowRank(jnp.ones((4, 8, 1)), jnp.ones((4, 1, 8)))}) is None
+    True
+    """
     for adapter in adapters.values():
         for one in adapter if isinstance(adapter, tuple) else (adapter,):
             if isinstance(one, Film):
@@ -140,7 +196,7 @@ def adapter_rows(adapters: AdapterTree) -> int | None:
     return None
 
 
-def take_adapter_rows(adapters: AdapterTree, rows: Int[Array, " n"]) -> AdapterTree:
+def take_adapter_rows(adapters: AdapterTree, rows: Int[ArrayLike, " n"]) -> AdapterTree:
     """The given rows, in this order and as often as they are named; what all rows share stays as it is.
 
     >>> import jax.numpy as jnp
@@ -149,6 +205,7 @@ def take_adapter_rows(adapters: AdapterTree, rows: Int[Array, " n"]) -> AdapterT
     >>> take_adapter_rows(people, jnp.array([1, 0, 0]))["residual"].scale.ravel().tolist()
     [1.0, 3.0, 3.0]
     """
+    _check_tree(adapters, rows=(rows, "n"))
 
     def one(adapter: Any) -> Any:
         if isinstance(adapter, tuple):
@@ -169,7 +226,7 @@ def lora_factors(
     What follows each other on a place adds up, so that the ranks stand side by side.
 
     Raises:
-      ValueError: FiLM, which is no low-rank change of the weights.
+      ValueError: FiLM, which is no low-rank change of the weights, or factors that do not fit together.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax.ops.adapters import LowRank, lora_factors
@@ -182,6 +239,7 @@ def lora_factors(
     for one in adapter if isinstance(adapter, tuple) else (adapter,):
         if isinstance(one, Film):
             raise ValueError("FiLM is no low-rank change of the weights")
+        check_shapes(**_wanted(one, layers=True))
         down, up = (factor[:, row] if factor.ndim == 4 else factor for factor in (one.down, one.up))
         if one.core is not None:
             core = one.core[:, row]
@@ -191,7 +249,7 @@ def lora_factors(
     return jnp.concatenate(downs, axis=2), jnp.concatenate(ups, axis=1)
 
 
-def combine_adapters(adapters: AdapterTree, weights: Float[Array, "out rows"]) -> AdapterTree:
+def combine_adapters(adapters: AdapterTree, weights: Float[ArrayLike, "out rows"]) -> AdapterTree:
     """Rows that are weighted sums of rows: what is adapted moves by Σ_i w_i times as far as row i moves it.
 
     [[½, ½]] is the mean of two people, [[2]] one person twice as strong, [[0]] the identity. What all rows share
@@ -210,6 +268,8 @@ def combine_adapters(adapters: AdapterTree, weights: Float[Array, "out rows"]) -
     >>> combine_adapters(people, jnp.array([[0.25, 0.75]]))["residual"].scale.ravel().tolist()
     [1.5]
     """
+    _check_tree(adapters, weights=(weights, "out rows"))
+    weights = jnp.asarray(weights)
 
     def mix(leaf: Array) -> Array:
         if leaf.shape[1] != weights.shape[1]:
@@ -244,3 +304,25 @@ def combine_adapters(adapters: AdapterTree, weights: Float[Array, "out rows"]) -
 def _with_rows(factor: Array, rows: int) -> Array:
     """A factor (layers, [rows,] …) with rows."""
     return factor if factor.ndim == 4 else jnp.broadcast_to(factor[:, None], (len(factor), rows, *factor.shape[1:]))
+
+
+def _wanted(adapter: Film | LowRank, layers: bool) -> dict[str, tuple[Any, str]]:
+    """What `check_shapes` is to know of an adapter, of all layers or of one."""
+    lead = "layers " if layers else ""
+    if isinstance(adapter, Film):
+        return {"scale": (adapter.scale, f"{lead}rows d"), "shift": (adapter.shift, f"{lead}rows d")}
+    own = 3 + layers
+    wanted = {
+        "down": (adapter.down, f"{lead}rows inputs r" if adapter.down.ndim == own else f"{lead}inputs r"),
+        "up": (adapter.up, f"{lead}rows r outputs" if adapter.up.ndim == own else f"{lead}r outputs"),
+    }
+    if adapter.core is not None:
+        wanted["core"] = (adapter.core, f"{lead}rows r r" if adapter.core.ndim == own else f"{lead}rows r")
+    return wanted
+
+
+def _check_tree(adapters: AdapterTree, **others: tuple[Any, str]) -> None:
+    check_shapes(**others)
+    for place, adapter in adapters.items():
+        for one in adapter if isinstance(adapter, tuple) else (adapter,):
+            check_shapes(**{f"{place}.{name}": value for name, value in _wanted(one, layers=True).items()})

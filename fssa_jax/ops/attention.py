@@ -4,18 +4,21 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
+
+from fssa_jax.ops._checks import check_shapes
 
 Implementation = Literal["xla", "cudnn", "splash"]
 
 
 def attention(
-    query: Float[Array, "batch t heads d"],
-    key: Float[Array, "batch s groups d"],
-    value: Float[Array, "batch s groups d"],
+    query: Float[ArrayLike, "batch t heads d"],
+    key: Float[ArrayLike, "batch s groups d"],
+    value: Float[ArrayLike, "batch s groups d"],
     *,
-    positions: Int[Array, "batch t"] | None = None,
-    lengths: Int[Array, " batch"] | None = None,
+    positions: Int[ArrayLike, "batch t"] | None = None,
+    lengths: Int[ArrayLike, " batch"] | None = None,
     causal: bool = True,
     window: int | Int[Array, ""] | None = None,
     scale: float | None = None,
@@ -38,7 +41,7 @@ def attention(
         takes `positions` or a traced window, and cudnn no softcap.
 
     Raises:
-      ValueError: an implementation that does not know an argument.
+      ValueError: shapes that do not fit together, or an implementation that does not know an argument.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax.ops.attention import attention
@@ -46,6 +49,17 @@ def attention(
     >>> attention(x, x[:, :, :2], x[:, :, :2]).shape
     (1, 3, 4, 8)
     """
+    check_shapes(
+        query=(query, "batch t heads d"),
+        key=(key, "batch s groups d"),
+        value=(value, "batch s groups d"),
+        **({} if positions is None else {"positions": (positions, "batch t")}),
+        **({} if lengths is None else {"lengths": (lengths, "batch")}),
+        **({} if window is None else {"window": (window, "")}),
+    )
+    query, key, value = jnp.asarray(query), jnp.asarray(key), jnp.asarray(value)
+    positions = None if positions is None else jnp.asarray(positions)
+    lengths = None if lengths is None else jnp.asarray(lengths)
     heads, groups = query.shape[2], key.shape[2]
     if heads % groups:
         raise ValueError(f"{heads} heads cannot share {groups} groups of key and value evenly")
@@ -98,7 +112,7 @@ def _xla(query, key, value, positions, lengths, causal, window, scale, softcap):
     scores = scores.reshape(batch, groups, each, t, s)
     # A finite floor: a row of nothing but padding must not become NaN.
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    # softmax(S) V with the division at the end, on d numbers a row and not on s.
+    # softmax(S) V with the division at the end, on d numbers per row and not on s.
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     total = weights.sum(-1)[..., None]
     weights = weights.astype(v.dtype).reshape(batch, groups, each * t, s)

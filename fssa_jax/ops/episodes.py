@@ -2,24 +2,50 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Int, Key
 
+from fssa_jax.ops._checks import check_shapes
 from fssa_jax.types import ChoiceTable, Comparisons, Episode
 
 
-def nested_order(key: Key[Array, ""], count: Int[Array, ""], rows: int) -> Int[Array, " rows"]:
+def nested_order(key: Key[Array, ""], count: Int[ArrayLike, ""], rows: int) -> Int[Array, " rows"]:
     """A random order of `rows` row numbers with the `count` real ones first.
 
     The first k of it, for every k, form nested random subsets of the real rows.
+
+    >>> import jax
+    >>> from fssa_jax.ops import nested_order
+    >>> order = nested_order(jax.random.key(0), 3, rows=5).tolist()
+    >>> sorted(order[:3]), order[3:]
+    ([0, 1, 2], [3, 4])
     """
+    check_shapes(key=(key, ""), count=(count, ""))
     real = jnp.arange(rows) < count
     return jnp.argsort(jnp.where(real, jax.random.uniform(key, (rows,)), 2.0))
 
 
 def take_choices(
-    table: ChoiceTable, user: Int[Array, ""], pool: Int[Array, ""], order: Int[Array, " n"], number: Int[Array, ""]
+    table: ChoiceTable,
+    user: Int[ArrayLike, ""],
+    pool: Int[ArrayLike, ""],
+    order: Int[ArrayLike, " n"],
+    number: Int[ArrayLike, ""],
 ) -> Comparisons:
-    """The first `number` choices of a user's pool in the given order, as ids of texts."""
+    """The first `number` choices of a user's pool in the given order, as ids of texts.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax.ops import take_choices
+    >>> from fssa_jax.types import ChoiceTable
+    >>> ids = jnp.arange(6).reshape(1, 2, 3)
+    >>> table = ChoiceTable(ids, ids + 10, jnp.full((1, 2), 3), jnp.zeros(1, int))
+    >>> choices = take_choices(table, user=0, pool=1, order=jnp.array([2, 0, 1]), number=2)
+    >>> choices.chosen.tolist(), choices.mask.tolist()
+    ([5, 3, 4], [True, True, False])
+    """
+    table = _checked(table)
+    check_shapes(user=(user, ""), pool=(pool, ""), order=(order, "n"), number=(number, ""))
+    order = jnp.asarray(order)
     real = jnp.arange(order.shape[0]) < jnp.minimum(number, table.count[user, pool])
     return Comparisons(table.chosen[user, pool][order], table.rejected[user, pool][order], real)
 
@@ -42,7 +68,7 @@ def draw_episode(
       An `Episode` of text ids, without batch axis. `jax.vmap` over keys gives a batch.
 
     Raises:
-      ValueError: a size is larger than the table's number of rows.
+      ValueError: a size is larger than the table's number of rows, or arrays of the table do not fit together.
 
     >>> import jax, jax.numpy as jnp
     >>> from fssa_jax import ChoiceTable, draw_episode
@@ -53,6 +79,8 @@ def draw_episode(
     >>> batch.context.chosen.shape, batch.targets.chosen.shape
     ((8, 3), (8, 5))
     """
+    check_shapes(key=(key, ""))
+    table = _checked(table)
     rows = table.chosen.shape[2]
     if max(max_context, max_targets) > rows:
         raise ValueError(f"max_context {max_context} and max_targets {max_targets} must be ≤ {rows} rows")
@@ -70,7 +98,9 @@ def draw_episode(
     )
 
 
-def evaluation_episode(key: Key[Array, ""], table: ChoiceTable, user: Int[Array, ""], *, max_context: int) -> Episode:
+def evaluation_episode(
+    key: Key[Array, ""], table: ChoiceTable, user: Int[ArrayLike, ""], *, max_context: int
+) -> Episode:
     """All targets of one user and the longest context, whose first k rows are the context of size k.
 
     The targets do not depend on the key or on k, and the contexts are nested: curves over k are comparable.
@@ -81,13 +111,18 @@ def evaluation_episode(key: Key[Array, ""], table: ChoiceTable, user: Int[Array,
       user: a row of the table.
       max_context: size of the padded context.
 
+    Raises:
+      ValueError: arrays of the table do not fit together.
+
     >>> import jax, jax.numpy as jnp
     >>> from fssa_jax import ChoiceTable, evaluation_episode
     >>> ids = jnp.arange(1 * 2 * 6).reshape(1, 2, 6)
     >>> table = ChoiceTable(ids, ids + 100, jnp.full((1, 2), 6), jnp.zeros(1, int))
-    >>> evaluation_episode(jax.random.key(0), table, jnp.array(0), max_context=3).targets.chosen.tolist()
+    >>> evaluation_episode(jax.random.key(0), table, 0, max_context=3).targets.chosen.tolist()
     [6, 7, 8, 9, 10, 11]
     """
+    check_shapes(key=(key, ""), user=(user, ""))
+    table, user = _checked(table), jnp.asarray(user)
     rows = table.chosen.shape[2]
     context, targets = jnp.array(0), jnp.array(1)
     order = nested_order(key, table.count[user, 0], rows)[:max_context]
@@ -99,9 +134,29 @@ def evaluation_episode(key: Key[Array, ""], table: ChoiceTable, user: Int[Array,
     )
 
 
-def truncate_context(episode: Episode, k: int | Int[Array, ""]) -> Episode:
-    """The same episode with only the first k choices of every context."""
+def truncate_context(episode: Episode, k: Int[ArrayLike, ""]) -> Episode:
+    """The same episode with only the first k choices of every context.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax.ops import truncate_context
+    >>> from fssa_jax.types import Comparisons, Episode
+    >>> choices = Comparisons(jnp.array([1, 2, 3]), jnp.array([4, 5, 6]), jnp.array([True, True, True]))
+    >>> truncate_context(Episode(choices, choices, 0, 0), 1).context.mask.tolist()
+    [True, False, False]
+    """
     context = episode.context
+    check_shapes(mask=(context.mask, "*batch n"), k=(k, ""))
     first = jnp.arange(context.mask.shape[-1]) < k
     mask = context.mask & jnp.broadcast_to(first, context.mask.shape)
     return Episode(Comparisons(context.chosen, context.rejected, mask), episode.targets, episode.user, episode.group)
+
+
+def _checked(table: ChoiceTable) -> ChoiceTable:
+    """The table as arrays that may be indexed by traced numbers."""
+    check_shapes(
+        chosen=(table.chosen, "users 2 rows"),
+        rejected=(table.rejected, "users 2 rows"),
+        count=(table.count, "users 2"),
+        group=(table.group, "users"),
+    )
+    return jax.tree.map(jnp.asarray, table)

@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
+from fssa_jax.ops._checks import check_shapes
 from fssa_jax.types import ChoiceTable
 
 # Precisions of the normal priors of factors and offsets; those of the users' latents are 1.
@@ -21,7 +22,19 @@ _OFFSET_PRECISION = 0.1
 
 
 def observed_responses(table: ChoiceTable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(user, text, liked): every text that a user ever chose (1) or rejected (0), each once."""
+    """(user, text, liked): every text that a user ever chose (1) or rejected (0), each once.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax.ops import observed_responses
+    >>> from fssa_jax.types import ChoiceTable
+    >>> chosen, rejected = jnp.array([[[7], [7]]]), jnp.array([[[8], [9]]])  # one user, 7 chosen over 8 and over 9
+    >>> user, text, liked = observed_responses(ChoiceTable(chosen, rejected, jnp.ones((1, 2), int), jnp.zeros(1, int)))
+    >>> text.tolist(), liked.tolist()
+    ([7, 8, 9], [1, 0, 0])
+    """
+    check_shapes(
+        chosen=(table.chosen, "users 2 rows"), rejected=(table.rejected, "users 2 rows"), count=(table.count, "users 2")
+    )
     real = np.asarray(table.mask)
     user = np.broadcast_to(np.arange(len(table.chosen))[:, None, None], real.shape)[real]
     chosen, rejected = np.asarray(table.chosen)[real], np.asarray(table.rejected)[real]
@@ -34,9 +47,9 @@ def observed_responses(table: ChoiceTable) -> tuple[np.ndarray, np.ndarray, np.n
 @partial(jax.jit, static_argnames=("users", "texts", "width", "steps", "learning_rate"))
 def factorise(
     key: Key[Array, ""],
-    user: Int[Array, " n"],
-    text: Int[Array, " n"],
-    liked: Int[Array, " n"],
+    user: Int[ArrayLike, " n"],
+    text: Int[ArrayLike, " n"],
+    liked: Int[ArrayLike, " n"],
     *,
     users: int,
     texts: int,
@@ -57,7 +70,20 @@ def factorise(
 
     Returns:
       F (texts, width) and t (texts,).
+
+    Raises:
+      ValueError: observations of different lengths.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from fssa_jax.ops.factorise import factorise
+    >>> user, text, liked = jnp.array([0, 0, 1, 1]), jnp.array([0, 1, 0, 1]), jnp.array([1, 0, 1, 0])
+    >>> factors, offsets = factorise(jax.random.key(0), user, text, liked, users=2, texts=2, width=3)
+    >>> factors.shape, bool(offsets[0] > offsets[1])
+    ((2, 3), True)
     """
+    import optax  # the rest of the room needs jax alone
+
+    check_shapes(key=(key, ""), user=(user, "n"), text=(text, "n"), liked=(liked, "n"))
     key_f, key_z = jax.random.split(key)
     params = {
         "factors": 0.1 * jax.random.normal(key_f, (texts, width)),
@@ -65,7 +91,7 @@ def factorise(
         "offsets": jnp.zeros(texts),
         "leniency": jnp.zeros(users),
     }
-    sign = (2 * liked - 1).astype(jnp.float32)
+    sign = (2 * jnp.asarray(liked) - 1).astype(jnp.float32)
 
     def loss(p: dict[str, Array]) -> Array:
         logit = p["offsets"][text] + p["leniency"][user] + (p["latents"][user] * p["factors"][text]).sum(-1)

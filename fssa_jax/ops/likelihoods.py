@@ -2,10 +2,12 @@
 
 from typing import Literal, get_args
 
-import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
+
+from fssa_jax.ops._checks import floats_alike
 
 Link = Literal["probit", "logistic", "logistic_published"]
 
@@ -19,34 +21,37 @@ _MAX_DPL_DIFFERENCE = 1e6
 _MIN_DPL_VARIANCE = 1e-8
 
 
-def btl_log_likelihood(chosen: Float[Array, "*batch"], rejected: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+def btl_log_likelihood(chosen: ArrayLike, rejected: ArrayLike) -> Float[Array, "*batch"]:
     """Log-probability of a choice under the Bradley-Terry-Luce model.
 
     log p(y⁺ ≻ y⁻ | x) = log σ(r(x, y⁺) − r(x, y⁻))                        (arXiv 2412.13998, section 2)
 
     Args:
-      chosen: rewards of the chosen responses, in nats.
-      rejected: rewards of the rejected responses, same shape.
+      chosen: rewards of the chosen responses, (*batch), in nats.
+      rejected: rewards of the rejected responses, (*batch). Either may be a number.
 
     Returns:
-      One log-probability per choice. Finite, with finite gradients, for any finite rewards.
+      One log-probability per choice, (*batch). Finite, with finite gradients, for any finite rewards.
+
+    Raises:
+      ValueError: two arrays of different shapes.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax import btl_log_likelihood
-    >>> p = jnp.exp(btl_log_likelihood(jnp.array([0.0, 2.0]), jnp.array([0.0, 0.0])))
+    >>> p = jnp.exp(btl_log_likelihood(jnp.array([0.0, 2.0]), 0.0))
     >>> print([f"{x:.3f}" for x in p])
     ['0.500', '0.881']
     """
-    chex.assert_equal_shape([chosen, rejected])
+    chosen, rejected = floats_alike(chosen=chosen, rejected=rejected)
     difference = jnp.clip(chosen - rejected, -_MAX_BTL_DIFFERENCE, _MAX_BTL_DIFFERENCE)
     return jax.nn.log_sigmoid(difference)
 
 
 def dpl_log_likelihood(
-    chosen_mean: Float[Array, "*batch"],
-    chosen_scale: Float[Array, "*batch"],
-    rejected_mean: Float[Array, "*batch"],
-    rejected_scale: Float[Array, "*batch"],
+    chosen_mean: ArrayLike,
+    chosen_scale: ArrayLike,
+    rejected_mean: ArrayLike,
+    rejected_scale: ArrayLike,
     link: Link = "probit",
 ) -> Float[Array, "*batch"]:
     """Log-probability of a choice when every response has a normal distribution of rewards.
@@ -54,26 +59,27 @@ def dpl_log_likelihood(
     log p(y⁺ ≻ y⁻ | x) = log Φ(t),   t = (μ⁺ − μ⁻) / √(s⁺² + s⁻²)          (arXiv 2312.08358, section 3)
 
     Args:
-      chosen_mean, rejected_mean: means of the rewards.
-      chosen_scale, rejected_scale: standard deviations of the rewards, ≥ 0.
+      chosen_mean, rejected_mean: means of the rewards, (*batch), in nats. Any argument may be a number.
+      chosen_scale, rejected_scale: standard deviations of the rewards, (*batch), ≥ 0.
       link: "probit" is the exact log Φ(t); "logistic" is log σ(√(8/π) t), within .018 of Φ;
         "logistic_published" is log σ(√(2π) t), what the published code computes, off by up to .095.
 
     Returns:
-      One log-probability per choice. Finite, with finite gradients, also at zero scales.
+      One log-probability per choice, (*batch). Finite, with finite gradients, also at zero scales.
 
     Raises:
-      ValueError: the link is unknown.
+      ValueError: the link is unknown, or two arrays have different shapes.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax import dpl_log_likelihood
-    >>> one = jnp.ones(())
-    >>> print(f"{jnp.exp(dpl_log_likelihood(2 * one, one, 0 * one, one)):.3f}")
+    >>> print(f"{jnp.exp(dpl_log_likelihood(2.0, 1.0, 0.0, 1.0)):.3f}")
     0.921
     """
     if link not in get_args(Link):
         raise ValueError(f"link must be one of {', '.join(get_args(Link))}; got {link!r}")
-    chex.assert_equal_shape([chosen_mean, chosen_scale, rejected_mean, rejected_scale])
+    chosen_mean, chosen_scale, rejected_mean, rejected_scale = floats_alike(
+        chosen_mean=chosen_mean, chosen_scale=chosen_scale, rejected_mean=rejected_mean, rejected_scale=rejected_scale
+    )
     difference = jnp.clip(chosen_mean - rejected_mean, -_MAX_DPL_DIFFERENCE, _MAX_DPL_DIFFERENCE)
     variance = jnp.maximum(chosen_scale**2 + rejected_scale**2, _MIN_DPL_VARIANCE)
     t = difference * jax.lax.rsqrt(variance)

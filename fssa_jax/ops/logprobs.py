@@ -1,64 +1,96 @@
 """Log-probabilities of tokens over a big vocabulary, without ever holding all the logits."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from fssa_jax.ops._checks import check_shapes
 from fssa_jax.types import PyTree
 
 
 def token_log_probs(
-    hidden: Float[Array, "n d"],
-    kernel: Float[Array, "d vocabulary"],
-    targets: Int[Array, " n"],
-    mask: Bool[Array, " n"],
+    hidden: Float[ArrayLike, "*batch t d"],
+    kernel: Float[ArrayLike, "d vocabulary"],
+    targets: Int[ArrayLike, "*batch t"],
+    mask: Bool[ArrayLike, "*batch t"],
     *,
     chunk: int = 256,
     softcap: float | None = None,
-) -> Float[Array, " n"]:
+) -> Float[Array, "*batch t"]:
     """log softmax(hidden · kernel)[target] for the tokens where `mask` holds; 0 elsewhere.
 
     The tokens that count are brought together and taken `chunk` at a time; chunks without any are skipped. Logits,
     their logsumexp and the difference are float32, whatever the types of hidden and kernel. Memory is
     O(chunk · vocabulary), forward and backward. Where the output layer is not trained the gradient with respect to
-    hidden, one row a token, is made together with the value, from the same logits; where it is trained the backward
+    hidden, one row per token, is made together with the value, from the same logits; where it is trained the backward
     pass computes them again. Forward-mode differentiation is not offered.
+
+    Where `hidden` lives on a mesh of n devices, tokens are brought together inside each n-th of the batch, so that a
+    batch that is sharded over the mesh stays where it is, and each device scores its own tokens.
 
     Args:
       hidden: normed states of the tokens before the targets.
       kernel: the output layer.
       targets: ids of the tokens to score.
       mask: which of them count.
-      chunk: tokens at a time.
+      chunk: tokens at a time, of each n-th of the batch.
       softcap: of the logits (Gemma 2).
+
+    Returns:
+      Log-probabilities in nats, float32.
+
+    Raises:
+      ValueError: shapes that do not fit together.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax import token_log_probs
-    >>> log_p = token_log_probs(jnp.zeros((3, 4)), jnp.ones((4, 8)), jnp.arange(3), jnp.array([True, False, True]))
-    >>> print(log_p.round(3))
-    [-2.079  0.    -2.079]
+    >>> mask = jnp.array([[True, False, True]])
+    >>> print(token_log_probs(jnp.zeros((1, 3, 4)), jnp.ones((4, 8)), jnp.arange(3)[None], mask).round(3))
+    [[-2.079  0.    -2.079]]
     """
-    return _log_probs(hidden, kernel, targets, mask, chunk, softcap)
+    check_shapes(
+        hidden=(hidden, "*batch t d"),
+        kernel=(kernel, "d vocabulary"),
+        targets=(targets, "*batch t"),
+        mask=(mask, "*batch t"),
+    )
+    hidden, kernel, targets, mask = (jnp.asarray(x) for x in (hidden, kernel, targets, mask))
+    shape, packs = mask.shape, _packs(hidden)
+    tokens = mask.size // packs
+    if not mask.size:
+        return jnp.zeros(shape, jnp.float32)
+    packed = hidden.reshape(packs, tokens, -1), kernel, targets.reshape(packs, tokens), mask.reshape(packs, tokens)
+    return _log_probs(*packed, min(chunk, tokens), softcap).reshape(shape)
+
+
+def _packs(hidden: Array) -> int:
+    """In how many parts of the batch tokens are brought together: each device has whole ones."""
+    mesh = jax.typeof(hidden).sharding.mesh
+    devices = math.prod(size for axis, size in mesh.shape.items() if axis not in mesh.manual_axes)
+    return math.gcd(math.prod(hidden.shape[:-2]), devices)
 
 
 def _in_chunks(
-    score: Callable[[Array], PyTree], mask: Bool[Array, " n"], chunk: int, checkpointed: bool = False
+    score: Callable[[Array], PyTree], mask: Bool[Array, "packs n"], chunk: int, checkpointed: bool = False
 ) -> PyTree:
-    """score(index of `chunk` tokens), arrays with a row a token, for all tokens where `mask` holds; 0 elsewhere."""
-    n = mask.shape[0]
-    order = jnp.argsort(~mask, stable=True)
+    """score(places (packs, chunk)), arrays with a row per place, for all tokens where `mask` holds; 0 elsewhere."""
+    packs, n = mask.shape
+    order = jnp.argsort(~mask, axis=1, stable=True)
     chunks = -(-n // chunk)
-    index = jnp.concatenate([order, jnp.zeros(chunks * chunk - n, order.dtype)]).reshape(chunks, chunk)
-    count = mask.sum()
+    index = jnp.pad(order, ((0, 0), (0, chunks * chunk - n))).reshape(packs, chunks, chunk).swapaxes(0, 1)
+    count = mask.sum(1, keepdims=True)
+    most = count.max()
     shapes = jax.eval_shape(score, index[0])
 
     def step(_, inputs):
         at, start = inputs
         nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        return None, jax.lax.cond(start < count, score, lambda _: nothing, at)
+        return None, jax.lax.cond(start < most, score, lambda _: nothing, at)
 
     if checkpointed:
         # The whole step is computed again, the choice to skip it too: else each chunk would keep a copy of the kernel.
@@ -66,11 +98,18 @@ def _in_chunks(
     _, scores = jax.lax.scan(step, None, (index, jnp.arange(chunks) * chunk))
 
     def back(x: Array) -> Array:
-        flat = x.reshape(chunks * chunk, *x.shape[2:])[:n]
-        counts = (jnp.arange(n) < count).reshape(n, *(1,) * (flat.ndim - 1))
-        return jnp.zeros_like(flat).at[order].set(jnp.where(counts, flat, 0))
+        flat = x.reshape(chunks, packs, chunk, *x.shape[2:]).swapaxes(0, 1)
+        flat = flat.reshape(packs, chunks * chunk, *x.shape[2:])[:, :n]
+        counts = (jnp.arange(n)[None] < count).reshape(packs, n, *(1,) * (flat.ndim - 2))
+        flat = jnp.where(counts, flat, 0)
+        return jax.vmap(lambda at, row: jnp.zeros_like(row).at[at].set(row))(order, flat)
 
     return jax.tree.map(back, scores)
+
+
+def _take(rows: Shaped[Array, "packs n *rest"], at: Int[Array, "packs chunk"]) -> Shaped[Array, "places *rest"]:
+    """The rows of each pack at its own places, one pack after the other: nothing is read across packs."""
+    return jax.vmap(lambda x, i: x[i])(rows, at).reshape(at.size, *rows.shape[2:])
 
 
 def _score(
@@ -84,7 +123,10 @@ def _score(
 
 
 def _recomputed(hidden: Array, kernel: Array, targets: Array, mask: Array, chunk: int, softcap: float | None) -> Array:
-    return _in_chunks(lambda at: _score(hidden[at], kernel, targets[at], softcap), mask, chunk, checkpointed=True)
+    def score(at: Array) -> Array:
+        return _score(_take(hidden, at), kernel, _take(targets, at), softcap)
+
+    return _in_chunks(score, mask, chunk, checkpointed=True)
 
 
 _log_probs = jax.custom_vjp(_recomputed, nondiff_argnums=(4, 5))
@@ -98,7 +140,7 @@ def _forward(hidden: Any, kernel: Any, targets: Any, mask: Any, chunk: int, soft
         return _recomputed(hidden, kernel, targets, mask, chunk, softcap), (None, (hidden, kernel, targets, mask))
 
     def score(at: Array) -> tuple[Array, Array]:
-        value, pull = jax.vjp(lambda h: _score(h, kernel, targets[at], softcap), hidden[at])
+        value, pull = jax.vjp(lambda h: _score(h, kernel, _take(targets, at), softcap), _take(hidden, at))
         return value, pull(jnp.ones_like(value))[0]  # a token's score depends on its own state alone
 
     value, slope = _in_chunks(score, mask, chunk)
@@ -108,7 +150,7 @@ def _forward(hidden: Any, kernel: Any, targets: Any, mask: Any, chunk: int, soft
 def _backward(chunk: int, softcap: float | None, kept: Any, gradient: Array):
     slope, inputs = kept
     if inputs is None:
-        wide = slope.astype(jnp.float32) * gradient[:, None]
+        wide = slope.astype(jnp.float32) * gradient[..., None]
         return wide.astype(slope.dtype), None, None, None
     hidden, kernel, targets, mask = inputs
 
@@ -120,11 +162,11 @@ _log_probs.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def response_log_probs(
-    hidden: Float[Array, "batch t d"],
-    kernel: Float[Array, "d vocabulary"],
-    tokens: Int[Array, "batch t"],
-    starts: Int[Array, " batch"],
-    ends: Int[Array, " batch"],
+    hidden: Float[ArrayLike, "batch t d"],
+    kernel: Float[ArrayLike, "d vocabulary"],
+    tokens: Int[ArrayLike, "batch t"],
+    starts: Int[ArrayLike, " batch"],
+    ends: Int[ArrayLike, " batch"],
     *,
     chunk: int = 256,
     softcap: float | None = None,
@@ -139,21 +181,30 @@ def response_log_probs(
       tokens: prompt and response, padded on the right.
       starts, ends: where the response begins, and one past its last token. Token 0 has nothing before it and
         is never scored.
+      chunk, softcap: see `token_log_probs`.
 
     Returns:
-      One log-probability a row, in nats, float32.
+      One log-probability per row, in nats, float32.
+
+    Raises:
+      ValueError: shapes that do not fit together.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import response_log_probs
+    >>> tokens = jnp.array([[5, 6, 7, 0]])  # a prompt of one token, a response of two, padding
+    >>> log_p = response_log_probs(jnp.zeros((1, 4, 3)), jnp.ones((3, 8)), tokens, jnp.array([1]), jnp.array([3]))
+    >>> print(f"{log_p[0]:.3f}")  # 2 log ⅛
+    -4.159
     """
-    batch, t, d = hidden.shape
-    if t < 2:  # nothing stands before the only token
-        return jnp.zeros(batch, jnp.float32)
-    place = jnp.arange(1, t)[None]
-    mask = (place >= starts[:, None]) & (place < ends[:, None])
-    scores = token_log_probs(
-        hidden[:, :-1].reshape(batch * (t - 1), d),
-        kernel,
-        tokens[:, 1:].reshape(-1),
-        mask.reshape(-1),
-        chunk=min(chunk, batch * (t - 1)),
-        softcap=softcap,
+    check_shapes(
+        hidden=(hidden, "batch t d"),
+        kernel=(kernel, "d vocabulary"),
+        tokens=(tokens, "batch t"),
+        starts=(starts, "batch"),
+        ends=(ends, "batch"),
     )
-    return scores.reshape(batch, t - 1).sum(-1)
+    hidden, tokens, starts, ends = (jnp.asarray(x) for x in (hidden, tokens, starts, ends))
+    place = jnp.arange(1, tokens.shape[1])[None]
+    mask = (place >= starts[:, None]) & (place < ends[:, None])
+    scores = token_log_probs(hidden[:, :-1], kernel, tokens[:, 1:], mask, chunk=chunk, softcap=softcap)
+    return scores.sum(-1)

@@ -1,127 +1,32 @@
-"""Objectives of neural processes and of policies for preferences, on the smallest unit. Callers vmap."""
+"""All losses: those of policies for preferences, on the smallest unit, and those of neural processes from next door."""
 
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from fssa_jax.ops.distributions import gaussian_kl, standard_normal_like
-from fssa_jax.types import DiagGaussian
-
-Objective = Literal["elbo", "published", "vpl", "predictive"]
-
-
-def masked_mean(values: Float[Array, "*batch n"], mask: Bool[Array, "*batch n"]) -> Float[Array, "*batch"]:
-    """Mean over the last axis where `mask` holds; 0, with zero gradient, where nothing does."""
-    total = jnp.sum(jnp.where(mask, values, 0), axis=-1)
-    return total / jnp.maximum(mask.sum(axis=-1), 1).astype(total.dtype)
-
-
-def latent_roles(
-    objective: Objective,
-    q_context: DiagGaussian,
-    q_targets: DiagGaussian | None = None,
-    q_union: DiagGaussian | None = None,
-) -> tuple[DiagGaussian, DiagGaussian]:
-    """The distribution that z is sampled from, and the one its KL divergence is taken to.
-
-    | objective | samples z ~ | KL( · ‖ · )              | source                                     |
-    |-----------|-------------|--------------------------|--------------------------------------------|
-    | elbo      | q(z | C∪T)  | q(z | C∪T) ‖ q(z | C)    | neural-process ELBO, arXiv 1807.01622 eq. 5 |
-    | published | q(z | C)    | q(z | C) ‖ q(z | T)      | published code of arXiv 2412.13998         |
-    | vpl       | q(z | C)    | q(z | C) ‖ N(0, I)       | VPL, arXiv 2408.10075                      |
-    | predictive | q(z | C)   | q(z | C) ‖ N(0, I)       | maximum likelihood, arXiv 2007.01332       |
-
-    "predictive" is for `neural_process_loss(..., marginal=True)`, which averages probabilities.
-
-    Args:
-      objective: a name of the table.
-      q_context, q_targets, q_union: q(z | C), q(z | T), q(z | C∪T), (*batch, m); what an objective does not
-        name may be None.
-
-    Raises:
-      ValueError: the objective is unknown, or a distribution that it needs is missing.
-
-    >>> import jax.numpy as jnp
-    >>> from fssa_jax import DiagGaussian, latent_roles
-    >>> q = DiagGaussian(jnp.full(3, 2.0), jnp.ones(3))
-    >>> sampled_from, reference = latent_roles("vpl", q)
-    >>> print(sampled_from.mean, reference.mean)
-    [2. 2. 2.] [0. 0. 0.]
-    """
-    if objective == "elbo" and q_union is not None:
-        return q_union, q_context
-    if objective == "published" and q_targets is not None:
-        return q_context, q_targets
-    if objective in ("vpl", "predictive"):
-        return q_context, standard_normal_like(q_context)
-    if objective not in get_args(Objective):
-        raise ValueError(f"objective must be one of {', '.join(get_args(Objective))}; got {objective!r}")
-    needed = "q_union" if objective == "elbo" else "q_targets"
-    raise ValueError(f"objective {objective!r} needs {needed}")
-
-
-class NPLoss(NamedTuple):
-    """The terms of `neural_process_loss`, in nats: loss = nll + kl_weight · kl."""
-
-    loss: Float[Array, ""]
-    nll: Float[Array, ""]
-    kl: Float[Array, ""]
-
-
-def neural_process_loss(
-    log_likelihood: Float[Array, "samples targets"],
-    mask: Bool[Array, " targets"],
-    sampled_from: DiagGaussian | None = None,
-    reference: DiagGaussian | None = None,
-    kl_weight: float = 0.0,
-    marginal: bool = False,
-) -> NPLoss:
-    """Negative log-likelihood of one user's targets, plus the weighted KL divergence of the latent.
-
-    L = −(1/S) Σ_s (1/|T|) Σ_t log p(t | z_s) + β KL(sampled_from ‖ reference)
-
-    Args:
-      log_likelihood: log p(t | z_s) for every latent sample s and target t.
-      mask: which targets are real. With none, the likelihood term is 0.
-      sampled_from, reference: the two distributions that `latent_roles` names. None for a
-        deterministic latent: the KL term is then 0.
-      kl_weight: β ≥ 0.
-      marginal: take −(1/|T|) Σ_t log (1/S) Σ_s p(t | z_s) for the first term: the likelihood of what is
-        predicted when z is integrated out, not a bound on it.
-
-    Returns:
-      The loss and its two terms, scalars.
-
-    >>> import jax.numpy as jnp
-    >>> from fssa_jax import neural_process_loss
-    >>> out = neural_process_loss(jnp.log(jnp.full((2, 3), 0.5)), jnp.array([True, True, False]))
-    >>> print(out.loss.round(4))
-    0.6931
-    """
-    if marginal:
-        log_likelihood = jax.nn.logsumexp(log_likelihood, axis=0, keepdims=True) - jnp.log(log_likelihood.shape[0])
-    nll = -jnp.mean(masked_mean(log_likelihood, jnp.broadcast_to(mask, log_likelihood.shape)))
-    if sampled_from is None or reference is None:
-        return NPLoss(nll, nll, jnp.zeros_like(nll))
-    kl = gaussian_kl(sampled_from, reference)
-    return NPLoss(nll + kl_weight * kl, nll, kl)
-
+from fssa_jax.ops._checks import as_scalar, check_shapes, floats_alike, is_known
+from fssa_jax.ops.neural_process import NPLoss as NPLoss
+from fssa_jax.ops.neural_process import Objective as Objective
+from fssa_jax.ops.neural_process import latent_roles as latent_roles
+from fssa_jax.ops.neural_process import masked_mean as masked_mean
+from fssa_jax.ops.neural_process import neural_process_loss as neural_process_loss
 
 Preference = Literal["sigmoid", "ipo", "hinge", "robust"]
 Worth = Literal["advantage", "reward"]
 
 
 def dpo_loss(
-    chosen: Float[Array, "*batch"],
-    rejected: Float[Array, "*batch"],
-    reference_chosen: Float[Array, "*batch"],
-    reference_rejected: Float[Array, "*batch"],
+    chosen: ArrayLike,
+    rejected: ArrayLike,
+    reference_chosen: ArrayLike,
+    reference_rejected: ArrayLike,
     *,
-    beta: float,
+    beta: ArrayLike,
     kind: Preference = "sigmoid",
-    label_smoothing: float = 0.0,
+    label_smoothing: ArrayLike = 0.0,
 ) -> Float[Array, "*batch"]:
     """The loss of a policy on a choice, from log-probabilities of the two responses.
 
@@ -135,24 +40,34 @@ def dpo_loss(
     | hinge   | max(0, 1 − βh)                                    | SLiC, arXiv 2305.10425                    |
 
     Args:
-      chosen, rejected: log π(y | x), in nats; divided by the numbers of tokens for a length-normalised loss.
+      chosen, rejected: log π(y | x), (*batch), in nats; divided by the numbers of tokens for a length-normalised loss.
       reference_chosen, reference_rejected: the same of the reference model. They do not depend on the person.
-      beta: how dear it is to leave the reference, > 0.
-      label_smoothing: ε in [0, ½), the share of choices that are taken to be wrong; for sigmoid and robust only.
+      beta: how dear it is to leave the reference, > 0. It may be traced.
+      label_smoothing: ε in [0, ½), the share of choices that are taken to be wrong; for sigmoid and robust only. It may
+        be traced.
+
+    Returns:
+      One loss per choice, (*batch).
 
     Raises:
-      ValueError: an unknown kind, or a label smoothing that it does not have.
+      ValueError: two arrays of different shapes, an unknown kind, or a β or label smoothing that it does not have.
 
-    >>> import jax.numpy as jnp
     >>> from fssa_jax import dpo_loss
-    >>> loss = dpo_loss(jnp.array(-10.0), jnp.array(-12.0), jnp.array(-11.0), jnp.array(-11.0), beta=0.5)
-    >>> print(f"{loss:.4f}")
+    >>> print(f"{dpo_loss(-10.0, -12.0, -11.0, -11.0, beta=0.5):.4f}")
     0.3133
     """
     if kind not in get_args(Preference):
         raise ValueError(f"kind must be one of {', '.join(get_args(Preference))}; got {kind!r}")
-    if not 0 <= label_smoothing < 0.5 or (label_smoothing and kind in ("ipo", "hinge")):
-        raise ValueError(f"label_smoothing must be in [0, 0.5), and 0 for {kind!r}; got {label_smoothing}")
+    beta, label_smoothing = as_scalar("beta", beta), as_scalar("label_smoothing", label_smoothing)
+    if is_known(beta) and not beta > 0:
+        raise ValueError(f"beta must be > 0, got {beta}")
+    if kind in ("ipo", "hinge") and (not is_known(label_smoothing) or label_smoothing != 0):
+        raise ValueError(f"label_smoothing must be 0 for {kind!r}, got {label_smoothing}")
+    if is_known(label_smoothing) and not 0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing must be in [0, 0.5), got {label_smoothing}")
+    chosen, rejected, reference_chosen, reference_rejected = floats_alike(
+        chosen=chosen, rejected=rejected, reference_chosen=reference_chosen, reference_rejected=reference_rejected
+    )
     margin = (chosen - reference_chosen) - (rejected - reference_rejected)
     if kind == "ipo":
         return (margin - 1 / (2 * beta)) ** 2
@@ -164,11 +79,126 @@ def dpo_loss(
     return (1 - label_smoothing) * right + label_smoothing * wrong
 
 
+def implicit_rewards(log_probs: ArrayLike, reference: ArrayLike, beta: ArrayLike) -> Float[Array, "*batch"]:
+    """The rewards that a policy is optimal for: r(x, y) = β [log π(y | x) − log π_ref(y | x)].
+
+    Up to a constant of each prompt (arXiv 2305.18290, eq. 5).
+
+    Args:
+      log_probs: log π(y | x), (*batch), in nats.
+      reference: log π_ref(y | x), (*batch), in nats.
+      beta: as of the policy, > 0. It may be traced.
+
+    Returns:
+      Rewards in nats, (*batch).
+
+    Raises:
+      ValueError: two arrays of different shapes.
+
+    >>> from fssa_jax import implicit_rewards
+    >>> print(implicit_rewards(-10.0, -12.0, beta=0.5))
+    1.0
+    """
+    log_probs, reference = floats_alike(log_probs=log_probs, reference=reference)
+    return as_scalar("beta", beta) * (log_probs - reference)
+
+
+def soft_label_loss(
+    loss: ArrayLike, reversed_loss: ArrayLike, probability: ArrayLike, share: ArrayLike
+) -> Float[Array, "*batch"]:
+    """The loss of a choice with labels of a reward model in place of a share of the label that the person gave.
+
+    (1 − s) ℓ(y⁺ ≻ y⁻) + s [p ℓ(y⁺ ≻ y⁻) + (1 − p) ℓ(y⁻ ≻ y⁺)]          (distillation, cf. arXiv 2405.19316)
+
+    Args:
+      loss: ℓ(y⁺ ≻ y⁻), (*batch), for instance of `dpo_loss`.
+      reversed_loss: ℓ(y⁻ ≻ y⁺), (*batch), the same with the two responses swapped.
+      probability: p(y⁺ ≻ y⁻) by the reward model, (*batch). No gradient is stopped here.
+      share: s in [0, 1]. It may be traced.
+
+    Returns:
+      One loss per choice, (*batch).
+
+    Raises:
+      ValueError: two arrays of different shapes, or a share outside of [0, 1].
+
+    >>> from fssa_jax import soft_label_loss
+    >>> print(f"{soft_label_loss(1.0, 3.0, probability=0.75, share=0.5):.2f}")
+    1.25
+    """
+    share = as_scalar("share", share)
+    if is_known(share) and not 0 <= share <= 1:
+        raise ValueError(f"share must be in [0, 1], got {share}")
+    loss, reversed_loss, probability = floats_alike(loss=loss, reversed_loss=reversed_loss, probability=probability)
+    return (1 - share) * loss + share * (probability * loss + (1 - probability) * reversed_loss)
+
+
+def sft_loss(log_probs: ArrayLike, tokens: ArrayLike, mask: Bool[ArrayLike, "*batch t"]) -> Float[Array, "*batch"]:
+    """Mean of −log π(y⁺ | x) / |y⁺| over a user's real targets: supervised fine-tuning, per token.
+
+    As the regulariser of a policy: arXiv 2404.19733, eq. 1.
+
+    Args:
+      log_probs: log π(y⁺ | x) of the chosen responses, (*batch, t), in nats.
+      tokens: |y⁺|, their numbers of tokens, (*batch, t), ≥ 1 where a target is real.
+      mask: which targets are real.
+
+    Returns:
+      One loss per user, (*batch), in nats per token; 0 where no target is real.
+
+    Raises:
+      ValueError: two arrays of different shapes.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import sft_loss
+    >>> print(sft_loss(jnp.array([-6.0, -8.0]), jnp.array([3, 2]), jnp.array([True, True])))
+    3.0
+    """
+    log_probs, tokens = floats_alike(log_probs=log_probs, tokens=tokens)
+    check_shapes(mask=(mask, "*batch t"), log_probs=(log_probs, "*batch t"))
+    # Padding has no tokens; what it is divided by must not make its gradient NaN.
+    return -masked_mean(log_probs / jnp.where(mask, tokens, 1), mask)
+
+
+def imitation_loss(
+    chosen: ArrayLike, rejected: ArrayLike, weights: tuple[ArrayLike, ArrayLike], tokens: ArrayLike
+) -> Float[Array, "*batch"]:
+    """Writing what is worth imitating: −Σ_i w_i log π(y_i | x_i) / n over both responses of all choices of a user.
+
+    Advantage-weighted regression (arXiv 1910.00177) with the weights of `response_weights`.
+
+    Args:
+      chosen, rejected: log π(y | x) of the two responses of each choice, (*batch, t), in nats.
+      weights: of the chosen and of the rejected ones, each (*batch, t); 0 for padding.
+      tokens: n, the number of tokens of a typical response, one for all: by its own number, a long response would
+        weigh less than its weight says.
+
+    Returns:
+      One loss per user, (*batch), in nats per token.
+
+    Raises:
+      ValueError: two arrays of different shapes.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import imitation_loss
+    >>> weights = jnp.array([0.75]), jnp.array([0.25])
+    >>> print(imitation_loss(jnp.array([-4.0]), jnp.array([-8.0]), weights, tokens=5))
+    1.0
+    """
+    tokens = as_scalar("tokens", tokens)
+    of_chosen, of_rejected = weights
+    chosen, rejected, of_chosen, of_rejected = floats_alike(
+        chosen=chosen, rejected=rejected, weights_chosen=of_chosen, weights_rejected=of_rejected
+    )
+    check_shapes(chosen=(chosen, "*batch t"))
+    return -((of_chosen * (chosen / tokens)).sum(-1) + (of_rejected * (rejected / tokens)).sum(-1))
+
+
 def response_weights(
-    chosen: Float[Array, "*batch t"],
-    rejected: Float[Array, "*batch t"],
-    mask: Bool[Array, "*batch t"],
-    beta: float,
+    chosen: ArrayLike,
+    rejected: ArrayLike,
+    mask: Bool[ArrayLike, "*batch t"],
+    beta: ArrayLike,
     worth: Worth = "advantage",
 ) -> tuple[Float[Array, "*batch t"], Float[Array, "*batch t"]]:
     """Weights of the responses of a person's choices: what is worth imitating, by a reward model.
@@ -187,21 +217,21 @@ def response_weights(
     the worse response unlikely at its every token; this term says that the better one is to be written.
 
     Args:
-      chosen: rewards of the chosen responses, in nats.
-      rejected: rewards of the rejected ones.
+      chosen: rewards of the chosen responses, (*batch, t), in nats.
+      rejected: rewards of the rejected ones, (*batch, t).
       mask: which choices are real.
-      beta: as of the policy, > 0. The smaller, the fewer responses count.
+      beta: as of the policy, > 0. The smaller, the fewer responses count. It may be traced.
       worth: what a response is weighed by.
 
     Returns:
       Weights of the chosen and of the rejected responses, together 1 for each person; 0 where no choice is real.
 
     Raises:
-      ValueError: `worth` is not one of the two.
+      ValueError: two arrays of different shapes, a β that is not positive, or `worth` is not one of the two.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax import response_weights
-    >>> rewards = jnp.array([1.0, -1.0, 9.0]), jnp.zeros(3)
+    >>> rewards = jnp.array([1.0, -1.0, 9.0]), 0.0
     >>> for worth in ("advantage", "reward"):
     ...     chosen, rejected = response_weights(*rewards, jnp.array([True, True, False]), beta=1.0, worth=worth)
     ...     print([f"{w:.2f}" for w in chosen], [f"{w:.2f}" for w in rejected])
@@ -210,6 +240,12 @@ def response_weights(
     """
     if worth not in get_args(Worth):
         raise ValueError(f"worth must be one of {', '.join(get_args(Worth))}; got {worth!r}")
+    beta = as_scalar("beta", beta)
+    if is_known(beta) and not beta > 0:
+        raise ValueError(f"beta must be > 0, got {beta}")
+    chosen, rejected = floats_alike(chosen=chosen, rejected=rejected)
+    check_shapes(mask=(mask, "*batch t"), chosen=(chosen, "*batch t"))
+    mask = jnp.asarray(mask)
     if worth == "advantage":
         chosen, rejected = chosen - rejected, rejected - chosen
     both = jnp.concatenate([chosen, rejected], axis=-1) / beta

@@ -6,31 +6,46 @@ person really chose, and the outcome is always 1. Pure functions on arrays.
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key
+
+from fssa_jax.ops._checks import check_shapes, floats_alike
 
 # Equal probabilities that rounding made differ are still ties.
 _TIE = 2e-6
 
 
-def preference_accuracy(log_p: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+def preference_accuracy(log_p: ArrayLike) -> Float[Array, "*batch"]:
     """1 where the choice was the more probable one, ½ at a tie, 0 otherwise.
+
+    Args:
+      log_p: log-probability given to the choice that was made, (*batch), in nats.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax import preference_accuracy
     >>> print(preference_accuracy(jnp.log(jnp.array([0.9, 0.5, 0.2]))))
     [1.  0.5 0. ]
     """
+    (log_p,) = floats_alike(log_p=log_p)
     above = log_p + jnp.log(2.0)
     return 0.5 * (1.0 + jnp.where(jnp.abs(above) < _TIE, 0.0, jnp.sign(above)))
 
 
 def calibration_counts(
-    p: Float[Array, "users targets"], mask: Bool[Array, "users targets"], bins: int = 15
+    p: Float[ArrayLike, "users targets"], mask: Bool[ArrayLike, "users targets"], bins: int = 15
 ) -> Float[Array, "users bins 3"]:
     """Per user and confidence bin: number of predictions, sum of confidences, sum of hits.
 
-    The confidence is max(p, 1 − p) in [½, 1], cut into `bins` of equal width; ties hit by ½.
+    The confidence is max(p, 1 − p) in [½, 1], cut into `bins` of equal width; ties hit by ½. Arguments as in
+    `expected_calibration_error`.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax.ops import calibration_counts
+    >>> print(calibration_counts(jnp.array([[0.9, 0.2]]), jnp.array([[True, True]]), bins=1).round(3))
+    [[[2.  1.7 1. ]]]
     """
+    check_shapes(p=(p, "users targets"), mask=(mask, "users targets"))
+    p, mask = jnp.asarray(p), jnp.asarray(mask)
     confidence = jnp.maximum(p, 1 - p)
     hit = preference_accuracy(jnp.log(jnp.maximum(p, jnp.finfo(p.dtype).tiny)))
     index = jnp.clip(((confidence - 0.5) * 2 * bins).astype(jnp.int32), 0, bins - 1)
@@ -39,14 +54,23 @@ def calibration_counts(
     return jnp.einsum("utb,utv->ubv", one_hot, values)
 
 
-def ece_from_counts(counts: Float[Array, "*batch bins 3"]) -> Float[Array, "*batch"]:
-    """Expected calibration error from the sums that `calibration_counts` gives (added over users)."""
+def ece_from_counts(counts: Float[ArrayLike, "*batch bins 3"]) -> Float[Array, "*batch"]:
+    """Expected calibration error from the sums that `calibration_counts` gives, added over users.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax.ops import calibration_counts, ece_from_counts
+    >>> counts = calibration_counts(jnp.array([[0.75, 0.75, 0.75, 0.25]]), jnp.ones((1, 4), bool))
+    >>> print(ece_from_counts(counts.sum(0)))  # three of four hit, at a confidence of ¾
+    0.0
+    """
+    check_shapes(counts=(counts, "*batch bins 3"))
+    counts = jnp.asarray(counts)
     total = jnp.maximum(counts[..., 0].sum(-1), 1e-9)
     return jnp.abs(counts[..., 1] - counts[..., 2]).sum(-1) / total
 
 
 def expected_calibration_error(
-    p: Float[Array, "users targets"], mask: Bool[Array, "users targets"] | None = None, bins: int = 15
+    p: Float[ArrayLike, "users targets"], mask: Bool[ArrayLike, "users targets"] | None = None, bins: int = 15
 ) -> Float[Array, ""]:
     """ECE = Σ_b (n_b / n) |mean confidence_b − accuracy_b|          (Guo et al., arXiv 1706.04599, eq. 3)
 
@@ -60,28 +84,31 @@ def expected_calibration_error(
     >>> print(expected_calibration_error(jnp.array([[0.8, 0.8, 0.8, 0.8, 0.2]])).round(3))
     0.0
     """
-    mask = jnp.ones(p.shape, bool) if mask is None else mask
+    mask = jnp.ones(jnp.shape(p), bool) if mask is None else mask
     return ece_from_counts(calibration_counts(p, mask, bins).sum(0))
 
 
-def steering_score(accuracy_a: Float[Array, "*batch"], accuracy_b: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+def steering_score(accuracy_a: ArrayLike, accuracy_b: ArrayLike) -> Float[Array, "*batch"]:
     """S = acc_A + acc_B − 1 on pairs where A and B disagree: 0 ignores the person, 1 steers perfectly.
 
     Args:
       accuracy_a, accuracy_b: fractions (*batch) of the choices of A and of B that are predicted; S is a fraction too.
 
-    >>> import jax.numpy as jnp
+    Raises:
+      ValueError: two arrays of different shapes.
+
     >>> from fssa_jax import steering_score
-    >>> print(steering_score(jnp.array(0.9), jnp.array(0.7)).round(3))
+    >>> print(steering_score(0.9, 0.7).round(3))
     0.6
     """
+    accuracy_a, accuracy_b = floats_alike(accuracy_a=accuracy_a, accuracy_b=accuracy_b)
     return accuracy_a + accuracy_b - 1.0
 
 
 def contested_weights(
-    item: Int[Array, "users targets"],
-    side: Bool[Array, "users targets"],
-    mask: Bool[Array, "users targets"],
+    item: Int[ArrayLike, "users targets"],
+    side: Bool[ArrayLike, "users targets"],
+    mask: Bool[ArrayLike, "users targets"],
     items: int,
 ) -> Float[Array, "users targets"]:
     """Weights w that turn accuracies into a steering score over all items that people disagree on.
@@ -95,7 +122,17 @@ def contested_weights(
       side: which of the pair's responses the user chose.
       mask: which targets are real.
       items: number of items.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax.ops import contested_weights
+    >>> item, side = jnp.array([[0, 1], [0, 1], [0, 1]]), jnp.array([[True, True], [False, True], [False, True]])
+    >>> print(contested_weights(item, side, jnp.ones((3, 2), bool), items=2))  # all agree on item 1
+    [[1.  0. ]
+     [0.5 0. ]
+     [0.5 0. ]]
     """
+    check_shapes(item=(item, "users targets"), side=(side, "users targets"), mask=(mask, "users targets"))
+    item, side, mask = jnp.asarray(item), jnp.asarray(side), jnp.asarray(mask)
     segment = (item * 2 + side.astype(item.dtype)).reshape(-1)
     number = jax.ops.segment_sum(mask.reshape(-1).astype(jnp.float32), segment, items * 2).reshape(items, 2)
     contested = (number > 0).all(-1)
@@ -104,19 +141,37 @@ def contested_weights(
 
 
 def bootstrap_weights(key: Key[Array, ""], users: int, resamples: int) -> Float[Array, "resamples users"]:
-    """How often each user occurs in each bootstrap resample of the users."""
+    """How often each user occurs in each bootstrap resample of the users.
+
+    >>> import jax
+    >>> from fssa_jax.ops import bootstrap_weights
+    >>> bootstrap_weights(jax.random.key(0), users=5, resamples=2).sum(1).tolist()
+    [5.0, 5.0]
+    """
+    check_shapes(key=(key, ""))
     draws = jax.random.randint(key, (resamples, users), 0, users)
     return jax.vmap(lambda d: jnp.zeros(users).at[d].add(1.0))(draws)
 
 
-def interval(samples: Float[Array, " n"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The central 95 % of bootstrap samples."""
+def interval(samples: Float[ArrayLike, " n"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The central 95 % of bootstrap samples, those that are NaN left out.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax.ops import interval
+    >>> low, high = interval(jnp.linspace(0.0, 100.0, 1001))
+    >>> print(f"{low:.1f} {high:.1f}")
+    2.5 97.5
+    """
+    check_shapes(samples=(samples, "n"))
+    samples = jnp.asarray(samples)
     low, high = jnp.nanpercentile(samples, jnp.array([2.5, 97.5]))
     return low, high
 
 
 def bayes_log_posterior(
-    context_reward: Float[Array, "*batch n people"], mask: Bool[Array, "*batch n"], log_prior: Float[Array, " people"]
+    context_reward: Float[ArrayLike, "*batch n people"],
+    mask: Bool[ArrayLike, "*batch n"],
+    log_prior: Float[ArrayLike, " people"],
 ) -> Float[Array, "*batch people"]:
     """log p(u | C) of every possible person; arguments as in `bayes_log_predictive`.
 
@@ -127,16 +182,20 @@ def bayes_log_posterior(
     >>> print(f"{p[0]:.2f}")  # σ(1)
     0.73
     """
+    check_shapes(
+        context_reward=(context_reward, "*batch n people"), mask=(mask, "*batch n"), log_prior=(log_prior, "people")
+    )
+    context_reward, mask, log_prior = jnp.asarray(context_reward), jnp.asarray(mask), jnp.asarray(log_prior)
     evidence = jnp.where(mask[..., None], jax.nn.log_sigmoid(context_reward), 0).sum(-2)
     prior = log_prior.reshape((1,) * (evidence.ndim - 1) + log_prior.shape)
     return jax.nn.log_softmax(prior + evidence, axis=-1)
 
 
 def bayes_log_predictive(
-    context_reward: Float[Array, "*batch n people"],
-    mask: Bool[Array, "*batch n"],
-    target_reward: Float[Array, "*batch t people"],
-    log_prior: Float[Array, " people"],
+    context_reward: Float[ArrayLike, "*batch n people"],
+    mask: Bool[ArrayLike, "*batch n"],
+    target_reward: Float[ArrayLike, "*batch t people"],
+    log_prior: Float[ArrayLike, " people"],
 ) -> Float[Array, "*batch t"]:
     """The Bayes limit: log p(choice | context) when the set of possible people is known.
 
@@ -152,6 +211,9 @@ def bayes_log_predictive(
       The log-probability of every target choice under the posterior mean: no model can beat it in
       expectation, whatever it does with the context.
 
+    Raises:
+      ValueError: shapes that do not fit together.
+
     >>> import jax.numpy as jnp
     >>> from fssa_jax import bayes_log_predictive
     >>> likes, dislikes = 5.0, -5.0  # two possible people; one context choice speaks for the first
@@ -162,5 +224,7 @@ def bayes_log_predictive(
     0.50
     0.99
     """
+    check_shapes(context_reward=(context_reward, "*batch n people"), target_reward=(target_reward, "*batch t people"))
+    target_reward = jnp.asarray(target_reward)
     log_posterior = bayes_log_posterior(context_reward, mask, log_prior)
     return jax.nn.logsumexp(log_posterior[..., None, :] + jax.nn.log_sigmoid(target_reward), axis=-1)

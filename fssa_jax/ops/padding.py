@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from fssa_jax.ops._checks import check_shapes
+
 # How rows are padded that are sorted by length, longest first: (rows, padded length) of one group after the other.
 Plan = tuple[tuple[int, int], ...]
 
@@ -37,7 +39,12 @@ def length_batches(
       tokens: of a batch, padding included, at most; a batch has at least `multiple` rows.
       multiple: rows of a batch are a multiple of this (the number of devices).
       limit: no row is longer, and no padded length is either.
+
+    >>> from fssa_jax.ops import length_batches
+    >>> [(size, rows.tolist()) for size, rows in length_batches([9, 30, 3, 12], tokens=32)]
+    [(32, [1]), (16, [3, 0]), (8, [2])]
     """
+    check_shapes(lengths=(lengths, "rows"))
     order = np.argsort(-np.asarray(lengths), kind="stable")
     batches, start = [], 0
     while start < len(order):
@@ -52,12 +59,22 @@ def length_batches(
 
 
 def batch_rows(size: int, tokens: int, multiple: int = 1) -> int:
-    """Rows in a batch of this padded length."""
+    """Rows in a batch of this padded length; arguments as in `length_batches`.
+
+    >>> from fssa_jax.ops import batch_rows
+    >>> batch_rows(100, tokens=1000, multiple=4)
+    8
+    """
     return max(tokens // size // multiple, 1) * multiple
 
 
 def filled_rows(number: int, full: int, multiple: int = 1) -> int:
-    """Rows that a batch of `number` is filled up to: `multiple` times a power of two, `full` at most."""
+    """Rows that a batch of `number` is filled up to: `multiple` times a power of two, `full` at most.
+
+    >>> from fssa_jax.ops import filled_rows
+    >>> filled_rows(5, full=32), filled_rows(30, full=24)
+    (8, 24)
+    """
     size = multiple
     while size < number:
         size *= 2
@@ -65,7 +82,13 @@ def filled_rows(number: int, full: int, multiple: int = 1) -> int:
 
 
 def padding_share(lengths: Sequence[int]) -> float:
-    """The share of padding among all tokens when every row is padded to its bucket."""
+    """The share of padding among all tokens when every row is padded to its bucket.
+
+    >>> from fssa_jax.ops import padding_share
+    >>> padding_share([6, 14])  # padded to 8 and 16
+    0.16666666666666663
+    """
+    check_shapes(lengths=(lengths, "rows"))
     padded = sum(bucket(max(int(n), 1)) for n in lengths)
     return 1 - sum(lengths) / padded if padded else 0.0
 
@@ -82,6 +105,7 @@ def best_plan(lengths: Sequence[int] | np.ndarray, groups: int, limit: int = 2**
     >>> best_plan([90, 90, 90, 90, 30, 30, 30, 30], groups=2)
     ((4, 96), (4, 32))
     """
+    check_shapes(lengths=(lengths, "rows"))
     number = len(lengths)
     places = sorted({round(number * i / 8) for i in range(1, 8)} - {0, number})
     plans = (
@@ -94,18 +118,34 @@ def best_plan(lengths: Sequence[int] | np.ndarray, groups: int, limit: int = 2**
 
 
 def padded_tokens(plan: Plan) -> int:
-    """Tokens of a batch, padding included."""
+    """Tokens of a batch, padding included.
+
+    >>> from fssa_jax.ops import padded_tokens
+    >>> padded_tokens(((4, 96), (4, 32)))
+    512
+    """
     return sum(rows * length for rows, length in plan)
 
 
 def fits(plan: Plan, lengths: Sequence[int] | np.ndarray) -> bool:
-    """Whether rows of these lengths, longest first, are no longer than their groups."""
+    """Whether rows of these lengths, longest first, are no longer than their groups.
+
+    >>> from fssa_jax.ops import fits
+    >>> fits(((1, 96), (1, 32)), [90, 30]), fits(((1, 96), (1, 32)), [90, 40])
+    (True, False)
+    """
+    check_shapes(lengths=(lengths, "rows"))
     starts = itertools.accumulate((rows for rows, _ in plan), initial=0)
     return all(int(lengths[start]) <= length for start, (_, length) in zip(starts, plan, strict=False))
 
 
 def cheapest(plans: Iterable[Plan], lengths: Sequence[int] | np.ndarray) -> Plan:
-    """The plan with the fewest tokens among those that rows of these lengths, longest first, fit into."""
+    """The plan with the fewest tokens among those that rows of these lengths, longest first, fit into.
+
+    >>> from fssa_jax.ops import cheapest
+    >>> cheapest([((2, 96),), ((1, 96), (1, 32))], [90, 30])
+    ((1, 96), (1, 32))
+    """
     return min((plan for plan in plans if fits(plan, lengths)), key=padded_tokens)
 
 
@@ -118,7 +158,13 @@ def few_plans(batches: np.ndarray, groups: int, limit: int, most: int = 4) -> li
     Args:
       batches: (batches, rows) lengths of typical batches, longest first.
       groups, limit: see `best_plan`.
+
+    >>> import numpy as np
+    >>> from fssa_jax.ops import few_plans
+    >>> few_plans(np.array([[90, 30], [90, 30]]), groups=2, limit=100)
+    [((2, 100),), ((1, 96), (1, 32))]
     """
+    check_shapes(batches=(batches, "batches rows"))
     rows = batches.shape[1]
     chosen: list[Plan] = [((rows, limit),)]
     tokens = np.full(len(batches), padded_tokens(chosen[0]))

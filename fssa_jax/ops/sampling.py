@@ -5,7 +5,10 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key
+
+from fssa_jax.ops._checks import check_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +21,10 @@ class Sampling:
       top_p: only the likeliest tokens whose probabilities reach p together; 1 for all.
       repetition_penalty: logits of tokens that a row has, prompt included, are divided (if positive) or
         multiplied (if negative) by it (arXiv 1909.05858); 1 for none.
+
+    >>> from fssa_jax import Sampling
+    >>> Sampling(temperature=0.7, top_p=0.9).top_k
+    0
     """
 
     temperature: float = 0.0
@@ -32,17 +39,34 @@ class Sampling:
 
 
 def penalise(
-    logits: Float[Array, "batch vocabulary"], seen: Bool[Array, "batch vocabulary"], penalty: float
+    logits: Float[ArrayLike, "batch vocabulary"], seen: Bool[ArrayLike, "batch vocabulary"], penalty: float
 ) -> Float[Array, "batch vocabulary"]:
-    """Logits with those of seen tokens moved towards unlikely by the factor `penalty`."""
+    """Logits with those of seen tokens moved towards unlikely by the factor `penalty` (arXiv 1909.05858).
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax.ops import penalise
+    >>> print(penalise(jnp.array([[4.0, -4.0, 4.0]]), jnp.array([[True, True, False]]), 2.0))
+    [[ 2. -8.  4.]]
+    """
+    check_shapes(logits=(logits, "batch vocabulary"), seen=(seen, "batch vocabulary"))
+    logits = jnp.asarray(logits)
     return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def restrict(logits: Float[Array, "batch vocabulary"], top_k: int, top_p: float) -> Float[Array, "batch vocabulary"]:
+def restrict(
+    logits: Float[ArrayLike, "batch vocabulary"], top_k: int, top_p: float
+) -> Float[Array, "batch vocabulary"]:
     """−∞ for tokens beyond the k likeliest and, of these, beyond the nucleus of mass p (arXiv 1904.09751).
 
     The likeliest token is always kept.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax.ops import restrict
+    >>> print(restrict(jnp.array([[1.0, 3.0, 2.0]]), top_k=2, top_p=1.0))
+    [[-inf   3.   2.]]
     """
+    check_shapes(logits=(logits, "batch vocabulary"))
+    logits = jnp.asarray(logits)
     if top_k and top_k < logits.shape[-1]:
         least = jax.lax.top_k(logits, top_k)[0][:, -1:]
         logits = jnp.where(logits < least, -jnp.inf, logits)
@@ -56,12 +80,21 @@ def restrict(logits: Float[Array, "batch vocabulary"], top_k: int, top_p: float)
 
 
 def next_tokens(
-    logits: Float[Array, "batch vocabulary"],
+    logits: Float[ArrayLike, "batch vocabulary"],
     keys: Key[Array, " batch"],
-    seen: Bool[Array, "batch vocabulary"] | None,
+    seen: Bool[ArrayLike, "batch vocabulary"] | None,
     sampling: Sampling,
 ) -> Int[Array, " batch"]:
-    """One token a row, each drawn with the row's own key.
+    """One token per row, each drawn with the row's own key.
+
+    Args:
+      logits: of the next token.
+      keys: typed PRNG keys.
+      seen: tokens that a row has; needed for a repetition penalty alone.
+      sampling: how tokens are chosen.
+
+    Raises:
+      ValueError: shapes that do not fit together.
 
     >>> import jax, jax.numpy as jnp
     >>> from fssa_jax.ops.sampling import Sampling, next_tokens
@@ -69,6 +102,8 @@ def next_tokens(
     >>> next_tokens(jnp.array([[0.0, 3.0, 1.0], [5.0, 0.0, 0.0]]), keys, None, Sampling()).tolist()
     [1, 0]
     """
+    check_shapes(logits=(logits, "batch vocabulary"), keys=(keys, "batch"))
+    logits = jnp.asarray(logits)
     if seen is not None and sampling.repetition_penalty != 1:
         logits = penalise(logits, seen, sampling.repetition_penalty)
     if sampling.temperature == 0:

@@ -1,5 +1,7 @@
 """Chunked log-probabilities equal the plain log-softmax, gradients too; the response is scored from its first token."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -114,3 +116,71 @@ def test_the_first_token_of_the_response_counts():
     hidden = jnp.zeros((1, 4, 9)).at[0, 1, 7].set(3.0)  # what stands before token 7 likes it
     log_p = response_log_probs(hidden, jnp.eye(9), tokens, jnp.array([2]), jnp.array([3]))
     np.testing.assert_allclose(log_p, jax.nn.log_softmax(hidden[0, 1])[7], rtol=1e-6)
+
+
+def test_rows_may_stand_in_a_batch():
+    hidden, kernel, targets, mask = case(n=48)
+    batched = token_log_probs(hidden.reshape(3, 16, -1), kernel, targets.reshape(3, 16), mask.reshape(3, 16), chunk=8)
+    np.testing.assert_allclose(batched.ravel(), token_log_probs(hidden, kernel, targets, mask, chunk=8), atol=1e-6)
+    assert batched.shape == (3, 16)
+
+
+SHARDED = """
+import math, re
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from fssa_jax.ops.logprobs import response_log_probs
+
+batch, t, d, vocabulary = 8, 32, 16, 512
+mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+rng = np.random.default_rng(0)
+one = jax.devices()[0]
+arrays = [
+    rng.normal(size=(batch, t, d)).astype(np.float32),
+    rng.normal(size=(d, vocabulary)).astype(np.float32),
+    rng.integers(0, vocabulary, (batch, t)),
+    rng.integers(1, 16, batch),
+    rng.integers(16, t, batch),
+]
+split = [jax.device_put(x, NamedSharding(mesh, P() if i == 1 else P("data"))) for i, x in enumerate(arrays)]
+weights = jnp.linspace(-1, 2, batch)
+number = re.compile(r"= (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\\(")
+
+
+def values(*args):
+    return response_log_probs(*args, chunk=8)
+
+
+def gradient(of):
+    return jax.value_and_grad(lambda *args: (weights * values(*args)).sum(), argnums=of)
+
+
+# Of how many numbers a collective may be: a row of the batch, each; the output layer, where it is trained.
+for function, most in ((values, 1), (gradient(0), 1), (gradient((0, 1)), d * vocabulary)):
+    program = jax.jit(function).lower(*split).compile()
+    text = program.as_text()
+    results = [match[1] for line in text.splitlines() if (match := number.search(line))]
+    shapes = [shape for result in results for shape in re.findall(r"\\[([\\d,]*)\\]", result)]
+    moved = [math.prod(int(n) for n in shape.split(",") if n) for shape in shapes]
+    assert max(moved) <= most, (moved, most)
+    assert f"f32[8,{vocabulary}]" in text, "a device does not take a chunk of its own"
+    expected = jax.jit(function)(*(jax.device_put(x, one) for x in arrays))
+    for ours, theirs in zip(jax.tree.leaves(program(*split)), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-4)
+    if function is values:
+        assert program(*split).sharding.spec == P("data")
+print("ok")
+"""
+
+
+def test_a_sharded_batch_stays_where_it_is():
+    """On 4 simulated devices: the compiled programs of value and gradient move nothing larger than the result."""
+    child = subprocess.run(
+        [sys.executable, "-c", SHARDED],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+        env={"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu", "PATH": ""},
+    )
+    assert child.stdout == "ok\n", child.stderr[-2000:]
