@@ -3,12 +3,13 @@
 from typing import TYPE_CHECKING, Any
 
 from fssa_jax.lm.generate import generate as generate
+from fssa_jax.models.bayes_encoder import BayesEncoder as BayesEncoder
 from fssa_jax.models.bert import BertEncoder as BertEncoder
 from fssa_jax.models.decoder import Decoder as Decoder
 from fssa_jax.models.decoder import DecoderConfig as DecoderConfig
-from fssa_jax.models.encoder import NPEncoder as NPEncoder
 from fssa_jax.models.hypernetwork import Hypernetwork as Hypernetwork
 from fssa_jax.models.rewards import RewardModel as RewardModel
+from fssa_jax.models.set_encoder import SetEncoder as SetEncoder
 from fssa_jax.ops.adapters import Film as Film
 from fssa_jax.ops.adapters import LowRank as LowRank
 from fssa_jax.ops.adapters import combine_adapters as combine_adapters

@@ -22,6 +22,7 @@ LAYERS = [
         "ops.metrics",
         "ops.factorise",
         "ops.adapters",
+        "ops.cholesky",
         "ops.attention",
         "ops.logprobs",
         "ops.sampling",

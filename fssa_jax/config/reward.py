@@ -54,7 +54,7 @@ class DataConfig:
 
 @dataclasses.dataclass
 class EncoderConfig:
-    """The neural-process encoder; see models/encoder.py."""
+    """The neural-process encoder; see models/set_encoder.py and models/bayes_encoder.py."""
 
     width: int = 128
     latent_dim: int = 64

@@ -92,7 +92,7 @@ class Steerer:
         return max(self.work.config.train.max_context, *self.work.config.evaluate.k)
 
     def infer(self, choices: Sequence[Choice]) -> DiagGaussian:
-        """q(z | choices), (1, m): `scale` is the uncertainty, 0 where the encoder has none (`NPEncoder.gaussian`).
+        """q(z | choices), (1, m): `scale` is the uncertainty, 0 where the encoder has none (`SetEncoder.gaussian`).
 
         Args:
           choices: (prompt, chosen, rejected) of one person, in any order; none for a person who is not known yet.

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fssa_jax.config.reward import Config
+from fssa_jax.config.reward import Config, EncoderConfig
 from fssa_jax.data.benchmarks import synthetic
 from fssa_jax.data.dataset import Dataset, seen_in_training
-from fssa_jax.models.encoder import NPEncoder
+from fssa_jax.models.bayes_encoder import BayesEncoder
 from fssa_jax.models.rewards import RewardModel
+from fssa_jax.models.set_encoder import SetEncoder
 from fssa_jax.ops.episodes import draw_episode
 from fssa_jax.train.roles import Role
 from fssa_jax.train.step import Data, DrawEpisode
@@ -75,18 +76,25 @@ def make_model(config: Config, dataset: Dataset, role: Role = "main", axis_name:
     main_latent = "context" if model.kind == "np_btl" else "none"
     latent = {"main": main_latent, "population": "none", "oracle": "group"}[role]
     # The words were checked with the configuration; the modules' types are literal.
-    fields: dict[str, Any] = {f.name: getattr(model.encoder, f.name) for f in dataclasses.fields(model.encoder)}
     names = ("link", "target", "width", "head", "norm", "population", "text_dropout")
     same: dict[str, Any] = {name: getattr(model, name) for name in names}
     return RewardModel(
         likelihood="dpl" if model.kind == "dpl" and role == "main" else "btl",
         latent=latent,  # type: ignore[arg-type]
-        encoder=NPEncoder(**fields) if latent != "none" else None,
+        encoder=_make_encoder(model.encoder) if latent != "none" else None,
         groups=len(dataset.groups),
         learnt_texts=len(dataset.texts) if model.learn_texts == "yes" else 0,
         axis_name=axis_name,
         **same,
     )
+
+
+def _make_encoder(config: EncoderConfig) -> SetEncoder | BayesEncoder:
+    kind = BayesEncoder if config.aggregation == "bayes" else SetEncoder
+    known = kind.__dataclass_fields__
+    # The words were checked with the configuration; the modules' types are literal.
+    values: dict[str, Any] = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name in known}
+    return kind(**values)
 
 
 def make_draw(config: Config, role: Role = "main") -> DrawEpisode:

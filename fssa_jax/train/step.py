@@ -173,8 +173,7 @@ def make_train_step(
         episode = jax.vmap(draw, in_axes=(0, None))(key_draw, data)
         noise = None
         if model.sampled:
-            width = model.encoder.latent_dim  # type: ignore[union-attr]
-            noise = jax.vmap(lambda k: antithetic_noise(k, objective.samples, width), out_axes=1)(key_noise)
+            noise = jax.vmap(lambda k: antithetic_noise(k, objective.samples, model.latent_dim), out_axes=1)(key_noise)
         variables = {"params": params, "batch_stats": state.batch_stats}
         out, updated = model.apply(
             variables,
