@@ -42,8 +42,8 @@ class BayesEncoder(nn.Module):
     >>> q = encoder.apply(variables, context)
     >>> q.mean.shape  # as wide as the encoded responses
     (2, 5)
-    >>> q.scale[:, 0].round(2).tolist()  # the second person has chosen nothing yet: the prior
-    [0.96, 1.0]
+    >>> [f"{scale:.2f}" for scale in q.scale[:, 0]]  # the second person has chosen nothing yet: the prior
+    ['0.93', '1.00']
     """
 
     observations: tuple[Observation, ...] = ("difference",)

@@ -120,8 +120,8 @@ class RewardModel(nn.Module):
     @property
     def _reads_responses(self) -> bool:
         """Whether the encoder takes each response by itself as an observation."""
-        bayes = isinstance(self.encoder, BayesEncoder)
-        return bayes and self.latent == "context" and "responses" in self.encoder.observations
+        encoder = self.encoder
+        return self.latent == "context" and isinstance(encoder, BayesEncoder) and "responses" in encoder.observations
 
     def text_mask(self) -> Float[Array, " texts"] | None:
         """Which learnt embeddings a training step keeps, scaled to keep their mean; None without dropout."""
@@ -187,10 +187,10 @@ class RewardModel(nn.Module):
         """
         if self.latent != "context":
             raise ValueError(f"infer wants a model with latent 'context', got {self.latent!r}")
-        bayes = isinstance(self.encoder, BayesEncoder)
+        encoder = self.context_encoder
         chosen, rejected = context.chosen, context.rejected
         rewards = offsets = None
-        encoded_input = bayes or self.learnt_texts > 0
+        encoded_input = isinstance(encoder, BayesEncoder) or self.learnt_texts > 0
         if encoded_input or self.population != "none":
             a, b = (self.encode_responses(side, table, train, text_mask) for side in (chosen, rejected))
             if a.population is not None and b.population is not None:
@@ -202,10 +202,9 @@ class RewardModel(nn.Module):
         if not encoded_input and table is not None:
             chosen, rejected = table[chosen], table[rejected]
         choices = Comparisons(chosen, rejected, context.mask)
-        if not bayes:
-            return self.context_encoder(choices, rewards, train)
-        repeats = count_repeats(context) if table is not None else None
-        return self.context_encoder(choices, rewards, offsets, repeats)
+        if isinstance(encoder, SetEncoder):
+            return encoder(choices, rewards, train)
+        return encoder(choices, rewards, offsets, count_repeats(context) if table is not None else None)
 
     def group_z(self, group: Array) -> Float[Array, "*batch m"]:
         """The learnt latent of a group (latent "group" only)."""
@@ -232,15 +231,15 @@ class RewardModel(nn.Module):
         Raises:
           ValueError: the model needs z, or z has another shape.
         """
-        batch = responses.shape[: responses.ndim - (2 if table is None else 1)]
-        if self.latent != "none" and (z is None or z.ndim != len(batch) + 2 or z.shape[-1] != self.latent_dim):
-            wanted = ("samples", *batch, self.latent_dim)
-            raise ValueError(
-                f"z must be {wanted} for responses {responses.shape}, got {None if z is None else z.shape}"
-            )
         encoded = self.encode_responses(responses, table, train, text_mask)
         out = jnp.zeros(())
-        if self.latent != "none":
+        if encoded.response is not None:
+            batch = responses.shape[: responses.ndim - (2 if table is None else 1)]
+            if z is None or z.ndim != len(batch) + 2 or z.shape[-1] != self.latent_dim:
+                got = None if z is None else z.shape
+                raise ValueError(
+                    f"z must be {('samples', *batch, self.latent_dim)} for responses {responses.shape}, got {got}"
+                )
             out = self.reward_head(encoded.response, z, train)
         if encoded.population is not None:
             out = out + encoded.population[None]
