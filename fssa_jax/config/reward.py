@@ -209,16 +209,8 @@ def check(config: Config) -> None:
         "objective.samples": config.objective.samples,
     }
     check_fields(Config, config, positive)
-    reads = (
-        config.model.kind == "np_btl"
-        and config.model.encoder.aggregation == "bayes"
-        and "responses" in config.model.encoder.observations
-    )
-    if config.train.factor_steps and not reads:
-        raise UserError(
-            "config.train.factor_steps: needs kind=np_btl, encoder.aggregation=bayes and "
-            "'responses' in encoder.observations under config.model; give 0"
-        )
+    if config.train.factor_steps and config.model.kind != "np_btl":
+        raise UserError("config.train.factor_steps: needs config.model.kind=np_btl; give 0")
 
 
 def check_fields(kind: type, config: Any, positive: Mapping[str, float]) -> None:

@@ -82,14 +82,18 @@ def _warm_start(role: Role, config: Config, dataset: Dataset, state: TrainState,
             steps=config.train.factor_steps,
         )
         params["text_embedding"] = {"embedding": jnp.where(seen, factors, 0)}
-        # The encoder's offset is s(y) plus this: together they are the factorisation's.
-        model = make_model(config, dataset, role)
-        everything = jnp.arange(len(dataset.texts))
-        encoded = model.apply(
-            {**state.variables, "params": params}, everything, jnp.asarray(dataset.features), method="encode_responses"
-        )
-        already = encoded.offset[:, 0] - params["text_offset"]["embedding"][:, 0]  # type: ignore[union-attr]
-        params["text_offset"] = {"embedding": jnp.where(seen, (offsets - already)[:, None], 0)}
+        if "text_offset" in params:  # of an encoder that reads responses
+            # The encoder's offset is s(y) plus this: together they are the factorisation's.
+            model = make_model(config, dataset, role)
+            everything = jnp.arange(len(dataset.texts))
+            encoded = model.apply(
+                {**state.variables, "params": params},
+                everything,
+                jnp.asarray(dataset.features),
+                method="encode_responses",
+            )
+            already = encoded.offset[:, 0] - params["text_offset"]["embedding"][:, 0]  # type: ignore[union-attr]
+            params["text_offset"] = {"embedding": jnp.where(seen, (offsets - already)[:, None], 0)}
     return dataclasses.replace(state, params=params, average=jax.tree.map(jnp.copy, params) if state.average else {})
 
 
