@@ -37,9 +37,9 @@ from fssa_jax.errors import UserError
 from fssa_jax.experiment.train_policy import new_state
 from fssa_jax.models.conditioner import Conditioner
 from fssa_jax.models.decoder import Decoder, DecoderConfig, place_sizes
-from fssa_jax.models.encoder import NPEncoder
 from fssa_jax.models.hypernetwork import Hypernetwork
 from fssa_jax.models.rewards import RewardModel
+from fssa_jax.models.set_encoder import SetEncoder
 from fssa_jax.people.person import Steerer, as_choices
 from fssa_jax.people.rank import read_choices
 from fssa_jax.tasks.policy import PolicyData, draw_batch, make_policy_step
@@ -138,7 +138,7 @@ def step_speed(kind: str, shape: Shape, base: Any, peak_tflops: float = 0.0, rep
         table,
         jnp.asarray(rng.normal(size=(texts, features)), jnp.float32),
     )
-    reward = RewardModel(encoder=NPEncoder(width=64, latent_dim=64, heads=8), width=64)
+    reward = RewardModel(encoder=SetEncoder(width=64, latent_dim=64, heads=8), width=64)
     conditional = kind != "plain"
     hyper = hypernetwork(kind, shape.config)
     conditioner = Conditioner(hyper, "context", reward) if conditional else Conditioner(hyper, "none")

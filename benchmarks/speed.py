@@ -25,8 +25,8 @@ from benchmarks.published import step_milliseconds
 from fssa_jax import program
 from fssa_jax.config.reward import ObjectiveConfig, OptimConfig
 from fssa_jax.data.dataset import make_table
-from fssa_jax.models.encoder import NPEncoder
 from fssa_jax.models.rewards import RewardModel
+from fssa_jax.models.set_encoder import SetEncoder
 from fssa_jax.ops.episodes import draw_episode
 from fssa_jax.train.step import Data, init_state, make_optimizer, make_train_step, many_steps
 
@@ -47,7 +47,7 @@ def measure(*, d: int, users: int = 64, targets: int = 20, k: int = 10, publishe
     if published:
         extra = {"pool": "sum", "prior_choice": False, "residual": False, "gaussian": d == 1}
         extra["pair"] = "mlp" if d == 1 else "linear"
-    encoder = NPEncoder(width=256, latent_dim=256, **extra)
+    encoder = SetEncoder(width=256, latent_dim=256, **extra)
     model = RewardModel(encoder=encoder, width=256, norm="batch" if published else "none")
 
     def draw(key, data):

@@ -11,13 +11,14 @@ if TYPE_CHECKING:
     from fssa_jax.errors import UserError as UserError
     from fssa_jax.experiment.workdir import load as load
     from fssa_jax.lm.generate import generate as generate
+    from fssa_jax.models.bayes_encoder import BayesEncoder as BayesEncoder
     from fssa_jax.models.bert import BertEncoder as BertEncoder
     from fssa_jax.models.decoder import Decoder as Decoder
     from fssa_jax.models.decoder import DecoderConfig as DecoderConfig
     from fssa_jax.models.decoder import place_sizes as place_sizes
-    from fssa_jax.models.encoder import NPEncoder as NPEncoder
     from fssa_jax.models.hypernetwork import Hypernetwork as Hypernetwork
     from fssa_jax.models.rewards import RewardModel as RewardModel
+    from fssa_jax.models.set_encoder import SetEncoder as SetEncoder
     from fssa_jax.ops.adapters import Film as Film
     from fssa_jax.ops.adapters import LowRank as LowRank
     from fssa_jax.ops.adapters import apply_adapter as apply_adapter
@@ -59,9 +60,10 @@ _NAMES = {
     "errors": ("UserError",),
     "experiment.workdir": ("load",),
     "lm.generate": ("generate",),
+    "models.bayes_encoder": ("BayesEncoder",),
     "models.bert": ("BertEncoder",),
     "models.decoder": ("Decoder", "DecoderConfig", "place_sizes"),
-    "models.encoder": ("NPEncoder",),
+    "models.set_encoder": ("SetEncoder",),
     "models.hypernetwork": ("Hypernetwork",),
     "models.rewards": ("RewardModel",),
     "ops.adapters": ("Film", "LowRank", "apply_adapter", "combine_adapters"),

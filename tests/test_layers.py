@@ -32,6 +32,7 @@ LAYERS = [
         "ops.metrics",
         "ops.factorise",
         "ops.adapters",
+        "ops.cholesky",
         "ops.attention",
         "ops.logprobs",
         "ops.sampling",

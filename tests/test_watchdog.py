@@ -88,7 +88,7 @@ def test_a_second_signal_ends_a_program_that_hangs(name):
 # 300 people, as validation reads them: a solve and a variance of (256, 65, 65) for one k after the other.
 VALIDATION = """
     import jax, jax.numpy as jnp, numpy as np
-    from fssa_jax import Comparisons, NPEncoder, RewardModel
+    from fssa_jax import BayesEncoder, RewardModel
     from fssa_jax.evaluate.predictor import evaluation_episodes, make_predictor
     from fssa_jax.types import ChoiceTable
 
@@ -96,7 +96,7 @@ VALIDATION = """
     texts, people, rows = 100, 300, 25
     table = ChoiceTable(*jnp.asarray(rng.integers(0, texts, (2, people, 2, rows)), jnp.int32),
                         count=jnp.full((people, 2), rows), group=jnp.zeros(people, jnp.int32))
-    encoder = NPEncoder(latent_dim=64, aggregation="bayes", observations=("responses",), rounds=3)
+    encoder = BayesEncoder(observations=("responses",), rounds=3)
     model = RewardModel(encoder=encoder, target="none", width=64, head="bilinear", population="linear",
                         learnt_texts=texts)
     features = jnp.asarray(rng.normal(size=(texts, 8)), jnp.float32)

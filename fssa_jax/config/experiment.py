@@ -104,12 +104,8 @@ def _check_reward(config: RewardConfig) -> None:
     _check_k(config.evaluate)
     if isinstance(config.model, NpBtl):
         _check_model(config.model, "config.model")
-    encoder = getattr(config.model, "encoder", None)
-    reads = isinstance(encoder, BayesEncoder) and "responses" in encoder.observations
-    if config.train.factor_steps and not reads:
-        raise UserError(
-            "config.train.factor_steps: needs an np_btl model whose BayesEncoder observes responses; give 0"
-        )
+    elif config.train.factor_steps:
+        raise UserError("config.train.factor_steps: needs a model whose texts have embeddings (NpBtl); give 0")
 
 
 def _check_k(settings: Evaluation) -> None:

@@ -60,8 +60,13 @@ class BatchNorm(nn.Module):
 class MaskedSelfAttention(nn.Module):
     """Multi-head self-attention over the choices of one context; padding is neither read nor counted.
 
-    With `residual` the layer is x + attention(norm(x)), so that the set of choices, not its size, sets
-    the scale of the output. Without it, and without a norm, it is the published layer.
+    With `residual` the layer is x + attention(norm(x)), so that the set of choices, not its size, sets the scale of the
+    output. Without it, and without a norm, it is the published layer.
+
+    Attributes:
+      heads: a divisor of the width of x.
+      residual: whether x is added and normalised before.
+      dropout: of the attention weights.
     """
 
     heads: int
@@ -73,8 +78,10 @@ class MaskedSelfAttention(nn.Module):
         self, x: Float[Array, "*batch n h"], mask: Bool[Array, "*batch n"], deterministic: bool
     ) -> Float[Array, "*batch n h"]:
         width = x.shape[-1]
+        if mask.shape != x.shape[:-1]:
+            raise ValueError(f"mask must be {x.shape[:-1]} for choices {x.shape}, got {mask.shape}")
         if width % self.heads:
-            raise ValueError(f"width {width} is not a multiple of {self.heads} heads")
+            raise ValueError(f"width must be a multiple of heads ({self.heads}), got {width}")
         y = nn.LayerNorm(name="norm")(x) if self.residual else x
         split = (*x.shape[:-1], self.heads, width // self.heads)
         query, key, value = (nn.Dense(width, name=name)(y).reshape(split) for name in ("query", "key", "value"))

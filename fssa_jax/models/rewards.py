@@ -1,92 +1,28 @@
 """Reward models: BTL, DPL and NP-BTL from one module (arXiv 2412.13998, section 3)."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fssa_jax.models.encoder import NPEncoder
-from fssa_jax.models.layers import MLP, BatchNorm
+from fssa_jax.models.bayes_encoder import BayesEncoder
+from fssa_jax.models.context import count_repeats
+from fssa_jax.models.layers import MLP
+from fssa_jax.models.reward_heads import BilinearHead, ConcatHead, Norm, PopulationReward
+from fssa_jax.models.set_encoder import SetEncoder
 from fssa_jax.ops.likelihoods import Link, btl_log_likelihood, dpl_log_likelihood
 from fssa_jax.types import Comparisons, DiagGaussian, Episode
 
-Norm = Literal["none", "batch"]
 Latent = Literal["none", "context", "group"]
-
-
-class ConcatHead(nn.Module):
-    """r = MLP([enc(y), z]), one hidden layer without biases; without z, r = MLP(enc(y)).
-
-    The first layer is applied to the response and to z apart and then added: the same function as a
-    layer on the concatenation, but z is read once a user, and enc(y) once for all latent samples.
-    """
-
-    width: int
-    outputs: int = 1
-    norm: Norm = "none"
-    axis_name: str | None = None
-
-    @nn.compact
-    def __call__(
-        self, encoded: Float[Array, "*batch h"], z: Float[Array, "*samples m"] | None, train: bool
-    ) -> Float[Array, "*out"]:
-        """encoded: (*batch, t, h). z: (samples, *batch, m) or None. Returns ([samples,] *batch, t, outputs)."""
-        h = nn.Dense(self.width, use_bias=self.norm == "none", name="response")(encoded)
-        if z is not None:
-            shift = nn.Dense(self.width, use_bias=False, name="latent")(z)
-            h = h[None] + shift[..., None, :]
-        if self.norm == "batch":
-            h = BatchNorm(self.axis_name, name="norm")(h, train)
-        return nn.Dense(self.outputs, use_bias=False, name="out")(nn.relu(h))
-
-
-class BilinearHead(nn.Module):
-    """r = ⟨enc(y), W z + b⟩: linear in the latent, so that people can be blended and compared.
-
-    W starts at the identity: at first z lives in the space of the encoded responses.
-    """
-
-    outputs: int = 1
-
-    @nn.compact
-    def __call__(
-        self, encoded: Float[Array, "*batch h"], z: Float[Array, "*samples m"], train: bool
-    ) -> Float[Array, "*out"]:
-        del train
-        h = encoded.shape[-1]
-
-        def identity(key: Array, shape: tuple[int, int], dtype: Any) -> Array:
-            return jnp.tile(jnp.eye(shape[0], h, dtype=dtype), (1, self.outputs))
-
-        dense = nn.Dense(h * self.outputs, kernel_init=identity, name="latent")
-        weights = dense(z).reshape(*z.shape[:-1], self.outputs, h)
-        return jnp.einsum("...th,s...oh->s...to", encoded, weights)
-
-
-class PopulationReward(nn.Module):
-    """s(y), the reward of everybody together: linear in the features, or an MLP."""
-
-    kind: Literal["linear", "mlp"]
-    width: int
-    outputs: int = 1
-    norm: Norm = "none"
-    axis_name: str | None = None
-
-    @nn.compact
-    def __call__(self, features: Float[Array, "*batch d"], train: bool) -> Float[Array, "*batch o"]:
-        if self.kind == "linear":
-            return nn.Dense(self.outputs, use_bias=False, name="out")(features)
-        encoded = MLP((self.width, self.width), name="encoder")(features)
-        return ConcatHead(self.width, self.outputs, self.norm, self.axis_name, name="head")(encoded, None, train)
 
 
 class Encoded(NamedTuple):
     """What the model makes of responses before it knows the person; None for a part that it does not have.
 
-    f(y) (*batch, m), s(y) (*batch, outputs), and o(y) (*batch, 1), the log-odds that anybody likes y, from
-    which the "bayes" encoder starts.
+    f(y) (*batch, m), s(y) (*batch, outputs), and o(y) (*batch, 1), the log-odds that anybody likes y. A `BayesEncoder`
+    that reads responses starts from o(y).
     """
 
     response: Array | None
@@ -99,21 +35,25 @@ class RewardModel(nn.Module):
 
     * latent "none" is BTL (or DPL with likelihood "dpl"): one reward s(y) for everybody.
     * latent "context" is NP-BTL: z comes from the `encoder` reading the person's choices.
-    * latent "group" is an oracle: it is told the person's group and learns one latent for each.
+    * latent "group" is a specialist for each group: it is told the person's group and learns one latent for each.
 
     Attributes:
+      likelihood, link: of choices, BTL or DPL, and the link of DPL.
+      encoder: of contexts; for "group" it says the size of the latents alone.
+      groups: number of groups, for "group" only.
       target: encoder of a response's features, "linear" or "mlp"; "none" with learnt texts alone.
+      width: of the encoded response and of hidden layers.
       head: how the encoded response and z make a reward.
+      norm, axis_name: of the heads; see `ConcatHead`.
       population: in a model with a latent, "none", or a term s(y) added to the reward of the person.
-      learnt_texts: number of texts that have a learnt embedding, added to the encoded response, and a
-        learnt population reward (for new users on known texts); 0 for none. Responses are then given as
-        ids of texts.
+      learnt_texts: number of texts that have a learnt embedding, added to the encoded response, and a learnt population
+        reward (for new users on known texts); 0 for none. Responses are then given as ids of texts.
       text_dropout: share of the texts whose learnt embedding is left out of a training step.
 
     >>> import jax, jax.numpy as jnp
-    >>> from fssa_jax import Comparisons, Episode, NPEncoder, RewardModel
+    >>> from fssa_jax import Comparisons, Episode, RewardModel, SetEncoder
     >>> choices = Comparisons(jnp.ones((2, 3, 5)), jnp.zeros((2, 3, 5)), jnp.ones((2, 3), bool))
-    >>> model = RewardModel(encoder=NPEncoder(width=16, latent_dim=4, heads=2), width=16)
+    >>> model = RewardModel(encoder=SetEncoder(width=16, latent_dim=4, heads=2), width=16)
     >>> episode = Episode(choices, choices, jnp.zeros(2, int), jnp.zeros(2, int))
     >>> variables = model.init(jax.random.key(0), episode)
     >>> z = model.apply(variables, choices, method="infer").mean
@@ -124,7 +64,7 @@ class RewardModel(nn.Module):
     likelihood: Literal["btl", "dpl"] = "btl"
     link: Link = "probit"
     latent: Latent = "context"
-    encoder: NPEncoder | None = None
+    encoder: SetEncoder | BayesEncoder | None = None
     groups: int = 0
     target: Literal["none", "linear", "mlp"] = "mlp"
     width: int = 128
@@ -161,13 +101,17 @@ class RewardModel(nn.Module):
                 raise ValueError("latent 'context' needs an encoder")
             self.context_encoder = self.encoder
         else:
-            latent_dim = self.encoder.latent_dim if self.encoder is not None else self.width
-            self.group_latent = nn.Embed(self.groups, latent_dim)
+            self.group_latent = nn.Embed(self.groups, self.latent_dim)
 
     @property
     def sampled(self) -> bool:
         """Whether z is a random variable, q(z | C) a distribution."""
         return self.latent == "context" and self.encoder is not None and self.encoder.gaussian
+
+    @property
+    def latent_dim(self) -> int:
+        """m, the size of z: of the set encoder, else the width of an encoded response."""
+        return self.encoder.latent_dim if isinstance(self.encoder, SetEncoder) else self.width
 
     @property
     def _has_population(self) -> bool:
@@ -177,12 +121,7 @@ class RewardModel(nn.Module):
     def _reads_responses(self) -> bool:
         """Whether the encoder takes each response by itself as an observation."""
         encoder = self.encoder
-        return (
-            self.latent == "context"
-            and encoder is not None
-            and encoder.aggregation == "bayes"
-            and "responses" in encoder.observations
-        )
+        return self.latent == "context" and isinstance(encoder, BayesEncoder) and "responses" in encoder.observations
 
     def text_mask(self) -> Float[Array, " texts"] | None:
         """Which learnt embeddings a training step keeps, scaled to keep their mean; None without dropout."""
@@ -246,12 +185,12 @@ class RewardModel(nn.Module):
 
         Only with ids can a response that the context shows several times be counted once.
         """
-        assert self.encoder is not None
-        repeats = rewards = offsets = None
-        if table is not None and self.encoder.aggregation == "bayes":
-            repeats = count_repeats(context)
+        if self.latent != "context":
+            raise ValueError(f"infer wants a model with latent 'context', got {self.latent!r}")
+        encoder = self.context_encoder
         chosen, rejected = context.chosen, context.rejected
-        encoded_input = self.encoder.aggregation == "bayes" or (self.learnt_texts > 0 and table is not None)
+        rewards = offsets = None
+        encoded_input = isinstance(encoder, BayesEncoder) or self.learnt_texts > 0
         if encoded_input or self.population != "none":
             a, b = (self.encode_responses(side, table, train, text_mask) for side in (chosen, rejected))
             if a.population is not None and b.population is not None:
@@ -262,7 +201,10 @@ class RewardModel(nn.Module):
                 chosen, rejected = a.response, b.response
         if not encoded_input and table is not None:
             chosen, rejected = table[chosen], table[rejected]
-        return self.context_encoder(Comparisons(chosen, rejected, context.mask), rewards, offsets, repeats, train)
+        choices = Comparisons(chosen, rejected, context.mask)
+        if isinstance(encoder, SetEncoder):
+            return encoder(choices, rewards, train)
+        return encoder(choices, rewards, offsets, count_repeats(context) if table is not None else None)
 
     def group_z(self, group: Array) -> Float[Array, "*batch m"]:
         """The learnt latent of a group (latent "group" only)."""
@@ -285,13 +227,19 @@ class RewardModel(nn.Module):
         Returns:
           (samples, *batch, t, 1), samples 1 without z; with likelihood "dpl" the last axis holds the
           mean and the standard deviation.
+
+        Raises:
+          ValueError: the model needs z, or z has another shape.
         """
         encoded = self.encode_responses(responses, table, train, text_mask)
         out = jnp.zeros(())
-        if self.latent != "none":
-            if z is None:
-                raise ValueError("a model with a latent needs z")
-            assert encoded.response is not None
+        if encoded.response is not None:
+            batch = responses.shape[: responses.ndim - (2 if table is None else 1)]
+            if z is None or z.ndim != len(batch) + 2 or z.shape[-1] != self.latent_dim:
+                got = None if z is None else z.shape
+                raise ValueError(
+                    f"z must be {('samples', *batch, self.latent_dim)} for responses {responses.shape}, got {got}"
+                )
             out = self.reward_head(encoded.response, z, train)
         if encoded.population is not None:
             out = out + encoded.population[None]
@@ -325,13 +273,3 @@ class RewardModel(nn.Module):
         group = self.latent == "group"
         z = self.group_z(episode.group) if group else self.infer(episode.context, table).mean
         return self.log_likelihood(episode.targets, z[None], table)
-
-
-def count_repeats(context: Comparisons) -> Float[Array, "*batch n 2"]:
-    """How often a context of ids shows each of its responses on the same side, at least 1.
-
-    A person who chose one response over five others has said one thing about it, not five.
-    """
-    ids = jnp.stack([context.chosen, context.rejected], axis=-1)
-    same = (ids[..., :, None, :] == ids[..., None, :, :]) & context.mask[..., None, :, None]
-    return jnp.maximum(same.sum(-2), 1).astype(jnp.float32)

@@ -14,11 +14,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, Key
 
-from fssa_jax.config import AdamW, BayesEncoder, Btl, Dpl, NeuralProcess, NpBtl, RewardConfig, Synthetic
+from fssa_jax import config as configs
+from fssa_jax.config import AdamW, Btl, Dpl, NeuralProcess, NpBtl, RewardConfig, Synthetic
 from fssa_jax.data.benchmarks import synthetic
 from fssa_jax.data.dataset import Dataset, Split, seen_in_training
 from fssa_jax.models import rewards
-from fssa_jax.models.encoder import NPEncoder
+from fssa_jax.models.bayes_encoder import BayesEncoder
+from fssa_jax.models.set_encoder import SetEncoder
 from fssa_jax.ops.distributions import antithetic_noise, gaussian_sample
 from fssa_jax.ops.episodes import draw_episode
 from fssa_jax.ops.factorise import factorise, observed_responses
@@ -141,7 +143,7 @@ class RewardTask:
             shared = population["params"]
             both = [part for part in ("population_reward", "text_bias") if part in shared and part in params]
             params |= {part: jax.tree.map(jnp.asarray, shared[part]) for part in both}
-        if name == MAIN and self.config.train.factor_steps and "text_offset" in params:
+        if name == MAIN and self.config.train.factor_steps and "text_embedding" in params:
             table = self.dataset.splits["train"].table
             user, text, liked = (jnp.asarray(x) for x in observed_responses(table))
             factors, offsets = factorise(
@@ -155,12 +157,15 @@ class RewardTask:
                 steps=self.config.train.factor_steps,
             )
             params["text_embedding"] = {"embedding": jnp.where(seen, factors, 0)}
-            # The encoder's offset is s(y) plus this: together they are the factorisation's.
-            everything = jnp.arange(len(self.dataset.texts))
-            features = jnp.asarray(self.dataset.features)
-            encoded: Any = model.apply({**variables, "params": params}, everything, features, method="encode_responses")
-            already = encoded.offset[:, 0] - params["text_offset"]["embedding"][:, 0]
-            params["text_offset"] = {"embedding": jnp.where(seen, (offsets - already)[:, None], 0)}
+            if "text_offset" in params:  # of an encoder that reads responses
+                # The encoder's offset is s(y) plus this: together they are the factorisation's.
+                everything = jnp.arange(len(self.dataset.texts))
+                features = jnp.asarray(self.dataset.features)
+                encoded: Any = model.apply(
+                    {**variables, "params": params}, everything, features, method="encode_responses"
+                )
+                already = encoded.offset[:, 0] - params["text_offset"]["embedding"][:, 0]
+                params["text_offset"] = {"embedding": jnp.where(seen, (offsets - already)[:, None], 0)}
         return params
 
     def texts(self, rows: Any) -> None:
@@ -227,19 +232,13 @@ def make_model(settings: Any, dataset: Dataset, name: str = MAIN) -> rewards.Rew
     )
 
 
-def make_encoder(settings: NpBtl) -> NPEncoder:
+def make_encoder(settings: NpBtl) -> SetEncoder | BayesEncoder:
     """The encoder of an NP-BTL model."""
     chosen = settings.encoder
-    if isinstance(chosen, BayesEncoder):
-        prior = {"rounds": getattr(chosen.prior, "rounds", 1), "support": getattr(chosen.prior, "kinds", 0)}
-        return NPEncoder(
-            aggregation="bayes",
-            latent_dim=settings.width,
-            observations=chosen.observations,
-            gaussian=chosen.gaussian,
-            **prior,
-        )
-    return NPEncoder(**dataclasses.asdict(chosen))
+    if isinstance(chosen, configs.SetEncoder):
+        return SetEncoder(**{field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen)})
+    rounds, kinds = getattr(chosen.prior, "rounds", 1), getattr(chosen.prior, "kinds", 0)
+    return BayesEncoder(chosen.observations, rounds=rounds, support=kinds, gaussian=chosen.gaussian)
 
 
 def forward(
@@ -297,7 +296,7 @@ def reward_loss(model: rewards.RewardModel, objective: NeuralProcess) -> Loss:
         people, features = batch.rows, batch.tables.features
         noise = None
         if model.sampled:
-            width = model.encoder.latent_dim  # type: ignore[union-attr]
+            width = model.latent_dim
             noise = jax.vmap(lambda k: antithetic_noise(k, objective.samples, width), out_axes=1)(people.noise)
         out, updated = model.apply(
             variables,
@@ -396,7 +395,7 @@ def resolve_model(settings: Any, dataset: Dataset, quiet: bool = False) -> Any:
         if settings.response == "none":
             say("rewards are linear in the features of a text: response=linear")
             settings.response = "linear"
-        if isinstance(settings.encoder, BayesEncoder):
+        if isinstance(settings.encoder, configs.BayesEncoder):
             settings.encoder.observations = ("difference",)
     return settings
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fssa_jax import NPEncoder, RewardModel
+from fssa_jax import RewardModel, SetEncoder
 from fssa_jax.config.reward import DataConfig, EvaluateConfig
 from fssa_jax.data.build import synthetic_dataset
 from fssa_jax.data.dataset import Split, make_table
@@ -26,7 +26,7 @@ from fssa_jax.evaluate.predictor import evaluation_episodes
 from tests.mistakes import complaint
 
 SETTINGS = EvaluateConfig(k=(0, 1, 3), draws=2, samples=1, bootstrap=200, shuffles=2)
-ENCODER = NPEncoder(width=8, latent_dim=4, heads=2)
+ENCODER = SetEncoder(width=8, latent_dim=4, heads=2)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fssa_jax import Comparisons, Episode, NPEncoder, RewardModel
+from fssa_jax import Comparisons, Episode, RewardModel, SetEncoder
 from fssa_jax.evaluate import predictor as predicting
 from fssa_jax.evaluate.predictor import evaluation_episodes, make_predictor
 from fssa_jax.types import ChoiceTable
@@ -18,7 +18,7 @@ TABLE = ChoiceTable(
     count=jnp.full((USERS, 2), 5),  # type: ignore[call-arg]
     group=jnp.zeros(USERS, jnp.int32),
 )
-MODEL = RewardModel(encoder=NPEncoder(width=8, latent_dim=4, heads=2, gaussian=True), width=8)
+MODEL = RewardModel(encoder=SetEncoder(width=8, latent_dim=4, heads=2, gaussian=True), width=8)
 
 
 @pytest.fixture(scope="module")

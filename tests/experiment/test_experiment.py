@@ -1,13 +1,18 @@
 """What a configuration makes of a data set: learnt texts where people judge the same texts, features elsewhere."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import rows, synthetic
 from fssa_jax.config.reward import check
 from fssa_jax.data import build
+from fssa_jax.data.dataset import seen_in_training
+from fssa_jax.experiment import train_reward
+from fssa_jax.ops.factorise import factorise, observed_responses
 from fssa_jax.tasks.reward import make_draw, make_model, resolve, training_data
+from fssa_jax.train.step import init_state, make_optimizer
 from tests import tiny
 
 
@@ -36,6 +41,26 @@ def test_the_rows_decide_what_is_known_of_a_text(tmp_path, records, learnt):
     assert model.learnt_texts == (len(dataset.texts) if learnt == "yes" else 0)
     assert model.target == ("none" if learnt == "yes" else "linear")
     assert bool(resolved.train.factor_steps) == (learnt == "yes")
+
+
+@pytest.mark.parametrize("aggregation", ["attention", "bayes"])
+def test_learnt_texts_start_from_the_factorisation_for_either_encoder(aggregation, tmp_path):
+    config = rows.get_config("np_btl")
+    config.data.path = str(tiny.write_rows(tmp_path / "rows.jsonl", same_texts()))
+    config.model.width = config.model.encoder.width = config.model.encoder.latent_dim = 8
+    config.model.encoder.aggregation, config.train.factor_steps = aggregation, 5
+    dataset = build.load_dataset(config)
+    config = resolve(config, dataset)
+    check(config)
+    model, data, draw = make_model(config, dataset), training_data(config, dataset), make_draw(config)
+    state = init_state(model, make_optimizer(config.optim, 10), 0, data, draw)
+    started = train_reward._warm_start("main", config, dataset, state, None).params
+    user, text, liked = observed_responses(dataset.splits["train"].table)
+    sizes = {"users": len(dataset.splits["train"].table.chosen), "texts": len(dataset.texts), "width": 8, "steps": 5}
+    factors, _ = factorise(jax.random.key(config.seed), *map(jnp.asarray, (user, text, liked)), **sizes)
+    seen = np.asarray(seen_in_training(dataset))
+    np.testing.assert_allclose(started["text_embedding"]["embedding"][seen], factors[seen], atol=1e-6)
+    assert ("text_offset" in started) == (aggregation == "bayes")
 
 
 def test_contexts_and_targets_are_cut_to_what_there_is(tmp_path):

@@ -10,9 +10,10 @@ import pytest
 
 from fssa_jax import btl_log_likelihood, dpl_log_likelihood, gaussian_kl, gaussian_sample, neural_process_loss
 from fssa_jax.config.reward import OptimConfig
-from fssa_jax.models.encoder import NPEncoder
 from fssa_jax.models.layers import MLP
-from fssa_jax.models.rewards import ConcatHead, RewardModel
+from fssa_jax.models.reward_heads import ConcatHead
+from fssa_jax.models.rewards import RewardModel
+from fssa_jax.models.set_encoder import SetEncoder
 from fssa_jax.train.step import forward, make_optimizer
 from fssa_jax.types import Comparisons, DiagGaussian, Episode
 
@@ -59,7 +60,7 @@ def encoder_params(params, pair, aggregation, prefix=""):
 
 
 def published_encoder(pair, aggregation, gaussian):
-    return NPEncoder(
+    return SetEncoder(
         width=WIDTH,
         latent_dim=WIDTH,
         pair=pair,

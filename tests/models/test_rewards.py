@@ -1,27 +1,29 @@
 """Reward models: antisymmetry, z reaches the predictions and the loss, tables and features agree, learnt texts."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fssa_jax import Comparisons, Episode, NPEncoder, RewardModel
-from fssa_jax.models.rewards import count_repeats
+from fssa_jax import BayesEncoder, Comparisons, Episode, RewardModel, SetEncoder
+from fssa_jax.models.context import count_repeats
 from fssa_jax.train.step import forward
 
 D, TEXTS = 6, 40
-BAYES = NPEncoder(latent_dim=16, aggregation="bayes", observations=("responses", "difference"))
+BAYES = BayesEncoder(observations=("responses", "difference"))
 MODELS = {
-    "concat": RewardModel(encoder=NPEncoder(width=16, latent_dim=8, heads=4), width=16),
+    "concat": RewardModel(encoder=SetEncoder(width=16, latent_dim=8, heads=4), width=16),
     "bilinear": RewardModel(
-        encoder=NPEncoder(width=16, latent_dim=8, heads=4, inputs=("difference", "margin")),
+        encoder=SetEncoder(width=16, latent_dim=8, heads=4, inputs=("difference", "margin")),
         width=16,
         head="bilinear",
         population="linear",
     ),
-    "gaussian": RewardModel(encoder=NPEncoder(width=16, latent_dim=8, heads=4, gaussian=True), width=16),
+    "gaussian": RewardModel(encoder=SetEncoder(width=16, latent_dim=8, heads=4, gaussian=True), width=16),
     "bayes": RewardModel(encoder=BAYES, width=16, head="bilinear", target="linear", population="mlp"),
-    "dpl": RewardModel(likelihood="dpl", encoder=NPEncoder(width=16, latent_dim=8, heads=4), width=16),
+    "dpl": RewardModel(likelihood="dpl", encoder=SetEncoder(width=16, latent_dim=8, heads=4), width=16),
 }
 LEARNT = RewardModel(encoder=BAYES, width=16, head="bilinear", target="none", population="linear", learnt_texts=TEXTS)
 
@@ -78,7 +80,7 @@ def test_ids_with_a_table_are_the_same_as_features(model):
     episode = ids_episode()
     variables = model.init(jax.random.key(0), episode, TABLE)
     by_id = model.apply(variables, episode, TABLE)
-    repeats_differ = model.encoder.aggregation == "bayes" and (count_repeats(episode.context) > 1).any()
+    repeats_differ = isinstance(model.encoder, BayesEncoder) and (count_repeats(episode.context) > 1).any()
     if not repeats_differ:
         np.testing.assert_allclose(by_id, model.apply(variables, features_of(episode)), atol=1e-5)
 
@@ -132,3 +134,42 @@ def test_an_all_masked_row_gives_finite_losses_and_gradients():
     value, gradient = jax.value_and_grad(lambda v: model.apply(v, episode).sum())(variables)
     assert jnp.isfinite(value)
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("model", [MODELS["bilinear"], MODELS["bayes"]], ids=["set", "bayes"])
+def test_the_latent_has_the_size_that_the_model_says(model):
+    episode = features_of(ids_episode())
+    variables = model.init(jax.random.key(0), episode)
+    z = model.apply(variables, episode.context, method="infer").mean
+    assert z.shape == (3, model.latent_dim)
+    specialist = model.clone(latent="group", groups=2)
+    learnt = specialist.init(jax.random.key(0), episode)["params"]["group_latent"]["embedding"]
+    assert learnt.shape == (2, model.latent_dim)
+
+
+@pytest.mark.parametrize("shape", [None, (3, 8), (1, 3, 7)], ids=["none", "without samples", "another width"])
+def test_a_latent_of_another_shape_is_named(shape):
+    model, episode = MODELS["bilinear"], features_of(ids_episode())
+    variables = model.init(jax.random.key(0), episode)
+    z = None if shape is None else jnp.zeros(shape)
+    with pytest.raises(ValueError, match=rf"z must be \('samples', 3, 8\) .* got {re.escape(str(shape))}"):
+        model.apply(variables, episode.targets.chosen, z, method="rewards")
+
+
+def test_learnt_texts_given_as_features_are_read_without_their_learnt_part():
+    encoder = SetEncoder(width=16, latent_dim=8, heads=4)
+    model = RewardModel(encoder=encoder, width=16, target="linear", learnt_texts=TEXTS)
+    episode = ids_episode()
+    variables = model.init(jax.random.key(0), episode, TABLE)
+    variables["params"]["text_embedding"]["embedding"] = jnp.zeros((TEXTS, 16))
+    by_id = model.apply(variables, episode.context, TABLE, method="infer").mean
+    by_features = model.apply(variables, features_of(episode).context, method="infer").mean
+    np.testing.assert_allclose(by_id, by_features, atol=1e-5)
+
+
+def test_only_a_model_with_a_context_infers():
+    model = RewardModel(latent="none", width=16)
+    episode = features_of(ids_episode())
+    variables = model.init(jax.random.key(0), episode)
+    with pytest.raises(ValueError, match="'context', got 'none'"):
+        model.apply(variables, episode.context, method="infer")

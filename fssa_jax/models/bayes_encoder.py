@@ -1,0 +1,188 @@
+"""The Bayesian encoder: conditions a learnt prior over people on the choices of one."""
+
+from typing import Literal, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fssa_jax.models.context import MIN_SCALE, check_context
+from fssa_jax.ops.cholesky import cholesky_solve, inverse_diagonal
+from fssa_jax.types import Comparisons, DiagGaussian
+
+Observation = Literal["difference", "responses"]
+
+
+class BayesEncoder(nn.Module):
+    """q(z | C) by Bayes' rule, in closed form, from encoded responses f(y); z has the width of f(y).
+
+    A choice is read as observations, each of a logit o + ⟨a, z⟩ that is positive:
+
+    * "difference": y⁺ is preferred, a = f(y⁺) − f(y⁻), and o is the difference of the population's rewards.
+    * "responses": y⁺ is liked, a = f(y⁺), and y⁻ is disliked, a = −f(y⁻). This is right where a choice means that a
+      person agreed with one text and disagreed with the other. How easily a person likes anything is one more
+      coordinate of the latent. It is inferred and then dropped.
+
+    An observation has a learnt weight w and a learnt scale of o. `DiscretePrior` and `NormalPrior` say how the prior
+    is conditioned. The prior is learnt with the rest of the model. Nothing is fitted to a person by gradient descent.
+    This is Bayesian context aggregation (Volpp et al., ICLR 2021) with a discrete prior or with full covariance.
+
+    Attributes:
+      observations: how a choice is read, one of the kinds or both.
+      rounds: Newton steps of the normal prior.
+      support: number of kinds of people of the discrete prior; 0 for the normal prior.
+      gaussian: a model draws z from q; otherwise it takes the mean, and `scale` is the posterior's all the same.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from fssa_jax import BayesEncoder, Comparisons
+    >>> context = Comparisons(jnp.ones((2, 3, 5)), jnp.zeros((2, 3, 5)), jnp.array([[True] * 3, [False] * 3]))
+    >>> encoder = BayesEncoder(rounds=3)
+    >>> variables = encoder.init(jax.random.key(0), context)
+    >>> q = encoder.apply(variables, context)
+    >>> q.mean.shape  # as wide as the encoded responses
+    (2, 5)
+    >>> [f"{scale:.2f}" for scale in q.scale[:, 0]]  # the second person has chosen nothing yet: the prior
+    ['0.93', '1.00']
+    """
+
+    observations: tuple[Observation, ...] = ("difference",)
+    rounds: int = 1
+    support: int = 0
+    gaussian: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        context: Comparisons,
+        rewards: Float[Array, "*batch n 2"] | None = None,
+        offsets: Float[Array, "*batch n 2"] | None = None,
+        repeats: Float[Array, "*batch n 2"] | None = None,
+    ) -> DiagGaussian:
+        """Reads a context.
+
+        Args:
+          context: choices with encoded responses (*batch, n, m).
+          rewards: population rewards of (chosen, rejected), in nats, for "difference"; 0 where None.
+          offsets: log-odds that anybody likes (chosen, rejected), for "responses"; 0 where None.
+          repeats: how often the context shows each response, for "responses"; 1 where None.
+
+        Returns:
+          q(z | C), (*batch, m).
+
+        Raises:
+          ValueError: shapes do not fit, an observation is unknown, or a number is out of range.
+        """
+        check_context(context, rewards=rewards, offsets=offsets, repeats=repeats)
+        known = get_args(Observation)
+        if not self.observations or set(self.observations) - set(known):
+            raise ValueError(f"observations must be some of {known}, got {self.observations}")
+        if self.rounds < 1 or self.support < 0:
+            raise ValueError(f"wants rounds ≥ 1 and support ≥ 0, got {self.rounds} and {self.support}")
+        prior = DiscretePrior(self.support, name="prior") if self.support else NormalPrior(self.rounds, name="prior")
+        mean, scale = prior(*self._observe(context, rewards, offsets, repeats))
+        m = context.chosen.shape[-1]
+        return DiagGaussian(mean[..., :m], jnp.maximum(scale[..., :m], MIN_SCALE))
+
+    def _observe(
+        self, context: Comparisons, rewards: Array | None, offsets: Array | None, repeats: Array | None
+    ) -> tuple[Float[Array, "*batch o m1"], Float[Array, "*batch o"], Float[Array, "*batch o"]]:
+        """Directions, offsets and weights of all observations; padding has weight 0.
+
+        The last coordinate of a direction is how easily a person likes.
+        """
+        real = context.mask.astype(context.chosen.dtype)
+        rewards = jnp.zeros((*real.shape, 2)) if rewards is None else rewards
+        offsets = jnp.zeros((*real.shape, 2)) if offsets is None else offsets
+        repeats = jnp.ones((*real.shape, 2)) if repeats is None else repeats
+        one = jnp.ones((*real.shape, 1))
+        kinds = {
+            "difference": [((context.chosen - context.rejected, 0 * one), rewards[..., 0] - rewards[..., 1], real)],
+            "responses": [
+                ((context.chosen, one), offsets[..., 0], real / repeats[..., 0]),
+                ((-context.rejected, -one), -offsets[..., 1], real / repeats[..., 1]),
+            ],
+        }
+        directions, logits, weights = [], [], []
+        for kind in self.observations:
+            scale = jnp.exp(self.param(f"{kind}_log_weight", nn.initializers.zeros, ()))
+            slope = self.param(f"{kind}_offset", nn.initializers.ones, ())
+            for direction, logit, weight in kinds[kind]:
+                directions.append(jnp.concatenate(direction, axis=-1))
+                logits.append(slope * logit)
+                weights.append(scale * weight)
+        return jnp.concatenate(directions, -2), jnp.concatenate(logits, -1), jnp.concatenate(weights, -1)
+
+
+class DiscretePrior(nn.Module):
+    """People are of J kinds, z₁ … z_J, with probabilities π. The posterior is exact:
+
+        p(j | C) ∝ π_j Π_o σ(o + ⟨a_o, z_j⟩)^w_o,   mean Σ_j p(j | C) z_j,   variance Σ_j p(j | C) (z_j − mean)²
+
+    The prior that is best for the data has finitely many points, whatever people are like (Kiefer and Wolfowitz 1956;
+    Lindsay 1983), so J is a budget, not a belief. This prior is right where people are of kinds or hold extreme views,
+    where a normal prior draws them to the middle.
+
+    Attributes:
+      support: J.
+    """
+
+    support: int
+
+    @nn.compact
+    def __call__(
+        self,
+        directions: Float[Array, "*batch o m"],
+        logits: Float[Array, "*batch o"],
+        weights: Float[Array, "*batch o"],
+    ) -> tuple[Float[Array, "*batch m"], Float[Array, "*batch m"]]:
+        """Mean and scale of z given observations of o + ⟨a, z⟩ with weights w."""
+        kinds = self.param("kinds", nn.initializers.normal(0.3), (self.support, directions.shape[-1]))
+        log_prior = self.param("log_prior", nn.initializers.zeros, (self.support,))
+        of_kind = jnp.einsum("...oi,ji->...oj", directions, kinds) + logits[..., None]
+        log_likelihood = jnp.einsum("...o,...oj->...j", weights, jax.nn.log_sigmoid(of_kind))
+        p = jax.nn.softmax(log_likelihood + jnp.broadcast_to(log_prior, log_likelihood.shape))
+        mean = p @ kinds
+        variance = p @ jnp.square(kinds) - jnp.square(mean)
+        return mean, jnp.sqrt(jnp.maximum(variance, MIN_SCALE**2))
+
+
+class NormalPrior(nn.Module):
+    """z ~ N(μ, Λ₀⁻¹). Newton's method finds the mode of the posterior. One of its steps is
+
+        g = σ(o + A z),   Λ = Λ₀ + Aᵀ diag(w g (1 − g)) A,   z ← z + Λ⁻¹ (Aᵀ w (1 − g) − Λ₀ (z − μ))
+
+    and the covariance is Λ⁻¹ of the last one.
+
+    Attributes:
+      rounds: number of steps.
+    """
+
+    rounds: int
+
+    @nn.compact
+    def __call__(
+        self,
+        directions: Float[Array, "*batch o m"],
+        logits: Float[Array, "*batch o"],
+        weights: Float[Array, "*batch o"],
+    ) -> tuple[Float[Array, "*batch m"], Float[Array, "*batch m"]]:
+        """Mode and scale of z given observations of o + ⟨a, z⟩ with weights w."""
+        m = directions.shape[-1]
+        # The prior mean of the last coordinate is 0: the population's offsets hold it.
+        prior_mean = self.param("mean", nn.initializers.zeros, (m - 1,))
+        prior_precision = jnp.exp(self.param("log_precision", nn.initializers.zeros, (m,)))
+        batch = directions.shape[:-2]
+        mean = jnp.broadcast_to(jnp.concatenate([prior_mean, jnp.zeros(1)]), (*batch, m))
+        prior = jnp.broadcast_to(prior_precision, (*batch, m))
+        prior_matrix = jnp.broadcast_to(jnp.diag(prior_precision), (*batch, m, m))
+        z, precision = mean, prior_matrix
+        for _ in range(self.rounds):
+            dislike = jax.nn.sigmoid(-logits - jnp.einsum("...oi,...i->...o", directions, z))
+            curvature = weights * dislike * (1 - dislike)
+            precision = jnp.einsum("...oi,...oj->...ij", directions * curvature[..., None], directions)
+            precision = precision + prior_matrix
+            gradient = jnp.einsum("...oi,...o->...i", directions, weights * dislike)
+            factor = jnp.linalg.cholesky(jax.lax.stop_gradient(precision), symmetrize_input=False)
+            z = z + cholesky_solve(precision, factor, gradient - prior * (z - mean))
+        return z, jnp.sqrt(inverse_diagonal(precision, factor, z))

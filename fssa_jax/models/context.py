@@ -1,0 +1,55 @@
+"""The contexts that encoders read, and what every encoder promises.
+
+An encoder is a module that takes the choices of people and returns q(z | C) of each:
+
+* Neither the order of the choices nor padding changes q.
+* An empty context gives a finite q with finite gradients.
+* `gaussian` says whether a model draws z from q or takes its mean.
+
+`SetEncoder` learns how to read a set of features. `BayesEncoder` conditions a learnt prior on encoded responses.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fssa_jax.types import Comparisons
+
+# A posterior narrower than this is a point for every purpose, and its KL divergence stays finite.
+MIN_SCALE = 1e-4
+
+
+def check_context(context: Comparisons, **pairs: Array | None) -> None:
+    """Checks the shapes of a context.
+
+    Args:
+      context: choices, chosen and rejected (*batch, n, d), mask (*batch, n).
+      pairs: what is known of (chosen, rejected), (*batch, n, 2), by the names of the arguments; None for nothing.
+
+    Raises:
+      ValueError: a shape is another; says which was wanted and which was got.
+    """
+    chosen, rejected, mask = context.chosen.shape, context.rejected.shape, context.mask.shape
+    if len(chosen) < 2 or chosen != rejected:
+        raise ValueError(f"chosen and rejected must both be (*batch, n, d), got {chosen} and {rejected}")
+    if mask != chosen[:-1]:
+        raise ValueError(f"mask must be {chosen[:-1]} for choices {chosen}, got {mask}")
+    for name, pair in pairs.items():
+        if pair is not None and pair.shape != (*mask, 2):
+            raise ValueError(f"{name} must be {(*mask, 2)} for choices {chosen}, got {pair.shape}")
+
+
+def count_repeats(context: Comparisons) -> Float[Array, "*batch n 2"]:
+    """How often a context of ids shows each of its responses on the same side, at least 1.
+
+    A person who chose one response over five others has said one thing about it, not five.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import Comparisons
+    >>> from fssa_jax.models.context import count_repeats
+    >>> context = Comparisons(jnp.array([7, 7]), jnp.array([1, 2]), jnp.array([True, True]))
+    >>> count_repeats(context).tolist()  # response 7 was chosen twice
+    [[2.0, 1.0], [2.0, 1.0]]
+    """
+    ids = jnp.stack([context.chosen, context.rejected], axis=-1)
+    same = (ids[..., :, None, :] == ids[..., None, :, :]) & context.mask[..., None, :, None]
+    return jnp.maximum(same.sum(-2), 1).astype(jnp.float32)

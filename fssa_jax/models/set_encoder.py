@@ -1,0 +1,111 @@
+"""The set encoder of the neural process: a set of choices in, a distribution over the person's latent out."""
+
+from typing import Literal, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fssa_jax.models.context import MIN_SCALE, check_context
+from fssa_jax.models.layers import MLP, MaskedSelfAttention
+from fssa_jax.types import Comparisons, DiagGaussian
+
+PairInput = Literal["chosen", "rejected", "difference", "margin"]
+Aggregation = Literal["mean", "sum", "attention"]
+
+
+class SetEncoder(nn.Module):
+    """q(z | C): encode every choice, aggregate over the set, then an MLP (arXiv 2412.13998, section 3.1).
+
+    The published networks are pair "mlp" or "linear", inputs ("chosen", "rejected"), pool "sum", and neither
+    prior_choice nor residual.
+
+    Attributes:
+      width: of the pair encodings; a multiple of `heads` for "attention".
+      latent_dim: m, the size of z.
+      pair: encoder of one choice, "linear" or "mlp" (one hidden layer).
+      inputs: what the pair encoder reads of a choice. "margin" is the choice's reward difference under the population
+        model: a choice against the crowd tells more.
+      aggregation: "mean", "sum", or "attention" (masked self-attention, then `pool`).
+      pool: how the outputs of attention are brought together, "mean" or "sum".
+      prior_choice: put one learnt pseudo-choice into every context. The mean over k + 1 then tells k apart and is
+        defined for k = 0, and its norm does not grow with k.
+      residual: attention with a residual connection and a norm before it.
+      heads, dropout: of the attention.
+      gaussian: emit N(μ, diag σ²), from which a model draws z; otherwise z is the mean, and `scale` is 0.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from fssa_jax import Comparisons, SetEncoder
+    >>> context = Comparisons(jnp.ones((2, 3, 5)), jnp.zeros((2, 3, 5)), jnp.array([[True] * 3, [False] * 3]))
+    >>> encoder = SetEncoder(width=16, latent_dim=4, heads=2, gaussian=True)
+    >>> variables = encoder.init(jax.random.key(0), context)
+    >>> encoder.apply(variables, context).mean.shape  # the second person has chosen nothing yet
+    (2, 4)
+    """
+
+    width: int = 128
+    latent_dim: int = 128
+    pair: Literal["linear", "mlp"] = "mlp"
+    inputs: tuple[PairInput, ...] = ("chosen", "rejected")
+    aggregation: Aggregation = "attention"
+    pool: Literal["mean", "sum"] = "mean"
+    prior_choice: bool = True
+    residual: bool = True
+    heads: int = 8
+    dropout: float = 0.0
+    gaussian: bool = False
+
+    @nn.compact
+    def __call__(
+        self, context: Comparisons, rewards: Float[Array, "*batch n 2"] | None = None, train: bool = False
+    ) -> DiagGaussian:
+        """Reads a context.
+
+        Args:
+          context: choices with features (*batch, n, d).
+          rewards: population rewards of (chosen, rejected), in nats; needed if `inputs` names "margin".
+          train: turns dropout on.
+
+        Returns:
+          q(z | C), (*batch, m).
+
+        Raises:
+          ValueError: shapes do not fit, the aggregation is unknown, or a margin has no rewards.
+        """
+        check_context(context, rewards=rewards)
+        if self.aggregation not in get_args(Aggregation):
+            raise ValueError(f"aggregation must be one of {get_args(Aggregation)}, got {self.aggregation!r}")
+        mask = context.mask
+        x = self._read_pairs(context, rewards)
+        widths = (self.width,) if self.pair == "linear" else (self.width, self.width)
+        h = MLP(widths, name="pair")(x)
+        if self.prior_choice:
+            prior = self.param("prior_choice", nn.initializers.normal(1.0), (self.width,))
+            h = jnp.concatenate([jnp.broadcast_to(prior, (*h.shape[:-2], 1, self.width)), h], axis=-2)
+            mask = jnp.concatenate([jnp.ones((*mask.shape[:-1], 1), bool), mask], axis=-1)
+        pool = self.aggregation
+        if self.aggregation == "attention":
+            attend = MaskedSelfAttention(self.heads, self.residual, self.dropout, name="attention")
+            h = attend(h, mask, deterministic=not train)
+            pool = self.pool
+        total = jnp.sum(jnp.where(mask[..., None], h, 0), axis=-2)
+        if pool == "mean":
+            total = total / jnp.maximum(mask.sum(-1), 1).astype(total.dtype)[..., None]
+        out = MLP((self.width, self.latent_dim * (2 if self.gaussian else 1)), name="outer")(total)
+        if not self.gaussian:
+            return DiagGaussian(out, jnp.zeros_like(out))
+        mean, raw = jnp.split(out, 2, axis=-1)
+        return DiagGaussian(mean, jnp.maximum(jax.nn.softplus(raw), MIN_SCALE))
+
+    def _read_pairs(self, context: Comparisons, rewards: Array | None) -> Float[Array, "*batch n p"]:
+        parts = {
+            "chosen": context.chosen,
+            "rejected": context.rejected,
+            "difference": context.chosen - context.rejected,
+        }
+        if "margin" in self.inputs:
+            if rewards is None:
+                raise ValueError("inputs name 'margin': wants the population's rewards, got None")
+            parts["margin"] = rewards[..., :1] - rewards[..., 1:]
+        return jnp.concatenate([parts[name] for name in self.inputs], axis=-1)
