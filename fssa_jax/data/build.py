@@ -17,7 +17,7 @@ from fssa_jax.data.rows import Row, RowReport, read_records, read_rows
 from fssa_jax.data.schemas import conversation_rows, schema_of, ultrafeedback_rows
 from fssa_jax.data.splits import disjoint_pools, split_users
 from fssa_jax.errors import UserError
-from fssa_jax.lm.safetensors import at_hand
+from fssa_jax.lm.hub import at_hand
 from fssa_jax.lm.text_encoder import EmbedSettings
 from fssa_jax.types import ChoiceTable
 

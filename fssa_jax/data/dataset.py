@@ -12,9 +12,9 @@ import numpy as np
 
 from fssa_jax.data.benchmarks.synthetic import NumberFeaturiser
 from fssa_jax.data.features import EncoderFeaturiser, Featuriser, GivenFeaturiser, Text, TfidfFeaturiser
+from fssa_jax.data.token_table import TokenTable
 from fssa_jax.errors import UserError
 from fssa_jax.files import whole_directory
-from fssa_jax.lm.tokenizer import TokenTable
 from fssa_jax.types import ChoiceTable
 
 _log = logging.getLogger(__name__)

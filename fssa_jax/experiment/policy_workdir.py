@@ -22,6 +22,7 @@ from fssa_jax.data.benchmarks import styles
 from fssa_jax.data.dataset import Dataset, Split, load_tokens, log_left_out, texts_of
 from fssa_jax.data.features import EncoderFeaturiser
 from fssa_jax.data.new_people import with_people
+from fssa_jax.data.token_table import TokenTable, joined
 from fssa_jax.errors import UserError
 from fssa_jax.experiment.warm_start import (
     MET,
@@ -46,7 +47,6 @@ from fssa_jax.lm.base import (
     table_with_tokens,
     tokenise,
 )
-from fssa_jax.lm.tokenizer import TokenTable, joined
 from fssa_jax.models.conditioner import Conditioner
 from fssa_jax.models.decoder import place_sizes
 from fssa_jax.models.hypernetwork import Hypernetwork

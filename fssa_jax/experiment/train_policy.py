@@ -19,8 +19,8 @@ from fssa_jax.evaluate.held_out import HeldOut
 from fssa_jax.evaluate.policy_scores import PolicyScorer
 from fssa_jax.experiment.policy_workdir import PolicyWorkdir
 from fssa_jax.experiment.warm_start import warm_encoder
-from fssa_jax.lm import safetensors as pretrained
 from fssa_jax.lm.base import reference_log_probs
+from fssa_jax.lm.safetensors import save_params
 from fssa_jax.models.conditioner import Conditioner
 from fssa_jax.ops.padding import Plan, cheapest, few_plans
 from fssa_jax.tasks.policy import PolicyData, batch_key, draw_batch, draw_texts, make_policy_step, make_sft_step
@@ -268,5 +268,5 @@ def fit_base(work: PolicyWorkdir, stop: StopSignal) -> None:
     run = Run("sft", train.steps, parallel.replicate(state, mode), advance, validate)
     best = run_to_end(run, train, work.path, stop)
     source = work.base.directory
-    pretrained.save_params(work.path / "model", {"params": best["params"]}, decoder.config, source)
+    save_params(work.path / "model", {"params": best["params"]}, decoder.config, source)
     _log.info("sft: the model is in %s", work.path / "model")

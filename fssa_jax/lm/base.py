@@ -18,11 +18,13 @@ import numpy as np
 from fssa_jax.config.policy import NewBase, PolicyModelConfig
 from fssa_jax.data.dataset import Dataset
 from fssa_jax.data.features import Text
+from fssa_jax.data.token_table import TokenTable, encode_table
 from fssa_jax.errors import UserError
 from fssa_jax.files import write_bytes
-from fssa_jax.lm import safetensors as pretrained
-from fssa_jax.lm.hf_config import to_hugging_face
-from fssa_jax.lm.tokenizer import TokenTable, check_vocabulary, encode_table, load_tokenizer
+from fssa_jax.lm.hf_config import read_config, to_hugging_face
+from fssa_jax.lm.hub import find_checkpoint
+from fssa_jax.lm.safetensors import load_params, save_params
+from fssa_jax.lm.tokenizer import check_vocabulary, load_tokenizer
 from fssa_jax.models.decoder import Decoder, DecoderConfig, unstacked
 from fssa_jax.ops.padding import batch_rows, filled_rows, length_batches
 from fssa_jax.tasks.policy import PolicyData, text_log_probs
@@ -69,17 +71,17 @@ def load_base(settings: PolicyModelConfig) -> Base:
     Raises:
       UserError: no such checkpoint, one that is damaged or no decoder, or a tokenizer that does not fit it.
     """
-    directory = pretrained.find_checkpoint(settings.base)
+    directory = find_checkpoint(settings.base)
     if (directory / "checkpoints").is_dir() and (directory / "model").is_dir():
         raise UserError(f"{settings.base}: a work directory; its language model is inside: give {directory / 'model'}")
-    config = pretrained.read_config(directory)
+    config = read_config(directory)
     if not isinstance(config, DecoderConfig):
         raise UserError(f"{settings.base}: a sentence encoder cannot generate; give a language model")
     tokenizer = load_tokenizer(directory)
     check_vocabulary(tokenizer, config.vocabulary, directory)
     dtype = jnp.dtype(settings.dtype)
     decoder = Decoder(config, dtype, settings.remat, settings.attention)  # type: ignore[arg-type]
-    return Base(directory, decoder, pretrained.load_params(directory, config, dtype), tokenizer, fingerprint(directory))
+    return Base(directory, decoder, load_params(directory, config, dtype), tokenizer, fingerprint(directory))
 
 
 def fingerprint(directory: Path) -> str:
@@ -128,7 +130,7 @@ def new_base(new: NewBase, texts: Sequence[Text], directory: Path, seed: int = 0
         source = Path(scratch)
         tokenizer.save_pretrained(source)
         (source / "config.json").write_text(json.dumps(to_hugging_face(config), indent=1), encoding="utf-8")
-        pretrained.save_params(directory, variables, config, source)
+        save_params(directory, variables, config, source)
 
 
 def tokenise(base: Base, settings: PolicyModelConfig, texts: Sequence[Text]) -> TokenTable:

@@ -18,14 +18,14 @@ from fssa_jax.data.build import texts_in
 from fssa_jax.data.dataset import number_texts, seen_in_training
 from fssa_jax.data.features import Text
 from fssa_jax.data.rows import Row
+from fssa_jax.data.token_table import encode_table
 from fssa_jax.errors import UserError
 from fssa_jax.evaluate.policy_scores import PolicyScorer
 from fssa_jax.experiment.policy_workdir import PolicyWorkdir
 from fssa_jax.experiment.trained_policy import TrainedPolicy, trained_policy
 from fssa_jax.experiment.warm_start import is_policy
-from fssa_jax.lm import safetensors as pretrained
 from fssa_jax.lm.base import reference_log_probs
-from fssa_jax.lm.tokenizer import encode_table
+from fssa_jax.lm.peft import save_lora
 from fssa_jax.lm.writer import Writer
 from fssa_jax.models.decoder import place_sizes
 from fssa_jax.ops.adapters import PLACES, AdapterTree, adapter_rows, check_adapters
@@ -265,7 +265,7 @@ class Steerer:
         if len(latent.mean) != 1:
             raise UserError(f"a latent of {len(latent.mean)} people: save the adapter of one person at a time")
         base = self.work.base
-        pretrained.save_lora(Path(directory), self.adapt(latent), base.decoder.config, str(base.directory))
+        save_lora(Path(directory), self.adapt(latent), base.decoder.config, str(base.directory))
 
 
 def _check_choice(choice: Any, place: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from fssa_jax.lm.generate import generate
-from fssa_jax.lm.safetensors import save_lora
+from fssa_jax.lm.peft import save_lora
 from fssa_jax.models.decoder import Decoder, DecoderConfig, place_sizes
 from fssa_jax.models.hypernetwork import Hypernetwork
 from fssa_jax.ops.adapters import Film, LowRank, apply_adapter, apply_film, apply_low_rank, combine_adapters
