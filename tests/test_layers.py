@@ -38,6 +38,7 @@ LAYERS = [
         "lm.peft",
         "lm.tokenizer",
         "lm.text_encoder",
+        "lm.engine",
         "lm.generate",
         "data",
         "train.checkpoint",

@@ -25,7 +25,7 @@ from fssa_jax.lm.hf_config import read_config, to_hugging_face
 from fssa_jax.lm.hub import find_checkpoint
 from fssa_jax.lm.safetensors import load_params, save_params
 from fssa_jax.lm.tokenizer import check_vocabulary, load_tokenizer
-from fssa_jax.models.decoder import Decoder, DecoderConfig, unstacked
+from fssa_jax.models.decoder import Decoder, DecoderConfig
 from fssa_jax.ops.padding import batch_rows, filled_rows, length_batches
 from fssa_jax.tasks.policy import PolicyData, text_log_probs
 from fssa_jax.types import ChoiceTable, PyTree
@@ -53,11 +53,6 @@ class Base:
     variables: PyTree
     tokenizer: Any
     fingerprint: str
-
-    @cached_property
-    def loose(self) -> PyTree:
-        """The variables with a list of layers, as generation takes them: a copy of the weights, made once."""
-        return jax.jit(unstacked)(self.variables)
 
     @cached_property
     def text_log_probs(self) -> Callable[..., jax.Array]:

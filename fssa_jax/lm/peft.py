@@ -28,8 +28,8 @@ def save_lora(directory: Path, adapters: AdapterTree, config: DecoderConfig, bas
       UserError: FiLM, or a directory that holds anything but a LoRA.
     """
     directory = replaceable(directory, "adapter_config.json")
-    kernels = [leaf for leaf in decoder_weights(config) if leaf.path[-1] == "kernel"]
-    linears = {leaf.path[1]: leaf.name.removesuffix(".weight") for leaf in kernels}
+    kernels = [weight for weight in decoder_weights(config) if weight.path[-1] == "kernel"]
+    linears = {weight.path[1:3]: weight.name.removesuffix(".weight") for weight in kernels}  # by (layer, place)
     try:
         factors = {place: lora_factors(adapter, row) for place, adapter in adapters.items()}
     except ValueError as error:
@@ -41,7 +41,7 @@ def save_lora(directory: Path, adapters: AdapterTree, config: DecoderConfig, bas
         a = np.pad(np.asarray(down, np.float32), ((0, 0), (0, 0), (0, missing)))
         b = np.pad(np.asarray(up, np.float32), ((0, 0), (0, missing), (0, 0)))
         for layer in range(config.layers):
-            name = f"base_model.model.{linears[place].format(layer)}"
+            name = f"base_model.model.{linears[layer, place]}"
             tensors[f"{name}.lora_A.weight"] = np.ascontiguousarray(a[layer].T)
             tensors[f"{name}.lora_B.weight"] = np.ascontiguousarray(b[layer].T)
     settings = {
@@ -50,7 +50,7 @@ def save_lora(directory: Path, adapters: AdapterTree, config: DecoderConfig, bas
         "base_model_name_or_path": base,
         "r": rank,
         "lora_alpha": rank,
-        "target_modules": sorted(linears[place].rsplit(".", 1)[1] for place in factors),
+        "target_modules": sorted(linears[0, place].rsplit(".", 1)[1] for place in factors),
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,

@@ -57,18 +57,18 @@ def load_params(
     directory: Path,
     config: DecoderConfig | BertConfig,
     dtype: Any = None,
-    sharding: Callable[[tuple[str, ...], tuple[int, ...]], jax.sharding.Sharding | None] | None = None,
+    sharding: Callable[[tuple[str | int, ...], tuple[int, ...]], jax.sharding.Sharding | None] | None = None,
 ) -> PyTree:
     """Parameters of a checkpoint, leaf by leaf straight to their devices and type.
 
-    Layers are stacked along a first axis. On the host there is one leaf at a time, of all layers; of a leaf that is
-    sharded over devices, the part of one device.
+    On the host there is one leaf at a time; of a leaf that is sharded over devices, the part of one device.
 
     Args:
       directory: with one or many .safetensors files.
       config: what `read_config` gave.
       dtype: of the parameters; as stored by default.
-      sharding: of a leaf, from its path and shape; None for the default device.
+      sharding: of a leaf, from its path, such as ("layers", 0, "query", "kernel"), and shape; None for the default
+        device.
 
     Returns:
       {"params": …} as `Decoder` or `BertEncoder` take it.
@@ -78,74 +78,69 @@ def load_params(
     """
     shards = _Shards(directory)
     names = shards.names()
-    leaves = weight_map(config)
+    weights = weight_map(config)
     # Some files were saved from the model without its head ("layers.0…"), others from a model around it ("bert.…").
-    prefix = _prefix(names, leaves)
-    wanted = {leaf: [prefix(name) for name in leaf.names()] for leaf in leaves}
-    needed = {name for group in wanted.values() for name in group}
-    tied = isinstance(config, DecoderConfig) and config.tied
-    extra = {n for n in names - needed if not n.endswith(IGNORED) and not (tied and n == "lm_head.weight")}
-    if isinstance(config, BertConfig):
-        extra = {n for n in extra if not n.startswith("cls.")}
-    wrong = []
-    for leaf, group in wanted.items():
-        shape = leaf.shape[1:] if leaf.stacked else leaf.shape
-        shape = shape[::-1] if leaf.transposed else shape
-        wrong += [f"{n} {shards.shape(n)} instead of {shape}" for n in group if n in names and shards.shape(n) != shape]
-    problems = [("missing", sorted(needed - names)), ("not known", sorted(extra)), ("of another shape", wrong)]
-    said = "; ".join(f"{len(p)} {what}: {', '.join(p[:20])}{' …' if len(p) > 20 else ''}" for what, p in problems if p)
-    if said:
-        raise UserError(f"{directory}: the tensors do not fit config.json; {said}")
-    params: dict[str, Any] = {}
-    for leaf, group in wanted.items():
-        place = sharding(leaf.path, leaf.shape) if sharding is not None else None
+    prefix = _prefix(names, weights)
+    wanted = {prefix(weight.name): weight for weight in weights}
+    _check_names(directory, shards, wanted, config)
+    params: PyTree = {"layers": [{} for _ in range(config.layers)]}
+    for name, weight in wanted.items():
+        place = sharding(weight.path, weight.shape) if sharding is not None else None
         if place is None:
-            array = jax.device_put(_piece(shards, leaf, group, dtype))
+            array = jax.device_put(_piece(shards, weight, name, dtype))
         else:
-            array = _placed(shards, leaf, group, dtype, place)
-        jax.block_until_ready(array)
+            array = _placed(shards, weight, name, dtype, place)
         node = params
-        for part in leaf.path[:-1]:
-            node = node.setdefault(part, {})
-        node[leaf.path[-1]] = array
+        for part in weight.path[:-1]:
+            node = node[part] if isinstance(part, int) else node.setdefault(part, {})
+        node[weight.path[-1]] = jax.block_until_ready(array)
     return {"params": params}
 
 
-def _piece(shards: _Shards, leaf: Weight, group: list[str], dtype: Any, index: Any = None) -> np.ndarray:
-    """The part of a leaf that an index of slices asks for, all of it by default; nothing else is read."""
-    index = index or (slice(None),) * len(leaf.shape)
-    inner = index[1:] if leaf.stacked else index
+def _check_names(
+    directory: Path, shards: _Shards, wanted: dict[str, Weight], config: DecoderConfig | BertConfig
+) -> None:
+    """Raises `UserError`, in one line, that lists what does not fit."""
+    names = shards.names()
+    tied = isinstance(config, DecoderConfig) and config.tied
+    extra = {n for n in names - set(wanted) if not n.endswith(IGNORED) and not (tied and n == "lm_head.weight")}
+    if isinstance(config, BertConfig):
+        extra = {n for n in extra if not n.startswith("cls.")}
+    wrong = []
+    for name, weight in wanted.items():
+        shape = weight.shape[::-1] if weight.transposed else weight.shape
+        if name in names and shards.shape(name) != shape:
+            wrong.append(f"{name} {shards.shape(name)} instead of {shape}")
+    problems = [("missing", sorted(set(wanted) - names)), ("not known", sorted(extra)), ("of another shape", wrong)]
+    said = "; ".join(f"{len(p)} {what}: {', '.join(p[:20])}{' …' if len(p) > 20 else ''}" for what, p in problems if p)
+    if said:
+        raise UserError(f"{directory}: the tensors do not fit config.json; {said}")
 
-    def read(name: str) -> np.ndarray:
-        tensor = shards.read(name, inner[::-1] if leaf.transposed else inner)
-        return tensor.T if leaf.transposed else tensor
 
-    names = group[index[0]] if leaf.stacked else group
-    first = read(names[0])
-    kind = first.dtype if dtype is None else dtype
-    if not leaf.stacked:
-        return np.ascontiguousarray(first).astype(kind, copy=False)
-    out = np.empty((len(names), *first.shape), kind)  # filled one tensor at a time: no second copy of the leaf
-    for i, name in enumerate(names):
-        out[i] = first if i == 0 else read(name)
-    return out
+def _piece(
+    shards: _Shards, weight: Weight, name: str, dtype: Any, index: tuple[slice, ...] | None = None
+) -> np.ndarray:
+    """The part of a parameter that an index of slices asks for, all of it by default; nothing else is read."""
+    index = index or (slice(None),) * len(weight.shape)
+    tensor = shards.read(name, index[::-1] if weight.transposed else index)
+    out = np.ascontiguousarray(tensor.T if weight.transposed else tensor)
+    return out if dtype is None else out.astype(dtype, copy=False)
 
 
-def _placed(shards: _Shards, leaf: Weight, group: list[str], dtype: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-    """A leaf on its devices. One part at a time is on the host: what devices share is read once for all of them."""
+def _placed(shards: _Shards, weight: Weight, name: str, dtype: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    """A parameter on its devices. One part at a time is on the host: what devices share is read once for all."""
     parts: dict[str, tuple[Any, list[Any]]] = {}
-    for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
+    for device, index in sharding.addressable_devices_indices_map(weight.shape).items():
         parts.setdefault(str(index), (index, []))[1].append(device)
     arrays = []
     for index, devices in parts.values():
-        part = _piece(shards, leaf, group, dtype, index)
+        part = _piece(shards, weight, name, dtype, index)
         arrays += [jax.block_until_ready(jax.device_put(part, device)) for device in devices]
-        del part
-    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, arrays)
+    return jax.make_array_from_single_device_arrays(weight.shape, sharding, arrays)
 
 
-def _prefix(names: set[str], leaves: list[Weight]) -> Callable[[str], str]:
-    first = leaves[0].name
+def _prefix(names: set[str], weights: list[Weight]) -> Callable[[str], str]:
+    first = weights[0].name
     if first in names:
         return lambda name: name
     if first.startswith("model.") and first.removeprefix("model.") in names:
@@ -167,28 +162,24 @@ def save_params(
     directory = replaceable(directory, "config.json")
     if (directory / "checkpoints").is_dir():
         raise UserError(f"{directory}: a work directory; give a new directory")
-    files: list[list[tuple[Weight, int | None, str]]] = [[]]
+    files: list[list[Weight]] = [[]]
     total = filled = 0
-    for leaf in weight_map(config):
-        value = weight_of(variables, leaf)
-        names = leaf.names()
-        size = value.size * value.dtype.itemsize // len(names)
-        for i, name in enumerate(names):
-            if files[-1] and filled + size > shard_bytes:
-                files.append([])
-                filled = 0
-            files[-1].append((leaf, i if leaf.stacked else None, name))
-            filled, total = filled + size, total + size
+    for weight in weight_map(config):
+        size = weight_of(variables, weight).nbytes
+        if files[-1] and filled + size > shard_bytes:
+            files.append([])
+            filled = 0
+        files[-1].append(weight)
+        filled, total = filled + size, total + size
     with whole_directory(directory) as target:
         where = {}
-        for number, tensors in enumerate(files, 1):
+        for number, weights in enumerate(files, 1):
             file = "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
             out = {}
-            for leaf, i, name in tensors:
-                value = weight_of(variables, leaf)
-                tensor = np.asarray(value if i is None else value[i])
-                out[name] = np.ascontiguousarray(tensor.T if leaf.transposed else tensor)
-                where[name] = file
+            for weight in weights:
+                tensor = np.asarray(weight_of(variables, weight))
+                out[weight.name] = np.ascontiguousarray(tensor.T if weight.transposed else tensor)
+                where[weight.name] = file
             save_file(out, str(target / file), metadata={"format": "pt"})
         if len(files) > 1:
             index = {"metadata": {"total_size": total}, "weight_map": where}

@@ -11,28 +11,37 @@ from fssa_jax.types import PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """Where a parameter stands in the checkpoint: one tensor a layer for `layers`, transposed or not."""
+    """A parameter and its tensor in the file.
 
-    path: tuple[str, ...]  # in our tree
-    name: str  # in the file; "{}" is the layer
+    Attributes:
+      path: in our tree of parameters; in a list the number of the layer.
+      name: of the tensor in the file.
+      transposed: whether the tensor is the transposed parameter.
+      shape: of the parameter.
+    """
+
+    path: tuple[str | int, ...]
+    name: str
     transposed: bool
-    shape: tuple[int, ...]  # in our tree
-
-    @property
-    def stacked(self) -> bool:
-        return "{}" in self.name
-
-    def names(self) -> list[str]:
-        """Names in the file: one for each layer, or the only one."""
-        return [self.name.format(i) for i in range(self.shape[0])] if self.stacked else [self.name]
+    shape: tuple[int, ...]
 
 
 def weight_map(config: DecoderConfig | BertConfig) -> list[Weight]:
-    return bert_weights(config) if isinstance(config, BertConfig) else decoder_weights(config)
+    """All parameters of a model, and the tensors that hold them.
+
+    >>> from fssa_jax import DecoderConfig
+    >>> from fssa_jax.lm.weight_map import weight_map
+    >>> config = DecoderConfig(vocabulary=50, width=16, layers=2, heads=4, groups=2, head_dim=4, mlp_width=32)
+    >>> key = weight_map(config)[2]
+    >>> key.path, key.name, key.transposed, key.shape
+    (('layers', 0, 'key', 'kernel'), 'model.layers.0.self_attn.k_proj.weight', True, (16, 8))
+    """
+    return _bert_weights(config) if isinstance(config, BertConfig) else decoder_weights(config)
 
 
 def decoder_weights(c: DecoderConfig) -> list[Weight]:
-    q, kv, n = c.heads * c.head_dim, c.groups * c.head_dim, c.layers
+    """Of Llama and its kin."""
+    q, kv = c.heads * c.head_dim, c.groups * c.head_dim
     linears = [
         ("query", "self_attn.q_proj", c.width, q, c.qkv_bias),
         ("key", "self_attn.k_proj", c.width, kv, c.qkv_bias),
@@ -54,41 +63,45 @@ def decoder_weights(c: DecoderConfig) -> list[Weight]:
     if c.qk_norm:
         norms += [("query_norm", "self_attn.q_norm", c.head_dim), ("key_norm", "self_attn.k_norm", c.head_dim)]
     out = [Weight(("embedding",), "model.embed_tokens.weight", False, (c.vocabulary, c.width))]
-    for ours, theirs, inputs, outputs, bias in linears:
-        name = f"model.layers.{{}}.{theirs}"
-        out.append(Weight(("layers", ours, "kernel"), f"{name}.weight", True, (n, inputs, outputs)))
-        if bias:
-            out.append(Weight(("layers", ours, "bias"), f"{name}.bias", False, (n, outputs)))
-    out += [Weight(("layers", o, "scale"), f"model.layers.{{}}.{t}.weight", False, (n, w)) for o, t, w in norms]
+    for i in range(c.layers):
+        for ours, theirs, inputs, outputs, bias in linears:
+            name = f"model.layers.{i}.{theirs}"
+            out.append(Weight(("layers", i, ours, "kernel"), f"{name}.weight", True, (inputs, outputs)))
+            if bias:
+                out.append(Weight(("layers", i, ours, "bias"), f"{name}.bias", False, (outputs,)))
+        out += [Weight(("layers", i, o, "scale"), f"model.layers.{i}.{t}.weight", False, (n,)) for o, t, n in norms]
     out.append(Weight(("norm",), "model.norm.weight", False, (c.width,)))
     if not c.tied:
         out.append(Weight(("head",), "lm_head.weight", True, (c.width, c.vocabulary)))
     return out
 
 
-def bert_weights(c: BertConfig) -> list[Weight]:
-    n, out = c.layers, []
+def _bert_weights(c: BertConfig) -> list[Weight]:
+    out = []
     for ours, theirs, size in (
         ("words", "word_embeddings", c.vocabulary),
         ("positions", "position_embeddings", c.max_length),
         ("types", "token_type_embeddings", c.types),
     ):
         out.append(Weight(("embeddings", ours), f"embeddings.{theirs}.weight", False, (size, c.width)))
-    for part in ("scale", "bias"):
-        theirs = "weight" if part == "scale" else "bias"
-        out.append(Weight(("embeddings", "norm", part), f"embeddings.LayerNorm.{theirs}", False, (c.width,)))
-        for ours, name in (("attention_norm", "attention.output.LayerNorm"), ("mlp_norm", "output.LayerNorm")):
-            out.append(Weight(("layers", ours, part), f"encoder.layer.{{}}.{name}.{theirs}", False, (n, c.width)))
-    for ours, name, inputs, outputs in (
-        ("query", "attention.self.query", c.width, c.width),
-        ("key", "attention.self.key", c.width, c.width),
-        ("value", "attention.self.value", c.width, c.width),
-        ("out", "attention.output.dense", c.width, c.width),
-        ("up", "intermediate.dense", c.width, c.mlp_width),
-        ("down", "output.dense", c.mlp_width, c.width),
-    ):
-        out.append(Weight(("layers", ours, "kernel"), f"encoder.layer.{{}}.{name}.weight", True, (n, inputs, outputs)))
-        out.append(Weight(("layers", ours, "bias"), f"encoder.layer.{{}}.{name}.bias", False, (n, outputs)))
+    parts = (("scale", "weight"), ("bias", "bias"))
+    for ours, theirs in parts:
+        out.append(Weight(("embeddings", "norm", ours), f"embeddings.LayerNorm.{theirs}", False, (c.width,)))
+    for i in range(c.layers):
+        for norm, theirs in (("attention_norm", "attention.output.LayerNorm"), ("mlp_norm", "output.LayerNorm")):
+            for ours, part in parts:
+                out.append(Weight(("layers", i, norm, ours), f"encoder.layer.{i}.{theirs}.{part}", False, (c.width,)))
+        for linear, theirs, inputs, outputs in (
+            ("query", "attention.self.query", c.width, c.width),
+            ("key", "attention.self.key", c.width, c.width),
+            ("value", "attention.self.value", c.width, c.width),
+            ("out", "attention.output.dense", c.width, c.width),
+            ("up", "intermediate.dense", c.width, c.mlp_width),
+            ("down", "output.dense", c.mlp_width, c.width),
+        ):
+            name = f"encoder.layer.{i}.{theirs}"
+            out.append(Weight(("layers", i, linear, "kernel"), f"{name}.weight", True, (inputs, outputs)))
+            out.append(Weight(("layers", i, linear, "bias"), f"{name}.bias", False, (outputs,)))
     return out
 
 
@@ -96,8 +109,9 @@ def bert_weights(c: BertConfig) -> list[Weight]:
 IGNORED = ("rotary_emb.inv_freq", "embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bias")
 
 
-def weight_of(variables: PyTree, leaf: Weight) -> jax.Array:
+def weight_of(variables: PyTree, weight: Weight) -> jax.Array:
+    """The parameter of a model's variables."""
     value = variables["params"]
-    for part in leaf.path:
+    for part in weight.path:
         value = value[part]
     return value

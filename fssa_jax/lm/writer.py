@@ -58,7 +58,7 @@ class Writer:
         sampling = Sampling(self.settings.temperature, top_p=self.settings.top_p)
         out = generate(
             self.base.decoder,
-            self.base.loose,
+            self.base.variables,
             ids,
             self.settings.max_new,
             adapters=adapters,
