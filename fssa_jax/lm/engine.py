@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +92,7 @@ class Engine:
         batch, width = tokens.shape
         at = jnp.broadcast_to(jnp.arange(width)[None], tokens.shape)
         cache = empty_cache(self.model.config, batch, self.slots, self.model.dtype)
-        hidden, cache = self.model.apply(variables, tokens, adapters, positions=at, cache=cache, method="hidden")
+        hidden, cache = self._hidden(variables, tokens, at, cache, adapters)
         last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
         seen = None
         if self.sampling.repetition_penalty != 1:
@@ -124,15 +125,19 @@ class Engine:
             i, s, new = carry
             # A finished row stays where it is: its place in the cache must not run over the end.
             at = jnp.minimum(s.position, self.slots - 1)[:, None]
-            hidden, cache = self.model.apply(
-                variables, s.token[:, None], adapters, positions=at, cache=s.cache, method="hidden"
-            )
+            hidden, cache = self._hidden(variables, s.token[:, None], at, s.cache, adapters)
             token, seen = self._choose(variables, hidden[:, 0], s.keys, s.seen, s.position + 1)
             done = s.done | (token[:, None] == ends[None]).any(-1)
             return i + 1, State(cache, token, s.position + 1, done, seen, s.keys), new.at[:, i].set(token)
 
         _, state, new = jax.lax.while_loop(more, step, (jnp.zeros((), jnp.int32), state, new))
         return state, new
+
+    def _hidden(
+        self, variables: PyTree, tokens: Array, at: Array, cache: Cache, adapters: AdapterTree | None
+    ) -> tuple[Float[Array, "batch t d"], Cache]:
+        out: Any = self.model.apply(variables, tokens, adapters, positions=at, cache=cache, method="hidden")
+        return out
 
     def _choose(
         self,
@@ -143,7 +148,7 @@ class Engine:
         position: Int[Array, " batch"],
     ) -> tuple[Int[Array, " batch"], Bool[Array, "batch vocabulary"] | None]:
         """The token of each row for a position, and the tokens that the row has then."""
-        logits = self.model.apply(variables, hidden, method="logits")
+        logits: Any = self.model.apply(variables, hidden, method="logits")
         # The key of a token follows from its row's key and its position, however decoding is cut into calls.
         token = next_tokens(logits, jax.vmap(jax.random.fold_in)(keys, position), seen, self.sampling)
         if seen is not None:

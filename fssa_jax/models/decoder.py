@@ -1,6 +1,8 @@
 """One decoder for the language models that people use: Llama, Mistral, Qwen2, Qwen3, Gemma, Gemma 2, SmolLM."""
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -115,6 +117,7 @@ def rotate(x: Float[Array, "batch t heads d"], cos: Array, sin: Array) -> Float[
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
+_FAR = 2**30  # a window that leaves nothing out
 _ACTIVATIONS = {
     "silu": jax.nn.silu,
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -129,7 +132,7 @@ def block(
     config: DecoderConfig,
     angles: tuple[Array, Array],
     positions: Int[Array, "batch t"] | None,
-    window: int | None,
+    window: int | Int[Array, ""] | None,
     cache: tuple[Array, Array] | None,
     adapters: AdapterTree | None,
     implementation: Implementation,
@@ -183,18 +186,21 @@ def block(
     return x, cache
 
 
+_Block = Callable[..., tuple[Array, tuple[Array, Array] | None]]
+
+
 class Decoder(nn.Module):
     """A causal language model; log p(token | tokens before) is log_softmax of `logits`.
 
     The parameters hold a list of layers and the loop over them is unrolled: training and decoding take the weights
-    where they are. A scan over stacked layers compiles faster, but copies the weights of a layer before it uses
-    them, which doubles the time of a decoding step (docs/performance.md).
+    where they are. A scan over stacked layers compiles faster, but copies the weights of a layer before it uses them,
+    which doubles the time of a decoding step on a CPU.
 
     Attributes:
       config: the shape.
       dtype: of the computation; norms, softmax and the rotary angles are float32 in any case.
       remat: what is recomputed in the backward pass: "none", all of a layer ("full"), all but its matrix
-        products ("dots").
+        products ("dots"). Layers are then scanned over, in a stacked copy that lives as long as the call.
       implementation: of the attention over whole sequences; with a cache it is XLA's.
 
     >>> import jax, jax.numpy as jnp
@@ -248,44 +254,61 @@ class Decoder(nn.Module):
         c = self.config
         if adapters is not None:
             check_adapters(adapters, place_sizes(c, PLACES), c.layers)
-        each = unstack_layers(adapters, c.layers)
         x = self.embedding[tokens].astype(self.dtype)
         if c.embedding_scale != 1.0:
             x = x * jnp.asarray(c.embedding_scale, self.dtype)
         at = jnp.arange(tokens.shape[1])[None] if positions is None else positions
         angle = at[..., None].astype(jnp.float32) * jnp.asarray(c.frequencies, jnp.float32)[None, None]
         angles = (jnp.cos(angle) * c.rope_amplitude, jnp.sin(angle) * c.rope_amplitude)
-        windows = c.windows or (None,) * c.layers
-        # Queries that stand in a cache are XLA's alone.
-        implementation = self.implementation if positions is None else "xla"
-
-        def run(layer: PyTree, x: Array, window: int | None, kept: tuple[Array, Array] | None, adapter: Any):
-            return block(
-                layer,
-                x,
-                config=c,
-                angles=angles,
-                positions=positions,
-                window=window,
-                cache=kept,
-                adapters=adapter,
-                implementation=implementation,
-            )
-
-        if self.remat != "none":
-            dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-            run = jax.checkpoint(run, policy=dots if self.remat == "dots" else None, static_argnums=(2,))
-        kept = [None] * c.layers if cache is None else list(zip(*cache, strict=True))
-        states = [x]
-        for i in range(c.layers if until is None else until):
-            x, kept[i] = run(self.layers[i], x, windows[i], kept[i], each[i])
-            states.append(x)
-        cache = None if cache is None else Cache(*zip(*kept, strict=True))
-        if collect:
-            return jnp.stack(states), cache
+        run = partial(block, config=c, angles=angles, positions=positions)
+        count = c.layers if until is None else until
+        if self.remat == "none" or cache is not None or collect:
+            states, cache = self._unrolled(run, x, adapters, cache, count, positions is None)
+            if collect:
+                return jnp.stack(states), cache
+            x = states[-1]
+        else:
+            x = self._scanned(run, x, adapters, count, positions is None)
         if until is None:
             x = rms_norm(x, self.norm, c.norm_epsilon, c.norm_offset)
         return x, cache
+
+    def _unrolled(
+        self, run: _Block, x: Array, adapters: AdapterTree | None, cache: Cache | None, count: int, plain: bool
+    ) -> tuple[list[Array], Cache | None]:
+        """The states before the first and after every one of `count` layers; the weights are taken where they are."""
+        windows = self.config.windows or (None,) * self.config.layers
+        kept = [None] * count if cache is None else zip(*cache, strict=True)
+        each = unstack_layers(adapters, self.config.layers)
+        # Queries that stand in a cache are XLA's alone.
+        implementation = self.implementation if plain else "xla"
+        states, new = [x], []
+        for layer, window, mine, adapter in zip(self.layers[:count], windows, kept, each, strict=False):
+            x, mine = run(layer, x, window=window, cache=mine, adapters=adapter, implementation=implementation)
+            states.append(x)
+            new.append(mine)
+        return states, None if cache is None else Cache(*zip(*new, strict=True))
+
+    def _scanned(self, run: _Block, x: Array, adapters: AdapterTree | None, count: int, plain: bool) -> Array:
+        """The state after `count` layers, each recomputed in the backward pass.
+
+        Unrolled, 30 layers take ten times as long to compile, and XLA's CPU backend recomputes nothing.
+        """
+        windows = (self.config.windows or (None,) * self.config.layers)[:count]
+        same = len(set(windows)) == 1
+        implementation = self.implementation if plain and same else "xla"  # which alone takes a traced window
+        limits = None if same else jnp.asarray([_FAR if w is None else w for w in windows])
+        layers = jax.tree.map(lambda *leaves: jnp.stack(leaves), *self.layers[:count])
+
+        def step(x: Array, scanned: tuple[PyTree, Array | None, AdapterTree | None]) -> tuple[Array, None]:
+            layer, limit, adapter = scanned
+            window = windows[0] if same else limit
+            x, _ = run(layer, x, window=window, cache=None, adapters=adapter, implementation=implementation)
+            return x, None
+
+        dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
+        first = jax.tree.map(lambda leaf: leaf[:count], adapters)
+        return jax.lax.scan(jax.checkpoint(step, policy=dots), x, (layers, limits, first))[0]
 
     def output_kernel(self) -> Float[Array, "d vocabulary"]:
         """The output layer: the embedding, transposed, where it is tied."""
