@@ -29,9 +29,10 @@ import numpy as np
 from absl import flags
 
 from fssa_jax import program
-from fssa_jax.lm import safetensors as pretrained
 from fssa_jax.lm.generate import generate
 from fssa_jax.lm.hf_config import to_hugging_face
+from fssa_jax.lm.hub import at_hand
+from fssa_jax.lm.safetensors import save_params
 from fssa_jax.lm.text_encoder import EmbedSettings, TextEncoder
 from fssa_jax.models.decoder import Decoder, DecoderConfig
 from fssa_jax.ops.adapters import Film, LowRank
@@ -203,9 +204,10 @@ _LOAD = """
 import json, re, sys, threading, time
 from pathlib import Path
 import jax
-from fssa_jax.lm import safetensors as pretrained
+from fssa_jax.lm.hf_config import read_config
+from fssa_jax.lm.safetensors import load_params
 directory = Path(sys.argv[1])
-config = pretrained.read_config(directory)
+config = read_config(directory)
 # Anonymous pages: those of the mapped files are the page cache's, which gives them back.
 now = lambda: int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 2**10
 before = peak = now()
@@ -217,7 +219,7 @@ def watch():
         time.sleep(0.002)
 watcher = threading.Thread(target=watch)
 watcher.start()
-variables = pretrained.load_params(directory, config)
+variables = load_params(directory, config)
 jax.block_until_ready(variables)
 done = True
 watcher.join()
@@ -237,7 +239,7 @@ def loading() -> dict:
         source, directory = Path(scratch) / "source", Path(scratch) / "model"
         source.mkdir()
         (source / "config.json").write_text(json.dumps(to_hugging_face(config)))
-        pretrained.save_params(directory, variables, config, source, shard_bytes=200 * 2**20)
+        save_params(directory, variables, config, source, shard_bytes=200 * 2**20)
         files = len(list(directory.glob("*.safetensors")))
         child = subprocess.run(
             [sys.executable, "-c", _LOAD, str(directory)],
@@ -252,7 +254,7 @@ def loading() -> dict:
 
 def embedding() -> dict | None:
     """Texts a second of MiniLM; beside sentence-transformers where it is installed."""
-    if not pretrained.at_hand(MINILM):
+    if not at_hand(MINILM):
         return None
     encoder = TextEncoder(EmbedSettings(MINILM))
     rng = np.random.default_rng(0)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from fssa_jax.lm import safetensors as pretrained
+from fssa_jax.lm.safetensors import save_params
 from fssa_jax.models.bert import BertConfig, BertEncoder
 from fssa_jax.models.decoder import Decoder, DecoderConfig
 
@@ -67,7 +67,7 @@ def save_bert(directory: Path, vocabulary: int = 97, seed: int = 0) -> BertConfi
     }
     (source / "config.json").write_text(json.dumps(values))
     tokenizer(source, template=None)
-    pretrained.save_params(directory, variables, config, source)
+    save_params(directory, variables, config, source)
     return config
 
 
@@ -92,7 +92,7 @@ def save_decoder(directory: Path, **changes: Any):
     }
     (source / "config.json").write_text(json.dumps(values))
     tokenizer(source)
-    pretrained.save_params(directory, variables, c, source)
+    save_params(directory, variables, c, source)
     return model, variables
 
 

@@ -20,7 +20,7 @@ from fssa_jax.data.features import (
 )
 from fssa_jax.errors import UserError
 from fssa_jax.files import whole_directory
-from fssa_jax.lm.tokenizer import TokenTable
+from fssa_jax.lm.token_table import TokenTable
 from fssa_jax.types import ChoiceTable
 
 _log = logging.getLogger(__name__)

@@ -11,9 +11,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from fssa_jax.data.embedding_store import cut_texts, embed_to
 from fssa_jax.data.rows import read_lines
 from fssa_jax.errors import UserError
-from fssa_jax.lm.text_encoder import EmbedSettings, Text, TextEncoder, cut_texts, embed_to
+from fssa_jax.lm.text_encoder import EmbedSettings, Text, TextEncoder
 from fssa_jax.types import PyTree
 
 # Words, and every other visible sign by itself: emoji and punctuation are style.

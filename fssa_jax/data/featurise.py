@@ -8,7 +8,7 @@ from fssa_jax.config import Rows, Styles
 from fssa_jax.data.dataset import Split, texts_of
 from fssa_jax.data.features import EncoderFeaturiser, Featuriser, Text, TfidfFeaturiser, read_vectors, vectors_beside
 from fssa_jax.errors import UserError
-from fssa_jax.lm.safetensors import at_hand
+from fssa_jax.lm.hub import at_hand
 from fssa_jax.lm.text_encoder import EmbedSettings
 
 

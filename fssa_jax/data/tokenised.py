@@ -10,7 +10,7 @@ from fssa_jax.data.dataset import Dataset
 from fssa_jax.data.features import Text
 from fssa_jax.errors import UserError
 from fssa_jax.lm.base import Base
-from fssa_jax.lm.tokenizer import TokenTable, Truncate, encode_table
+from fssa_jax.lm.token_table import TokenTable, Truncate, encode_table
 from fssa_jax.types import ChoiceTable
 
 _log = logging.getLogger(__name__)

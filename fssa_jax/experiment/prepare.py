@@ -12,8 +12,10 @@ from fssa_jax.config.fields import check_fields, group
 from fssa_jax.data import build, dataset
 from fssa_jax.data.dataset import log_left_out
 from fssa_jax.errors import UserError
-from fssa_jax.lm.safetensors import find_checkpoint, read_config
-from fssa_jax.lm.tokenizer import Truncate, check_vocabulary, encode_table, load_tokenizer
+from fssa_jax.lm.hf_config import read_config
+from fssa_jax.lm.hub import find_checkpoint
+from fssa_jax.lm.token_table import Truncate, encode_table
+from fssa_jax.lm.tokenizer import check_vocabulary, load_tokenizer
 from fssa_jax.train import parallel
 
 

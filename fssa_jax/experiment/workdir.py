@@ -30,7 +30,7 @@ from fssa_jax.data.tokenised import table_with_tokens, tokenise
 from fssa_jax.errors import UserError
 from fssa_jax.lm.base import Base, load_base
 from fssa_jax.lm.scoring import table_log_probs
-from fssa_jax.lm.tokenizer import joined
+from fssa_jax.lm.token_table import joined
 from fssa_jax.people.person import PersonModel, PersonPolicy
 from fssa_jax.tasks.policy import PolicyTask
 from fssa_jax.tasks.predictor import Predictor

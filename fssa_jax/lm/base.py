@@ -5,7 +5,6 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterable
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from fssa_jax.errors import UserError
-from fssa_jax.lm import safetensors as pretrained
-from fssa_jax.lm.hf_config import to_hugging_face
+from fssa_jax.lm.hf_config import read_config, to_hugging_face
+from fssa_jax.lm.hub import find_checkpoint
+from fssa_jax.lm.safetensors import load_params, save_params
 from fssa_jax.lm.tokenizer import check_vocabulary, load_tokenizer
-from fssa_jax.models.decoder import Decoder, DecoderConfig, Remat, unstacked
+from fssa_jax.models.decoder import Decoder, DecoderConfig, Remat
 from fssa_jax.ops.attention import Implementation
 from fssa_jax.types import PyTree
 
@@ -38,11 +38,6 @@ class Base:
     tokenizer: Any
     fingerprint: str
 
-    @cached_property
-    def loose(self) -> PyTree:
-        """The variables with a list of layers, as generation takes them: a copy of the weights, made once."""
-        return jax.jit(unstacked)(self.variables)
-
 
 def load_base(name: str, dtype: str = "float32", remat: Remat = "none", implementation: Implementation = "xla") -> Base:
     """Loads a language model.
@@ -55,16 +50,16 @@ def load_base(name: str, dtype: str = "float32", remat: Remat = "none", implemen
     Raises:
       UserError: no such checkpoint, one that is damaged or no decoder, or a tokenizer that does not fit it.
     """
-    directory = pretrained.find_checkpoint(name)
+    directory = find_checkpoint(name)
     if (directory / "checkpoints").is_dir() and (directory / "model").is_dir():
         raise UserError(f"{name}: a work directory; its language model is inside: give {directory / 'model'}")
-    config = pretrained.read_config(directory)
+    config = read_config(directory)
     if not isinstance(config, DecoderConfig):
         raise UserError(f"{name}: a sentence encoder cannot generate; give a language model")
     tokenizer = load_tokenizer(directory)
     check_vocabulary(tokenizer, config.vocabulary, directory)
     decoder = Decoder(config, jnp.dtype(dtype), remat, implementation)
-    variables = pretrained.load_params(directory, config, jnp.dtype(dtype))
+    variables = load_params(directory, config, jnp.dtype(dtype))
     return Base(directory, decoder, variables, tokenizer, fingerprint(directory))
 
 
@@ -102,4 +97,4 @@ def new_base(config: DecoderConfig, texts: Iterable[str], directory: Path, seed:
         source = Path(scratch)
         tokenizer.save_pretrained(source)
         (source / "config.json").write_text(json.dumps(to_hugging_face(config), indent=1), encoding="utf-8")
-        pretrained.save_params(directory, variables, config, source)
+        save_params(directory, variables, config, source)

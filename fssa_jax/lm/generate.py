@@ -1,19 +1,18 @@
-"""Generation: ragged prompts and a different adapter for every row, compiled once for each bucket of lengths."""
+"""Generation: ragged prompts, padded to buckets, and a different adapter for each row; until each row stops."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fssa_jax.errors import UserError
-from fssa_jax.models.decoder import Cache, Decoder, empty_cache, unstacked
+from fssa_jax.lm.engine import Engine
+from fssa_jax.models.decoder import Decoder
 from fssa_jax.ops.adapters import AdapterTree
 from fssa_jax.ops.padding import bucket
-from fssa_jax.ops.sampling import Sampling, next_tokens
+from fssa_jax.ops.sampling import Sampling
 from fssa_jax.types import PyTree
 from fssa_jax.watchdog import finished
 
@@ -27,19 +26,6 @@ class Generated:
     tokens: list[list[int]]
     finish: list[str]
     stopped_by: list[int | None]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _State:
-    """What decoding carries from token to token."""
-
-    cache: Any
-    token: Any  # (batch,) the last one, not in the cache yet
-    position: Any  # (batch,) where it belongs
-    done: Any
-    seen: Any  # (batch, vocabulary), or None without a repetition penalty
-    keys: Any
 
 
 def generate(
@@ -63,8 +49,7 @@ def generate(
     on its prompt, its adapter and its seed alone, not on the other rows.
 
     Args:
-      model, variables: the decoder; parameters as loaded. Give them `unstacked` to make many calls: each call
-        would copy them into that form.
+      model, variables: the decoder and its parameters.
       prompts: token ids, at least one each.
       adapters: with one row for each prompt; None for none.
       seeds: of the rows; 0, 1, … by default. Greedy decoding needs none.
@@ -106,10 +91,8 @@ def generate(
     stops = set(stop_tokens)
     # A token is a byte of text at least: what completes a stop string stands among the last so many.
     tail = max((len(s.encode()) for s in stop_strings), default=0) + 8
-    compiled: Any = _programs  # a module is as hashable as its fields
-    prefill, advance = compiled(model, sampling, slots, tokens_per_call, tuple(stop_tokens))
-    loose = variables if isinstance(variables["params"]["layers"], list | tuple) else jax.jit(unstacked)(variables)
-    state, first = prefill(loose, jnp.asarray(tokens), jnp.asarray(lengths, jnp.int32), keys, adapters)
+    engine = Engine(model, sampling, slots, tokens_per_call, tuple(stop_tokens))
+    state = engine.prefill(variables, jnp.asarray(tokens), jnp.asarray(lengths, jnp.int32), keys, adapters)
 
     out: list[list[int]] = [[] for _ in prompts]
     finish = ["length"] * len(prompts)
@@ -134,9 +117,9 @@ def generate(
             if fresh and on_tokens is not None:
                 on_tokens(int(row), fresh)
 
-    take(np.asarray(first)[:, None])
+    take(np.asarray(state.token)[:, None])
     while not done.all():
-        state, new = advance(loose, dataclasses.replace(state, done=jnp.asarray(done)), adapters)
+        state, new = engine.advance(variables, dataclasses.replace(state, done=jnp.asarray(done)), adapters)
         take(np.asarray(new))
         finished()
     return Generated(out, finish, stopped_by)
@@ -144,61 +127,3 @@ def generate(
 
 def _ends_in(text: str, strings: Sequence[str]) -> bool:
     return any(s in text for s in strings)
-
-
-@lru_cache(maxsize=64)
-def _programs(model: Decoder, sampling: Sampling, slots: int, steps: int, stops: tuple[int, ...]):
-    """(prefill, advance), compiled for each shape that they meet."""
-    vocabulary = model.config.vocabulary
-    penalised = sampling.repetition_penalty != 1
-
-    def choose(logits, state_keys, seen, position):
-        # The key of a token follows from its row's seed and its position, however decoding is cut into calls.
-        keys = jax.vmap(jax.random.fold_in)(state_keys, position)
-        token = next_tokens(logits, keys, seen, sampling)
-        if seen is not None:
-            seen = seen.at[jnp.arange(len(token)), token].set(True)
-        return token, seen
-
-    @jax.jit
-    def prefill(variables, tokens, lengths, keys, adapters):
-        batch, width = tokens.shape
-        at = jnp.broadcast_to(jnp.arange(width)[None], tokens.shape)
-        cache = empty_cache(model.config, batch, slots, model.dtype, stacked=False)
-        hidden, cache = model.apply(variables, tokens, adapters, positions=at, cache=cache, method="hidden")
-        last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-        logits = model.apply(variables, last, method="logits")
-        seen = None
-        if penalised:
-            row = jnp.broadcast_to(jnp.arange(batch)[:, None], tokens.shape)
-            seen = jnp.zeros((batch, vocabulary), bool).at[row, tokens].max(at < lengths[:, None])
-        token, seen = choose(logits, keys, seen, lengths)
-        return _State(cache, token, lengths, jnp.zeros(batch, bool), seen, keys), token
-
-    @jax.jit
-    def advance(variables, state: _State, adapters):
-        ends = jnp.asarray(stops, jnp.int32)
-        batch = state.token.shape[0]
-
-        def more(carry):
-            i, state, _ = carry
-            return (i < steps) & ~state.done.all()
-
-        def step(carry):
-            i, s, new = carry
-            # A finished row stays where it is: its place in the cache must not run over the end.
-            at = jnp.minimum(s.position, slots - 1)[:, None]
-            hidden, cache = model.apply(
-                variables, s.token[:, None], adapters, positions=at, cache=Cache(*s.cache), method="hidden"
-            )
-            logits = model.apply(variables, hidden[:, 0], method="logits")
-            token, seen = choose(logits, s.keys, s.seen, s.position + 1)
-            done = s.done | (token[:, None] == ends[None]).any(-1)
-            new = new.at[:, i].set(token)
-            return i + 1, _State(cache, token, s.position + 1, done, seen, s.keys), new
-
-        start = (jnp.zeros((), jnp.int32), state, jnp.zeros((batch, steps), jnp.int32))
-        _, state, new = jax.lax.while_loop(more, step, start)
-        return state, new
-
-    return prefill, advance

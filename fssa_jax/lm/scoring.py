@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from fssa_jax.lm.base import Base
-from fssa_jax.lm.tokenizer import TokenTable
+from fssa_jax.lm.token_table import TokenTable
 from fssa_jax.models.decoder import Decoder
 from fssa_jax.ops.adapters import AdapterTree, adapter_rows, take_adapter_rows
 from fssa_jax.ops.logprobs import response_log_probs

@@ -1,14 +1,9 @@
-"""Embeddings of texts by a pretrained model: in batches of like length, over all devices, resumable shard by shard."""
+"""Embeddings of texts by a pretrained model: in batches of like length, over all devices."""
 
 import dataclasses
 import hashlib
-import io
 import json
-import logging
-import shutil
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,24 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from tqdm import tqdm
 
 from fssa_jax.errors import UserError
-from fssa_jax.files import write_bytes, write_text
-from fssa_jax.lm import safetensors as pretrained
+from fssa_jax.lm.hf_config import read_config
+from fssa_jax.lm.hub import find_checkpoint
+from fssa_jax.lm.safetensors import load_params
 from fssa_jax.lm.tokenizer import check_vocabulary, encode, load_tokenizer, special_ids
-from fssa_jax.models.bert import BertEncoder, mean_pool
+from fssa_jax.models.bert import BertConfig, BertEncoder, mean_pool
 from fssa_jax.models.decoder import Decoder
 from fssa_jax.ops.padding import batch_rows, filled_rows, length_batches
 from fssa_jax.types import PyTree
 from fssa_jax.watchdog import finished
 
-_log = logging.getLogger(__name__)
-
 Text = tuple[str, str]  # (prompt, response)
 Pool = Literal["mean", "response", "last"]
 
-_SHARD = 1024  # texts a file
 _TYPICAL = 32  # tokens of a short text, to guess how many texts are enough for batches of like length
 _BATCH_TOKENS = {"cpu": 1024}  # of a device at a time; elsewhere:
 _MANY_TOKENS = 16_384
@@ -73,11 +65,11 @@ class TextEncoder:
     def __init__(self, settings: EmbedSettings, variables: PyTree = None):
         """`variables` are the model's, where they are in memory already, of the type that the settings say."""
         self.settings = settings
-        self.directory = pretrained.find_checkpoint(settings.encoder)
-        config = pretrained.read_config(self.directory)
+        self.directory = find_checkpoint(settings.encoder)
+        config = read_config(self.directory)
         self.tokenizer = load_tokenizer(self.directory)
         check_vocabulary(self.tokenizer, config.vocabulary, self.directory)
-        self._bert = isinstance(config, pretrained.BertConfig)
+        self._bert = isinstance(config, BertConfig)
         if self._bert:
             _check_pooling(self.directory)
         if self._bert and (settings.pool != "mean" or settings.layer):
@@ -87,7 +79,7 @@ class TextEncoder:
         dtype = jnp.dtype(settings.dtype)
         self.model: Any = (
             BertEncoder(config, dtype)
-            if isinstance(config, pretrained.BertConfig)
+            if isinstance(config, BertConfig)
             else Decoder(config, dtype, implementation=settings.attention)  # type: ignore[arg-type]
         )
         self.width = config.width
@@ -104,7 +96,7 @@ class TextEncoder:
         self.together = 32 * self._tokens // _TYPICAL
         # Matrix products of half-precision models are in half precision; float32 stays float32.
         if variables is None:
-            variables = pretrained.load_params(self.directory, config, dtype, lambda *_: everywhere)
+            variables = load_params(self.directory, config, dtype, lambda *_: everywhere)
         else:
             variables = jax.device_put(variables, everywhere)
         self._run = partial(jax.jit(self._embed), variables)
@@ -199,139 +191,3 @@ def _sentence_limit(directory: Path) -> int | None:
         return int(json.loads(file.read_text())["max_seq_length"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def embed_to(
-    encoder: TextEncoder,
-    texts: Sequence[Text],
-    directory: Path,
-    *,
-    process: int | None = None,
-    processes: int | None = None,
-) -> np.ndarray:
-    """Embeds texts into directory/features.npy, and returns it memory-mapped.
-
-    Texts are cut into shards, each written whole; after a kill only what is missing is done. Each process of
-    several takes every n-th shard, and the first one joins them when all are there. `cut_texts` lists what was too
-    long.
-
-    Raises:
-      UserError: the directory was begun with another encoder or other texts; vectors that are not finite.
-    """
-    process = jax.process_index() if process is None else process
-    processes = jax.process_count() if processes is None else processes
-    stamp = {"encoder": encoder.fingerprint(), "texts": _digest(texts), "number": len(texts), "width": encoder.width}
-    _claim(directory, stamp)
-    final = directory / "features.npy"
-    if not final.exists():
-        parts = directory / "shards"
-        starts = range(0, len(texts), _SHARD)
-        mine = [s for i, s in enumerate(starts) if i % processes == process]
-        todo = [s for s in mine if not _shard(parts, s).exists()]
-        done = sum(min(_SHARD, len(texts) - s) for s in mine if s not in set(todo))
-        total = sum(min(_SHARD, len(texts) - s) for s in mine)
-        with tqdm(total=total, initial=done, desc="embedding", unit="text", disable=None, file=sys.stderr) as bar:
-            at_once = max(encoder.together // _SHARD, 1)
-            for group in range(0, len(todo), at_once):
-                shards = todo[group : group + at_once]
-                numbers = [n for s in shards for n in range(s, min(s + _SHARD, len(texts)))]
-                vectors, cut = encoder.embed_and_cut([texts[n] for n in numbers])
-                bad = np.flatnonzero(~np.isfinite(vectors).all(1))
-                if len(bad):
-                    raise UserError(
-                        f"{directory}: the vector of text {numbers[bad[0]]} is not finite; the checkpoint is damaged"
-                    )
-                were_cut = np.asarray([numbers[i] for i in cut], np.int64)
-                for i, s in enumerate(shards):
-                    mine = (were_cut >= s) & (were_cut < s + _SHARD)
-                    # The numbers first: where the vectors are, they are complete.
-                    write_bytes(_cut_file(parts, s), _npy(were_cut[mine]))
-                    write_bytes(_shard(parts, s), _npy(vectors[i * _SHARD : (i + 1) * _SHARD]))
-                bar.update(len(vectors))
-        if process == 0:
-            _wait(lambda: all(_shard(parts, s).exists() for s in starts), parts)
-            _join(parts, list(starts), final, len(texts), encoder.width)
-        _wait(final.exists, final)
-    features = np.load(final, mmap_mode="r", allow_pickle=False)
-    cut = cut_texts(directory)
-    if cut and process == 0:
-        _log.warning("%d texts are longer than %d tokens and were cut", len(cut), encoder.limit)
-    if features.shape != (len(texts), encoder.width):
-        raise UserError(f"{final}: {features.shape} instead of {(len(texts), encoder.width)}; remove {directory}")
-    return features
-
-
-def _claim(directory: Path, stamp: dict) -> None:
-    file = directory / "embedding.json"
-    if file.exists():
-        try:
-            before = json.loads(file.read_text())
-        except ValueError:
-            before = {}
-        for name, what in (("encoder", "another encoder or other settings"), ("texts", "other texts")):
-            if before.get(name) != stamp[name]:
-                raise UserError(f"{directory}: was begun with {what}; give another directory, or remove this one")
-        return
-    write_text(file, json.dumps(stamp))
-
-
-def _shard(parts: Path, start: int) -> Path:
-    return parts / f"{start:09d}.npy"
-
-
-def _cut_file(parts: Path, start: int) -> Path:
-    return parts / f"{start:09d}.cut.npy"
-
-
-def _npy(array: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, array)
-    return stream.getvalue()
-
-
-_PATIENCE = 24 * 3600  # seconds that a process waits for the others
-
-
-def _wait(ready: Callable[[], bool], what: Path) -> None:
-    deadline = time.monotonic() + _PATIENCE
-    while not ready():
-        if time.monotonic() > deadline:
-            raise UserError(f"{what}: other processes did not finish; start the same command again in all of them")
-        time.sleep(0.2)
-
-
-def _join(parts: Path, starts: list[int], final: Path, number: int, width: int) -> None:
-    temporary = final.with_name(".features.tmp")
-    header = {"descr": "<f4", "fortran_order": False, "shape": (number, width)}
-    try:
-        # Written, not mapped: a disk that is full is then an error and no signal.
-        with temporary.open("wb") as stream:
-            np.lib.format.write_array_header_1_0(stream, header)  # type: ignore[arg-type]
-            for s in starts:
-                stream.write(np.load(_shard(parts, s), allow_pickle=False).astype("<f4").tobytes())
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        reason = error.strerror or str(error)
-        raise UserError(f"{final}: cannot be written ({reason}); make room, then start the same command") from error
-    cut = np.concatenate([np.load(_cut_file(parts, s), allow_pickle=False) for s in starts])
-    write_bytes(final.with_name("cut.npy"), _npy(cut))
-    temporary.rename(final)
-    shutil.rmtree(parts)
-
-
-def cut_texts(directory: Path) -> list[int]:
-    """Numbers of the texts that `embed_to` had to cut."""
-    file = directory / "cut.npy"
-    return np.load(file, allow_pickle=False).tolist() if file.is_file() else []
-
-
-def _digest(texts: Sequence[Text]) -> str:
-    digest = hashlib.sha256()
-    for line in _lines(texts):
-        digest.update(line)
-    return digest.hexdigest()
-
-
-def _lines(texts: Sequence[Text]) -> Iterator[bytes]:
-    for text in texts:
-        yield json.dumps(list(text), ensure_ascii=False).encode() + b"\n"

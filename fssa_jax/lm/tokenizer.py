@@ -3,22 +3,16 @@
 import dataclasses
 import logging
 import os
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any
 
 from fssa_jax.errors import UserError
-from fssa_jax.ops.padding import bucket
 
 _log = logging.getLogger(__name__)
 
 # Without PyTorch transformers says on import that it has no models. None of them is used here.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
-Truncate = Literal["drop", "left", "right"]
 
 # Stands for the response while a template is looked at; no template contains it.
 _MARK = "⟦response⟧"
@@ -31,26 +25,6 @@ class Encoded:
     tokens: list[int]
     start: int
     end: int
-
-
-@dataclasses.dataclass
-class TokenTable:
-    """Texts as rows of tokens, padded on the right: `tokens` (texts, length), `starts`, `ends`, `lengths` (texts,).
-
-    Rows that did not fit and were dropped have length 0, and their numbers are in `too_long`.
-    """
-
-    tokens: np.ndarray
-    starts: np.ndarray
-    ends: np.ndarray
-    lengths: np.ndarray
-    too_long: list[int]
-
-    def rows(self, ids: np.ndarray) -> "TokenTable":
-        """The table of some of the texts."""
-        number = {int(i): place for place, i in enumerate(ids)}
-        parts = (getattr(self, name)[ids] for name in ("tokens", "starts", "ends", "lengths"))
-        return TokenTable(*parts, too_long=[number[i] for i in self.too_long if i in number])
 
 
 def load_tokenizer(directory: Path) -> Any:
@@ -155,69 +129,3 @@ def encode(
 def special_ids(tokenizer: Any) -> frozenset[int]:
     """Ids that no text has: those of special and added tokens."""
     return frozenset(tokenizer.all_special_ids) | {int(i) for i in tokenizer.added_tokens_decoder}
-
-
-def encode_table(
-    tokenizer: Any,
-    texts: Sequence[tuple[str, str]],
-    *,
-    max_length: int,
-    truncate: Truncate = "drop",
-    end_of_turn: bool = True,
-) -> TokenTable:
-    """All texts (prompt, response) as one table.
-
-    Args:
-      max_length: tokens of a row at most.
-      truncate: what happens to longer ones: "drop" leaves them out and lists them; "left" cuts the beginning of
-        the prompt; "right" cuts the end of the response.
-
-    A row that is to be cut but would lose its whole response, or all before it, is left out too.
-
-    Raises:
-      UserError: a response is empty.
-    """
-    rows: list[Encoded | None] = []
-    too_long = []
-    special = special_ids(tokenizer)
-    for number, (prompt, response) in enumerate(texts):
-        row: Encoded | None = encode(tokenizer, prompt, response, end_of_turn=end_of_turn, special=special)
-        assert row is not None
-        over = len(row.tokens) - max_length
-        if over > 0:
-            too_long.append(number)
-            row = _shorten(row, over, truncate)
-        rows.append(row)
-    lengths = np.array([len(row.tokens) if row else 0 for row in rows], np.int32)
-    tokens = np.zeros((len(rows), min(bucket(max(int(lengths.max(initial=1)), 1)), max_length)), np.int32)
-    for i, row in enumerate(rows):
-        if row:
-            tokens[i, : len(row.tokens)] = row.tokens
-    starts = np.array([row.start if row else 0 for row in rows], np.int32)
-    ends = np.array([row.end if row else 0 for row in rows], np.int32)
-    if too_long:
-        what = {"drop": "left out", "left": "cut at the beginning", "right": "cut at the end"}[truncate]
-        _log.warning("%d texts of more than %d tokens are %s", len(too_long), max_length, what)
-    return TokenTable(tokens, starts, ends, lengths, too_long)
-
-
-def joined(first: TokenTable, second: TokenTable) -> TokenTable:
-    """The rows of two tables, one after the other."""
-    width = max(first.tokens.shape[1], second.tokens.shape[1])
-    tokens = [np.pad(t.tokens, ((0, 0), (0, width - t.tokens.shape[1]))) for t in (first, second)]
-    starts, ends, lengths = (
-        np.concatenate([getattr(t, name) for t in (first, second)]) for name in ("starts", "ends", "lengths")
-    )
-    too_long = [*first.too_long, *(len(first.lengths) + i for i in second.too_long)]
-    return TokenTable(np.concatenate(tokens), starts, ends, lengths, too_long)
-
-
-def _shorten(row: Encoded, over: int, truncate: Truncate) -> Encoded | None:
-    if truncate == "drop":
-        return None
-    if truncate == "left":
-        if over > row.start - 1:  # one token must stand before the response
-            return None
-        return Encoded(row.tokens[over:], row.start - over, row.end - over)
-    end = row.end - over
-    return Encoded(row.tokens[:end], row.start, end) if end > row.start else None

@@ -53,7 +53,7 @@ class Writer:
         seeds = np.random.default_rng(seed).integers(0, 2**31, len(ids)).tolist()
         out = generate(
             self.base.decoder,
-            self.base.loose,
+            self.base.variables,
             ids,
             self.max_new,
             adapters=adapters,

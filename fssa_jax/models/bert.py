@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from fssa_jax.models.layers import unstack_layers
 from fssa_jax.ops.attention import attention
 from fssa_jax.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
-    """The shape of an encoder. `architectures.read_config` reads it from a config.json."""
+    """The shape of an encoder. `hf_config.read_config` reads it from a config.json."""
 
     vocabulary: int
     width: int
@@ -115,7 +116,7 @@ class BertEncoder(nn.Module):
             kernel, bias = (layer[name][part].astype(y.dtype) for part in ("kernel", "bias"))
             return jnp.einsum("btd,df->btf", y, kernel) + bias[None, None]
 
-        def step(x: Array, layer: PyTree) -> tuple[Array, None]:
+        for layer in self.layers:
             query, key, value = (
                 linear(layer, name, x).reshape(batch, t, c.heads, c.width // c.heads)
                 for name in ("query", "key", "value")
@@ -123,12 +124,11 @@ class BertEncoder(nn.Module):
             mixed = attention(query, key, value, lengths=lengths, causal=False).reshape(batch, t, c.width)
             x = layer_norm(x + linear(layer, "out", mixed), layer["attention_norm"], c.norm_epsilon)
             y = linear(layer, "down", _ACTIVATIONS[c.activation](linear(layer, "up", x)))
-            return layer_norm(x + y, layer["mlp_norm"], c.norm_epsilon), None
+            x = layer_norm(x + y, layer["mlp_norm"], c.norm_epsilon)
+        return x
 
-        return jax.lax.scan(step, x, self.layers)[0]
 
-
-def _init_layers(key: Array, c: BertConfig) -> PyTree:
+def _init_layers(key: Array, c: BertConfig) -> list[PyTree]:
     sizes = {
         "query": (c.width, c.width),
         "key": (c.width, c.width),
@@ -142,4 +142,4 @@ def _init_layers(key: Array, c: BertConfig) -> PyTree:
         for (name, size), k in zip(sizes.items(), jax.random.split(key, len(sizes)), strict=True)
     }
     norm = {"scale": jnp.ones((c.layers, c.width)), "bias": jnp.zeros((c.layers, c.width))}
-    return layers | {"attention_norm": norm, "mlp_norm": norm}
+    return unstack_layers(layers | {"attention_norm": norm, "mlp_norm": norm}, c.layers)

@@ -1,6 +1,8 @@
 """One decoder for the language models that people use: Llama, Mistral, Qwen2, Qwen3, Gemma, Gemma 2, SmolLM."""
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -8,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from fssa_jax.models.layers import unstack_layers
 from fssa_jax.ops.adapters import PLACES, AdapterTree, apply_adapter, check_adapters
 from fssa_jax.ops.attention import Implementation, attention
 from fssa_jax.types import PyTree
@@ -17,7 +20,7 @@ Remat = Literal["none", "full", "dots"]
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """The shape of a decoder, and in what the families differ. `architectures.read_config` reads it from a config.json.
+    """The shape of a decoder, and in what the families differ. `hf_config.read_config` reads it from a config.json.
 
     Attributes:
       vocabulary, width, layers, heads, groups, head_dim, mlp_width: sizes; `groups` heads of key and value.
@@ -95,22 +98,15 @@ def place_sizes(config: DecoderConfig, places: tuple[str, ...]) -> tuple[tuple[s
 
 
 class Cache(NamedTuple):
-    """Keys and values of all layers, (layers, batch, length, groups, head_dim); slot j holds position j.
+    """Keys and values: an array (batch, length, groups, head_dim) for each layer; slot j holds position j."""
 
-    For `unstacked` layers each is a tuple with an array a layer, so that no step copies them all together.
-    """
-
-    key: Any
-    value: Any
+    key: tuple[Array, ...]
+    value: tuple[Array, ...]
 
 
-def empty_cache(
-    config: DecoderConfig, batch: int, length: int, dtype: Any = jnp.float32, stacked: bool = True
-) -> Cache:
-    """A cache of static shape for sequences of up to `length` tokens; not `stacked` for `unstacked` layers."""
+def empty_cache(config: DecoderConfig, batch: int, length: int, dtype: Any = jnp.float32) -> Cache:
+    """A cache of static shape for sequences of up to `length` tokens."""
     shape = (batch, length, config.groups, config.head_dim)
-    if stacked:
-        return Cache(*(jnp.zeros((config.layers, *shape), dtype) for _ in range(2)))
     return Cache(*(tuple(jnp.zeros(shape, dtype) for _ in range(config.layers)) for _ in range(2)))
 
 
@@ -131,6 +127,7 @@ def rotate(x: Float[Array, "batch t heads d"], cos: Array, sin: Array) -> Float[
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
+_FAR = 2**30  # a window that leaves nothing out
 _ACTIVATIONS = {
     "silu": jax.nn.silu,
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -145,12 +142,12 @@ def block(
     config: DecoderConfig,
     angles: tuple[Array, Array],
     positions: Int[Array, "batch t"] | None,
-    window: Any,
+    window: int | Int[Array, ""] | None,
     cache: tuple[Array, Array] | None,
     adapters: AdapterTree | None,
     implementation: Implementation,
 ) -> tuple[Float[Array, "batch t d"], tuple[Array, Array] | None]:
-    """One transformer block on the parameters of one layer: what the scan over layers repeats."""
+    """One transformer block, on the parameters of one layer."""
     c = config
     batch, t, _ = x.shape
 
@@ -199,19 +196,22 @@ def block(
     return x, cache
 
 
+_Block = Callable[..., tuple[Array, tuple[Array, Array] | None]]
+
+
 class Decoder(nn.Module):
     """A causal language model; log p(token | tokens before) is log_softmax of `logits`.
 
-    Parameters of all layers are stacked along a first axis and scanned over. `unstacked` makes a list of them:
-    the loop is then unrolled, which costs compile time and saves copying weights where a step is short (decoding).
+    The parameters hold a list of layers and the loop over them is unrolled: training and decoding take the weights
+    where they are. A scan over stacked layers compiles faster, but copies the weights of a layer before it uses them,
+    which doubles the time of a decoding step on a CPU.
 
     Attributes:
       config: the shape.
       dtype: of the computation; norms, softmax and the rotary angles are float32 in any case.
       remat: what is recomputed in the backward pass: "none", all of a layer ("full"), all but its matrix
-        products ("dots").
-      implementation: of the attention over whole sequences; with a cache, or windows that differ from layer to
-        layer, it is XLA's.
+        products ("dots"). Layers are then scanned over, in a stacked copy that lives as long as the call.
+      implementation: of the attention over whole sequences; with a cache it is XLA's.
 
     >>> import jax, jax.numpy as jnp
     >>> from fssa_jax import Decoder, DecoderConfig
@@ -230,9 +230,7 @@ class Decoder(nn.Module):
         c = self.config
         init = nn.initializers.normal(0.02)
         self.embedding = self.param("embedding", init, (c.vocabulary, c.width))
-        stored = self.has_variable("params", "layers")
-        # `unstacked` parameters have another structure than those that are made here.
-        self.layers = self.get_variable("params", "layers") if stored else self.param("layers", _init_layers, c)
+        self.layers = self.param("layers", _init_layers, c)
         self.norm = self.param("norm", nn.initializers.constant(1.0 - c.norm_offset), (c.width,))
         if not c.tied:
             self.head = self.param("head", init, (c.width, c.vocabulary))
@@ -272,62 +270,55 @@ class Decoder(nn.Module):
         at = jnp.arange(tokens.shape[1])[None] if positions is None else positions
         angle = at[..., None].astype(jnp.float32) * jnp.asarray(c.frequencies, jnp.float32)[None, None]
         angles = (jnp.cos(angle) * c.rope_amplitude, jnp.sin(angle) * c.rope_amplitude)
+        run = partial(block, config=c, angles=angles, positions=positions)
         count = c.layers if until is None else until
-        windows = (c.windows or (None,) * c.layers)[:count]
-        same = len(set(windows)) == 1
-        far = 2**30
-        # Queries that stand in a cache, and windows that differ from layer to layer, are XLA's alone.
-        implementation = self.implementation if positions is None and same else "xla"
-
-        def run(layer: PyTree, x: Array, window: Any, kept: Any, adapter: Any):
-            return block(
-                layer,
-                x,
-                config=c,
-                angles=angles,
-                positions=positions,
-                window=window,
-                cache=kept,
-                adapters=adapter,
-                implementation=implementation,
-            )
-
-        if self.remat != "none":
-            dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-            run = jax.checkpoint(
-                run, policy=dots if self.remat == "dots" else None, static_argnums=(2,) if same else ()
-            )
-        kept = None if cache is None else (cache.key, cache.value)
-        states = [x]
-        if isinstance(self.layers, list | tuple):
-            new = []
-            for i, layer in enumerate(self.layers[:count]):
-                mine = None if kept is None else (kept[0][i], kept[1][i])
-                adapter = jax.tree.map(lambda leaf, i=i: leaf[i], adapters)
-                x, mine = run(layer, x, windows[i], mine, adapter)
-                states.append(x)
-                new.append(mine)
-            if kept is not None:
-                apart = isinstance(kept[0], tuple)
-                kept = tuple(leaves if apart else jnp.stack(leaves) for leaves in zip(*new, strict=True))
-        else:
-
-            def step(x, scanned):
-                layer, window, mine, adapter = scanned
-                x, mine = run(layer, x, windows[0] if same else window, mine, adapter)
-                return x, (mine, x if collect else None)
-
-            first = jax.tree.map(lambda leaf: leaf[:count], (self.layers, adapters))
-            limits = None if same else jnp.asarray([far if w is None else w for w in windows])
-            x, (kept, after) = jax.lax.scan(step, x, (first[0], limits, kept, first[1]))
+        if self.remat == "none" or cache is not None or collect:
+            states, cache = self._unrolled(run, x, adapters, cache, count, positions is None)
             if collect:
-                states = [jnp.concatenate([states[0][None], jnp.asarray(after)])]
-        cache = None if kept is None else Cache(*kept)
-        if collect:
-            return (states[0] if len(states) == 1 else jnp.stack(states)), cache
+                return jnp.stack(states), cache
+            x = states[-1]
+        else:
+            x = self._scanned(run, x, adapters, count, positions is None)
         if until is None:
             x = rms_norm(x, self.norm, c.norm_epsilon, c.norm_offset)
         return x, cache
+
+    def _unrolled(
+        self, run: _Block, x: Array, adapters: AdapterTree | None, cache: Cache | None, count: int, plain: bool
+    ) -> tuple[list[Array], Cache | None]:
+        """The states before the first and after every one of `count` layers; the weights are taken where they are."""
+        windows = self.config.windows or (None,) * self.config.layers
+        kept = [None] * count if cache is None else zip(*cache, strict=True)
+        each = unstack_layers(adapters, self.config.layers)
+        # Queries that stand in a cache are XLA's alone.
+        implementation = self.implementation if plain else "xla"
+        states, new = [x], []
+        for layer, window, mine, adapter in zip(self.layers[:count], windows, kept, each, strict=False):
+            x, mine = run(layer, x, window=window, cache=mine, adapters=adapter, implementation=implementation)
+            states.append(x)
+            new.append(mine)
+        return states, None if cache is None else Cache(*zip(*new, strict=True))
+
+    def _scanned(self, run: _Block, x: Array, adapters: AdapterTree | None, count: int, plain: bool) -> Array:
+        """The state after `count` layers, each recomputed in the backward pass.
+
+        Unrolled, 30 layers take ten times as long to compile, and XLA's CPU backend recomputes nothing.
+        """
+        windows = (self.config.windows or (None,) * self.config.layers)[:count]
+        same = len(set(windows)) == 1
+        implementation = self.implementation if plain and same else "xla"  # which alone takes a traced window
+        limits = None if same else jnp.asarray([_FAR if w is None else w for w in windows])
+        layers = jax.tree.map(lambda *leaves: jnp.stack(leaves), *self.layers[:count])
+
+        def step(x: Array, scanned: tuple[PyTree, Array | None, AdapterTree | None]) -> tuple[Array, None]:
+            layer, limit, adapter = scanned
+            window = windows[0] if same else limit
+            x, _ = run(layer, x, window=window, cache=None, adapters=adapter, implementation=implementation)
+            return x, None
+
+        dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
+        first = jax.tree.map(lambda leaf: leaf[:count], adapters)
+        return jax.lax.scan(jax.checkpoint(step, policy=dots), x, (layers, limits, first))[0]
 
     def output_kernel(self) -> Float[Array, "d vocabulary"]:
         """The output layer: the embedding, transposed, where it is tied."""
@@ -349,8 +340,8 @@ class Decoder(nn.Module):
         return self.logits(self.hidden(tokens, adapters)[0])
 
 
-def _init_layers(key: Array, config: DecoderConfig) -> PyTree:
-    """Parameters of all layers, each leaf (layers, …)."""
+def _init_layers(key: Array, config: DecoderConfig) -> list[PyTree]:
+    """Parameters of each layer."""
     c = config
     q, kv = c.heads * c.head_dim, c.groups * c.head_dim
     shapes = {
@@ -374,12 +365,4 @@ def _init_layers(key: Array, config: DecoderConfig) -> PyTree:
         norms |= {"query_norm": c.head_dim, "key_norm": c.head_dim}
     for name, width in norms.items():
         layers[name] = {"scale": jnp.full((c.layers, width), 1.0 - c.norm_offset)}
-    return layers
-
-
-def unstacked(variables: PyTree) -> PyTree:
-    """The same variables with a list of layers in place of stacked ones; see `Decoder`."""
-    params = dict(variables["params"])
-    count = len(params["layers"]["attention_norm"]["scale"])
-    params["layers"] = [jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]) for i in range(count)]
-    return {**variables, "params": params}
+    return unstack_layers(layers, c.layers)

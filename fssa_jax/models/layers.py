@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from fssa_jax.types import PyTree
+
 
 class MLP(nn.Module):
     """Dense layers of the given widths with ReLU between them; none after the last."""
@@ -92,3 +94,16 @@ class MaskedSelfAttention(nn.Module):
         mixed = jnp.einsum("...hqk,...khd->...qhd", weights, value).reshape(x.shape)
         out = nn.Dense(width, name="out")(mixed)
         return x + out if self.residual else out
+
+
+def unstack_layers(tree: PyTree, layers: int) -> list[PyTree]:
+    """A tree whose leaves have a first axis over layers, as a list with a tree for each layer.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax.models.layers import unstack_layers
+    >>> [layer["bias"].tolist() for layer in unstack_layers({"bias": jnp.array([[1, 2], [3, 4]])}, 2)]
+    [[1, 2], [3, 4]]
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    apart = [jnp.unstack(leaf) for leaf in leaves]
+    return [structure.unflatten([leaf[i] for leaf in apart]) for i in range(layers)]

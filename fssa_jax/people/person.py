@@ -15,9 +15,9 @@ from fssa_jax.config import Generation
 from fssa_jax.data.dataset import number_texts, seen_in_training
 from fssa_jax.data.features import Text
 from fssa_jax.errors import UserError
-from fssa_jax.lm.safetensors import save_lora
+from fssa_jax.lm.peft import save_lora
 from fssa_jax.lm.scoring import device_texts, table_log_probs
-from fssa_jax.lm.tokenizer import TokenTable, encode_table
+from fssa_jax.lm.token_table import TokenTable, encode_table
 from fssa_jax.lm.writer import Writer
 from fssa_jax.models.decoder import place_sizes
 from fssa_jax.models.rewards import RewardModel

@@ -30,7 +30,7 @@ from fssa_jax.config import (
 from fssa_jax.data.dataset import Dataset, Split
 from fssa_jax.lm.base import Base
 from fssa_jax.lm.scoring import Texts, device_texts, text_log_probs
-from fssa_jax.lm.tokenizer import TokenTable
+from fssa_jax.lm.token_table import TokenTable
 from fssa_jax.models.conditioner import Conditioner
 from fssa_jax.models.decoder import Decoder, DecoderConfig, place_sizes
 from fssa_jax.models.hypernetwork import Hypernetwork

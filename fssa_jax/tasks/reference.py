@@ -12,7 +12,7 @@ from fssa_jax.errors import UserError
 from fssa_jax.files import write_bytes
 from fssa_jax.lm.base import Base
 from fssa_jax.lm.scoring import table_log_probs
-from fssa_jax.lm.tokenizer import TokenTable
+from fssa_jax.lm.token_table import TokenTable
 
 
 def stored_reference(base: Base, tokens: TokenTable, path: Path) -> np.ndarray:

@@ -19,7 +19,7 @@ from fssa_jax.errors import UserError
 from fssa_jax.lm.base import Base
 from fssa_jax.lm.safetensors import save_params
 from fssa_jax.lm.scoring import Texts, device_texts, table_log_probs, text_log_probs
-from fssa_jax.lm.tokenizer import TokenTable
+from fssa_jax.lm.token_table import TokenTable
 from fssa_jax.models.decoder import Decoder
 from fssa_jax.ops.padding import Plan
 from fssa_jax.tasks.predictor import Predictor

@@ -24,8 +24,9 @@ from fssa_jax.experiment.policy_workdir import PolicyWorkdir
 from fssa_jax.experiment.trained_policy import trained_policy
 from fssa_jax.experiment.warm_start import load_people, warm_encoder
 from fssa_jax.experiment.workdir import Workdir
-from fssa_jax.lm import safetensors as pretrained
 from fssa_jax.lm.base import load_base, reference_log_probs, stored_reference
+from fssa_jax.lm.hf_config import read_config
+from fssa_jax.lm.safetensors import load_params
 from fssa_jax.ops.padding import best_plan
 from fssa_jax.people.side_by_side import write_for
 from fssa_jax.report.policy import evaluate_workdir
@@ -521,12 +522,12 @@ def test_a_base_keeps_its_format_through_fine_tuning(finished, tiny_base, tmp_pa
     config = tiny_policy.config(directory / "rows.jsonl", tiny_base, steps=2)
     config.objective.kind = "sft"
     training.train(config, tmp_path / "tuned")
-    before, after = (pretrained.read_config(d) for d in (tiny_base, tmp_path / "tuned" / "model"))
+    before, after = (read_config(d) for d in (tiny_base, tmp_path / "tuned" / "model"))
     assert before == after
     changed = [
         np.abs(a - b).max()
         for a, b in zip(
-            *(leaves(pretrained.load_params(d, before)) for d in (tiny_base, tmp_path / "tuned" / "model")), strict=True
+            *(leaves(load_params(d, before)) for d in (tiny_base, tmp_path / "tuned" / "model")), strict=True
         )
     ]
     assert min(changed) > 0

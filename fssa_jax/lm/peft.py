@@ -1,0 +1,61 @@
+"""A person's low-rank adapters as a LoRA that other libraries load."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from fssa_jax.errors import UserError
+from fssa_jax.files import replaceable, whole_directory
+from fssa_jax.lm.weight_map import decoder_weights
+from fssa_jax.models.decoder import DecoderConfig
+from fssa_jax.ops.adapters import AdapterTree, lora_factors
+
+
+def save_lora(directory: Path, adapters: AdapterTree, config: DecoderConfig, base: str = "", row: int = 0) -> None:
+    """Writes a row of low-rank adapters as a LoRA in the format of PEFT, whole or not at all: what other libraries load
+    beside the same base, to serve one person without this one.
+
+    Args:
+      directory: gets adapter_config.json and adapter_model.safetensors.
+      adapters: of `lora` or `lora_core`; places of less rank than others are filled up with zeros.
+      config: of the base.
+      base: its directory or hub name, for adapter_config.json.
+      row: whose.
+
+    Raises:
+      UserError: FiLM, or a directory that holds anything but a LoRA.
+    """
+    directory = replaceable(directory, "adapter_config.json")
+    kernels = [weight for weight in decoder_weights(config) if weight.path[-1] == "kernel"]
+    linears = {weight.path[1:3]: weight.name.removesuffix(".weight") for weight in kernels}  # by (layer, place)
+    try:
+        factors = {place: lora_factors(adapter, row) for place, adapter in adapters.items()}
+    except ValueError as error:
+        raise UserError(f"{directory}: {error}, so it cannot be saved as a LoRA; train lora or lora_core") from error
+    rank = max(down.shape[-1] for down, _ in factors.values())
+    tensors = {}
+    for place, (down, up) in factors.items():
+        missing = rank - down.shape[-1]
+        a = np.pad(np.asarray(down, np.float32), ((0, 0), (0, 0), (0, missing)))
+        b = np.pad(np.asarray(up, np.float32), ((0, 0), (0, missing), (0, 0)))
+        for layer in range(config.layers):
+            name = f"base_model.model.{linears[layer, place]}"
+            tensors[f"{name}.lora_A.weight"] = np.ascontiguousarray(a[layer].T)
+            tensors[f"{name}.lora_B.weight"] = np.ascontiguousarray(b[layer].T)
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": rank,
+        "target_modules": sorted(linears[0, place].rsplit(".", 1)[1] for place in factors),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    with whole_directory(directory) as target:
+        save_file(tensors, str(target / "adapter_model.safetensors"), metadata={"format": "pt"})
+        (target / "adapter_config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
