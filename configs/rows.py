@@ -7,7 +7,7 @@ r"""Anybody's rows: a file of people's choices (columns: README, `fssa_jax/data/
   python -m launch.train --config=configs/rows.py:np_dpo --config.data.path=rows.jsonl --workdir=runs/policy \
       --config.policy.base=runs/base/model --config.encoder.init_from=runs/mine
 
-Variants: btl (one reward for everybody), np_btl; sft makes a small language model of the rows' texts (or, with
+Variants: btl (one reward for everybody), np_btl, np_btl_attention (the paper's encoder); sft makes a small language model of the rows' texts (or, with
 --config.policy.base=NAME --config.optim.learning_rate=1e-5, fine-tunes one on them), np_dpo steers one by the choices
 that np_btl reads.
 
@@ -21,7 +21,7 @@ written.
 Measured for np_btl on the Polis data (benchmarks/polis.py, two x86-64 CPU cores, no accelerator): gain over the
 population model on 322 test users +2.8 / +3.9 / +4.3 points at K = 5 / 10 / 20, mean of three seeds; about
 50 s a seed on one core. For np_dpo on the same data (benchmarks/policies.py --what=polis, one seed): +2.1 / +2.3 / +2.6
-over the population's DPO.
+over the population's DPO. For np_btl_attention (one seed, 120 s): −1.3 / +1.6 / +2.4 / +2.7 at K = 0 / 5 / 10 / 20.
 """
 
 from fssa_jax.config import (
@@ -33,6 +33,7 @@ from fssa_jax.config import (
     NpBtl,
     PolicyConfig,
     RewardConfig,
+    SetEncoder,
     SftConfig,
 )
 from fssa_jax.errors import UserError
@@ -44,10 +45,14 @@ def get_config(variant: str = "np_btl") -> RewardConfig | PolicyConfig | SftConf
         return _base()
     if variant == "np_dpo":
         return _policy()
-    if variant not in ("btl", "np_btl"):
-        raise UserError(f"configs/rows.py: unknown variant {variant!r}; give btl, np_btl, sft or np_dpo")
+    if variant not in ("btl", "np_btl", "np_btl_attention"):
+        known = "btl, np_btl, np_btl_attention, sft, np_dpo"
+        raise UserError(f"configs/rows.py: unknown variant {variant!r}; give one of {known}")
     config = RewardConfig(name=f"rows {variant}")
-    encoder = BayesEncoder(observations=("responses",), prior=NormalPrior(rounds=3))
+    encoder: SetEncoder | BayesEncoder = BayesEncoder(observations=("responses",), prior=NormalPrior(rounds=3))
+    if variant == "np_btl_attention":
+        inputs = ("chosen", "rejected", "difference", "margin")
+        encoder = SetEncoder(inputs=inputs, width=128, heads=4, latent_dim=64)
     config.model = NpBtl(
         encoder=encoder, response="none", head="bilinear", population="linear", width=64, learn_texts="auto"
     )
@@ -59,6 +64,8 @@ def get_config(variant: str = "np_btl") -> RewardConfig | PolicyConfig | SftConf
     config.train.validate_every, config.train.checkpoint_every = 25, 100
     config.train.population_steps, config.train.population_learning_rate = 600, 3e-2
     config.train.factor_steps, config.train.specialist_steps = 150, 200
+    if variant == "np_btl_attention":
+        config.train.steps = 600
     if variant == "btl":
         config.model = Btl(width=64, population="linear", learn_texts="auto")
         config.train.factor_steps = 0

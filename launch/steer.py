@@ -69,10 +69,10 @@ def _write(sampling: tuple[str, ...]) -> None:
     if outside := [t for t in shares if not 0 <= t <= 1]:
         raise UserError(f"--blend: {outside[0]:g} is no share of the second person; give numbers from 0 to 1")
     given = {name: flags.FLAGS[name].value for name in sampling if flags.FLAGS[name].present}
-    if not math.isfinite(given.get("temperature", 0.0)):
+    if not math.isfinite(given.get("temperature") or 0.0):
         raise UserError(f"--temperature: must be a number from 0 up, got {given['temperature']}")
     people = {file: read_choices(file) for file in files}
-    policy = load(_WORKDIR.value, _BASE.value)
+    policy = load(_WORKDIR.value or "", _BASE.value)
     if not isinstance(policy, PersonPolicy):
         raise UserError(
             f"{_WORKDIR.value}: a reward model ranks responses but writes none; give the workdir of a policy"

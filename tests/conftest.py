@@ -21,9 +21,8 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from fssa_jax.data import build
-from fssa_jax.experiment import train_policy as policy_train
-from fssa_jax.experiment import train_reward as train
+from fssa_jax.data import featurise
+from fssa_jax.experiment.train import train
 from fssa_jax.types import Comparisons
 from tests import tiny, tiny_policy
 
@@ -55,7 +54,7 @@ def comparisons():
 @pytest.fixture(autouse=True)
 def no_encoder_at_hand(monkeypatch):
     """Features "auto" are the same whether or not a sentence encoder happens to be installed."""
-    monkeypatch.setattr(build, "at_hand", lambda name: False)
+    monkeypatch.setattr(featurise, "at_hand", lambda name: False)
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +84,7 @@ def finished(once):
     """(directory, configuration) of a run that nobody disturbed, in directory/run; its rows are beside it."""
 
     def make(directory: Path) -> None:
-        train.train(tiny.config(tiny.write_rows(directory / "rows.jsonl", tiny.rows())), directory / "run")
+        train(tiny.config(tiny.write_rows(directory / "rows.jsonl", tiny.rows())), directory / "run")
 
     directory = once("finished", make)
     return directory, tiny.config(directory / "rows.jsonl")
@@ -102,4 +101,4 @@ def steered(finished, tiny_base, once):
     """The work directory of a policy that was trained on the people of `finished`, with its reward model's encoder."""
     people, _ = finished
     config = tiny_policy.config(people / "rows.jsonl", tiny_base, people / "run")
-    return once("steered", lambda directory: policy_train.train(config, directory / "run")) / "run"
+    return once("steered", lambda directory: train(config, directory / "run")) / "run"

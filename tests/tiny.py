@@ -47,8 +47,16 @@ def config(path: Path | str = "", **train: int) -> RewardConfig:
     c.model = NpBtl(encoder=SetEncoder(width=8, latent_dim=8, heads=2, gaussian=True), width=8, head="bilinear")
     c.optim.learning_rate, c.optim.warmup_steps = 1e-2, 2
     settings = {
-        "users": 8, "max_context": 3, "targets": 3, "steps": STEPS, "steps_per_call": 5, "validate_every": 10,
-        "checkpoint_every": 5, "population_steps": 5, "specialist_steps": 5, **train,
+        "users": 8,
+        "max_context": 3,
+        "targets": 3,
+        "steps": STEPS,
+        "steps_per_call": 5,
+        "validate_every": 10,
+        "checkpoint_every": 5,
+        "population_steps": 5,
+        "specialist_steps": 5,
+        **train,
     }
     for name, value in settings.items():
         setattr(c.train, name, value)

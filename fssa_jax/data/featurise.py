@@ -34,7 +34,7 @@ def features_of_texts(
     """By a pretrained model or by tfidf; `known` are the rows of the training texts."""
     if not encode:
         featuriser: Featuriser = TfidfFeaturiser.fit([texts[i] for i in known], data.components)
-        return featuriser, _finite(featuriser.transform(texts), data.path)
+        return featuriser, _finite(featuriser.transform(texts), getattr(data, "path", "styles"))
     chosen = data.text_encoder
     # A whole path: new texts may be embedded from elsewhere later.
     name = str(Path(chosen.name).resolve()) if Path(chosen.name).is_dir() else chosen.name

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,16 +96,17 @@ def score(
     others = {name: predictor for name, predictor in predictors.items() if name != MAIN}
     if not main.reads:  # it is the population's model itself
         others.setdefault(POPULATION, main)
-    limits: dict[str, int | None] = {"max_users": None, "max_targets": None}
+    scored = partial(evaluate, split=people, dataset=task.dataset, settings=settings, seed=seed)
+    users = targets = None
     if isinstance(settings, PolicyEvaluation):
-        limits = {"max_users": None if everybody else settings.users, "max_targets": settings.targets}
-    result = evaluate(main, people, task.dataset, settings, others=others, seed=seed, **limits)
+        users, targets = None if everybody else settings.users, settings.targets
+    result = scored(main, others=others, max_users=users, max_targets=targets)
     report = result.report
     if isinstance(task, PolicyTask) and settings.in_context_users:
         # Of few people, for it is dear; the policy itself is scored on the same ones.
-        few = {"max_users": settings.in_context_users, "max_targets": min(settings.targets, _IN_CONTEXT_TARGETS)}
+        users, targets = settings.in_context_users, min(settings.targets, _IN_CONTEXT_TARGETS)
         for name, asked in (("in_context", in_context_predictor(task)), ("in_context_own", main)):
-            of_few = evaluate(asked, people, task.dataset, settings, seed=seed, control=False, **few).report
+            of_few = scored(asked, max_users=users, max_targets=targets, control=False).report
             report[name], report[f"{name}_steering"] = of_few["accuracy"], of_few["steering"]
             report["users"]["in_context"] = of_few["users"]["scored"]
     if main.reads:

@@ -109,7 +109,8 @@ def decided(config: Config, dataset: Dataset, quiet: bool = False) -> Any:
 
 def check_same(path: Path, before: Config, config: Config) -> None:
     """Raises `UserError` if a work directory was trained with another configuration, naming the first difference."""
-    found = first_difference(*({"kind": type(c).__name__} | to_dict(c) for c in (before, config)))
+    old_values, new_values = ({"kind": type(c).__name__} | to_dict(c) for c in (before, config))
+    found = first_difference(old_values, new_values)
     if found:
         name, old, new = found
         raise UserError(

@@ -16,7 +16,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from fssa_jax.config import NoEncoder, NpBtl, PolicyConfig, RewardConfig, SftConfig
@@ -33,13 +32,11 @@ from fssa_jax.lm.scoring import table_log_probs
 from fssa_jax.lm.token_table import joined
 from fssa_jax.people.person import PersonModel, PersonPolicy
 from fssa_jax.tasks.policy import PolicyTask
-from fssa_jax.tasks.predictor import Predictor
 from fssa_jax.tasks.reference import stored_reference
 from fssa_jax.tasks.reward import RewardTask
 from fssa_jax.tasks.sft import SftTask
 from fssa_jax.tasks.task import MAIN
-from fssa_jax.train.checkpoint import Checkpoints, best_or_latest
-from fssa_jax.train.state import start_state
+from fssa_jax.train.checkpoint import Checkpoints, best_or_latest_variables
 from fssa_jax.types import PyTree
 
 MET = "people_of_the_encoder"
@@ -121,16 +118,8 @@ class Workdir:
             if name == MAIN:
                 raise UserError(f"{self.path}: no checkpoint yet; let launch.train reach its first one")
             return None
-        task = self.task
-        average = task.config.optim.average_decay > 0
-        like = jax.jit(lambda v: start_state(v, task.optimizer(name), average))(task.start(name, {}))
-        step, state = best_or_latest(*stores, like)
-        return jax.device_get(state.variables), step
-
-    def predictors(self, split: Split) -> dict[str, Predictor]:
-        """What every trained model predicts of the people of a split, by name."""
-        found = {name: self.trained(name) for name in self.task.names}
-        return {name: self.task.predictor(name, split)(of[0]) for name, of in found.items() if of is not None}
+        step, variables = best_or_latest_variables(*stores)
+        return variables, step
 
     def person(self) -> PersonModel:
         """The main model, ready for new people.

@@ -37,7 +37,16 @@ from fssa_jax.models.hypernetwork import Hypernetwork
 from fssa_jax.models.rewards import RewardModel
 from fssa_jax.ops.distributions import gaussian_kl, gaussian_sample
 from fssa_jax.ops.episodes import draw_episode
-from fssa_jax.ops.losses import dpo_loss, latent_roles, masked_mean, response_weights
+from fssa_jax.ops.losses import (
+    dpo_loss,
+    imitation_loss,
+    implicit_rewards,
+    latent_roles,
+    masked_mean,
+    response_weights,
+    sft_loss,
+    soft_label_loss,
+)
 from fssa_jax.ops.padding import Plan
 from fssa_jax.tasks.policy_scorer import PolicyScorer
 from fssa_jax.tasks.predictor import Predictor
@@ -158,8 +167,10 @@ class PolicyTask:
     def draw(self, name: str) -> Draw:
         """Models without a context do not draw one."""
         train = self.config.train
-        sizes = {"max_context": train.max_context if self.reads(name) else 0, "max_targets": train.targets}
-        return draw_people(lambda key, tables: draw_episode(key, tables.choices, **sizes))
+        sizes = train.max_context if self.reads(name) else 0, train.targets
+        return draw_people(
+            lambda key, tables: draw_episode(key, tables.choices, max_context=sizes[0], max_targets=sizes[1])
+        )
 
     def tables(self, split: str) -> PolicyTables:
         """See `Task`."""
@@ -267,18 +278,17 @@ def policy_loss(
         liked = rewards_of(variables, targets, z, tables.features) if reads else None
         if frozen and frozen.distil and liked is not None:
             p = jax.nn.sigmoid(jax.lax.stop_gradient(liked[0] - liked[1]))
-            soft = p * losses + (1 - p) * preference(*own[::-1], *reference[::-1])
-            losses = (1 - frozen.distil) * losses + frozen.distil * soft
+            losses = soft_label_loss(losses, preference(*own[::-1], *reference[::-1]), p, frozen.distil)
         if frozen and frozen.imitate != "chosen" and liked is not None:
             judged = jax.lax.stop_gradient(liked)
             weights = response_weights(judged[0], judged[1], targets.mask, objective.beta, frozen.imitate)
             # By the mean number of tokens of all texts: by those of each, long ones would weigh less.
             starts, ends = tables.texts.starts, tables.texts.ends
             typical = (ends - starts).sum() / jnp.maximum((ends > 0).sum(), 1)
-            sft = -sum((w * side).sum(-1).mean() for w, side in zip(weights, sides(log_p / typical), strict=True))
+            sft = imitation_loss(*sides(log_p), weights, typical).mean()
         else:
-            sft = -mean(sides(log_p / tokens)[0])
-        chosen, rejected = (objective.beta * (o - r) for o, r in zip(own, reference, strict=True))
+            sft = sft_loss(sides(log_p)[0], sides(tokens)[0], targets.mask).mean()
+        chosen, rejected = (implicit_rewards(o, r, objective.beta) for o, r in zip(own, reference, strict=True))
         metrics: Metrics = {
             "loss/preference": mean(losses),
             "loss/sft": sft,

@@ -103,10 +103,16 @@ class RewardTask:
     def draw(self, name: str) -> Draw:
         """Models without a context do not draw one."""
         train = self.config.train
-        sizes = {"max_context": train.max_context if self.reads(name) else 0, "max_targets": train.targets}
+        sizes = train.max_context if self.reads(name) else 0, train.targets
         if isinstance(self.config.data, Synthetic):
-            return draw_people(lambda key, tables: synthetic.draw_episode(key, tables.choices, **sizes))
-        return draw_people(lambda key, tables: draw_episode(key, tables.choices, **sizes))
+            return draw_people(
+                lambda key, tables: synthetic.draw_episode(
+                    key, tables.choices, max_context=context, max_targets=targets
+                )
+            )
+        return draw_people(
+            lambda key, tables: draw_episode(key, tables.choices, max_context=sizes[0], max_targets=sizes[1])
+        )
 
     def tables(self, split: str) -> Tables:
         """See `Task`."""
@@ -196,6 +202,10 @@ def draw_people(draw: Callable[[Key[Array, ""], Any], Episode]) -> Draw:
         return People(jax.vmap(draw, in_axes=(0, None))(key_draw, tables), key_noise)
 
     return rows
+
+
+def _draw_synthetic(sizes: tuple[int, int], key: Key[Array, ""], tables: Tables) -> Episode:
+    return synthetic.draw_episode(key, tables.choices, max_context=sizes[0], max_targets=sizes[1])
 
 
 def make_model(settings: Any, dataset: Dataset, name: str = MAIN) -> rewards.RewardModel:
@@ -315,7 +325,7 @@ def reward_loss(model: rewards.RewardModel, objective: NeuralProcess) -> Loss:
         terms = jax.vmap(of_user, in_axes=(1, 0, 0, 0))(log_likelihood, mask, sampled_from, reference)
         hits = preference_accuracy(log_likelihood).mean(0)
         total = terms.loss.mean() + text_penalties(variables["params"], objective)
-        metrics = {"loss": total, "nll": terms.nll.mean(), "kl": terms.kl.mean()}
+        metrics: Metrics = {"loss": total, "nll": terms.nll.mean(), "kl": terms.kl.mean()}
         metrics["rewards/accuracies"] = masked_mean(hits, mask).mean()
         if updated:
             metrics["batch_stats"] = updated["batch_stats"]
@@ -336,12 +346,12 @@ def text_penalties(params: PyTree, objective: NeuralProcess) -> Array:
     return penalty
 
 
-def reward_predictor(model: rewards.RewardModel, features: Array | None, samples: int) -> Callable[[PyTree], Predictor]:
+def reward_predictor(model: rewards.RewardModel, features: Array, samples: int) -> Callable[[PyTree], Predictor]:
     """variables ↦ a predictor: log p(t | C) = log (1/S) Σ_s p(t | z_s), z_s ~ q(z | C); compiled once."""
     read = make_inference(model)
 
     @jax.jit
-    def log_p(variables: PyTree, q: DiagGaussian, targets: Comparisons, group: Array, features: Array) -> Array:
+    def log_p(variables: PyTree, q: DiagGaussian, targets: Comparisons, group: Array, features: Array | None) -> Array:
         def apply(module: rewards.RewardModel) -> Array:
             if module.latent == "none":
                 return module.log_likelihood(targets, None, features)
@@ -357,8 +367,8 @@ def reward_predictor(model: rewards.RewardModel, features: Array | None, samples
         def infer(episodes: Episode) -> DiagGaussian:
             return read(variables, episodes.context, features) if model.latent == "context" else no_latent(episodes)
 
-        def score(q: DiagGaussian, episodes: Episode) -> dict[str, Array]:
-            return {"log_p": log_p(variables, q, episodes.targets, episodes.group, features)}
+        def score(q: DiagGaussian, episodes: Episode) -> dict[str, np.ndarray]:
+            return {"log_p": np.asarray(log_p(variables, q, episodes.targets, episodes.group, features))}
 
         return Predictor(infer, score, model.latent == "context", model.sampled)
 

@@ -123,7 +123,7 @@ def run_to_end(run: Run, settings: Any, directory: Path, stop: StopSignal) -> Py
         values = {name: float(np.mean(value)) for name, value in metrics.items()}
         if run.learning_rate is not None:
             with jax.numpy_dtype_promotion("standard"):  # optax relies on it
-                values["learning_rate"] = float(run.learning_rate(step - 1))
+                values["learning_rate"] = float(np.asarray(run.learning_rate(step - 1)))
         log.write(step, {**values, "steps_per_second": round(speed, 2)})
         bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
         bar.update(len(losses))
