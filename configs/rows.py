@@ -7,7 +7,8 @@ r"""Anybody's rows: a file of people's choices (columns: README, `fssa_jax/data/
   python -m launch.train --config=configs/rows.py:np_dpo --config.data.path=rows.jsonl --workdir=runs/policy \
       --config.policy.base=runs/base/model --config.encoder.init_from=runs/mine
 
-Variants: btl (one reward for everybody), np_btl, np_btl_attention (the paper's encoder); sft makes a small language model of the rows' texts (or, with
+Variants: btl (one reward for everybody), np_btl, np_btl_attention (the paper's encoder); sft makes a small language
+model of the rows' texts (or, with
 --config.policy.base=NAME --config.optim.learning_rate=1e-5, fine-tunes one on them), np_dpo steers one by the choices
 that np_btl reads.
 

@@ -167,10 +167,9 @@ class PolicyTask:
     def draw(self, name: str) -> Draw:
         """Models without a context do not draw one."""
         train = self.config.train
-        sizes = train.max_context if self.reads(name) else 0, train.targets
-        return draw_people(
-            lambda key, tables: draw_episode(key, tables.choices, max_context=sizes[0], max_targets=sizes[1])
-        )
+        context = train.max_context if self.reads(name) else 0
+        kind = partial(draw_episode, max_context=context, max_targets=train.targets)
+        return draw_people(lambda key, tables: kind(key, tables.choices))
 
     def tables(self, split: str) -> PolicyTables:
         """See `Task`."""

@@ -103,16 +103,10 @@ class RewardTask:
     def draw(self, name: str) -> Draw:
         """Models without a context do not draw one."""
         train = self.config.train
-        sizes = train.max_context if self.reads(name) else 0, train.targets
-        if isinstance(self.config.data, Synthetic):
-            return draw_people(
-                lambda key, tables: synthetic.draw_episode(
-                    key, tables.choices, max_context=context, max_targets=targets
-                )
-            )
-        return draw_people(
-            lambda key, tables: draw_episode(key, tables.choices, max_context=sizes[0], max_targets=sizes[1])
-        )
+        kind = synthetic.draw_episode if isinstance(self.config.data, Synthetic) else draw_episode
+        context = train.max_context if self.reads(name) else 0
+        draw = partial(kind, max_context=context, max_targets=train.targets)
+        return draw_people(lambda key, tables: draw(key, tables.choices))
 
     def tables(self, split: str) -> Tables:
         """See `Task`."""
@@ -202,10 +196,6 @@ def draw_people(draw: Callable[[Key[Array, ""], Any], Episode]) -> Draw:
         return People(jax.vmap(draw, in_axes=(0, None))(key_draw, tables), key_noise)
 
     return rows
-
-
-def _draw_synthetic(sizes: tuple[int, int], key: Key[Array, ""], tables: Tables) -> Episode:
-    return synthetic.draw_episode(key, tables.choices, max_context=sizes[0], max_targets=sizes[1])
 
 
 def make_model(settings: Any, dataset: Dataset, name: str = MAIN) -> rewards.RewardModel:
