@@ -100,7 +100,9 @@ def test_a_trained_encoder_and_the_noise_of_its_latent_resume_bit_for_bit_too(ma
 
 def test_a_loss_that_is_not_finite_names_the_step_and_the_people(made, tmp_path):
     work = make(made.config, tmp_path / "run")
-    spoilt = dataclasses.replace(work.task.base, variables=jax.tree.map(lambda x: x * jnp.nan, work.task.base.variables))
+    spoilt = dataclasses.replace(
+        work.task.base, variables=jax.tree.map(lambda x: x * jnp.nan, work.task.base.variables)
+    )
     work = dataclasses.replace(work, task=dataclasses.replace(work.task, base=spoilt))
     message = complaint(fit, work, "main", {}, StopSignal())
     assert message.startswith("main: the loss is nan at step 1 (people u")
