@@ -8,10 +8,9 @@ import sys
 
 import numpy as np
 import pytest
-from tests.test_schemas import records
-
 from fssa_jax.data import dataset as datasets
 from tests import small_lm, tiny
+from tests.data.test_schemas import records
 from tests.programs import ROOT, assert_one_clear_line, run
 
 SMALL = [
@@ -21,7 +20,7 @@ SMALL = [
     "--config.train.checkpoint_every=5",
     "--config.train.users=8",
     "--config.train.population_steps=5",
-    "--config.train.oracle_steps=5",
+    "--config.train.specialist_steps=5",
     "--config.evaluate.bootstrap=20",
     "--config.evaluate.draws=1",
     "--config.evaluate.shuffles=1",
@@ -156,17 +155,17 @@ def test_the_papers_policy_runs_to_its_report(prepared, tmp_path):
         f"--config.policy.base={prepared / 'decoder'}",
         f"--workdir={workdir}",
         "--config.policy.max_length=120",
-        "--config.policy.adapter.shared_rank=2",
-        "--config.model.width=16",
-        "--config.model.encoder.width=16",
-        "--config.model.encoder.latent_dim=16",
+        "--config.policy.adapter.shared.rank=2",
+        "--config.encoder.model.width=16",
+        "--config.encoder.model.encoder.width=16",
+        "--config.encoder.model.encoder.latent_dim=16",
         "--config.train.steps=4",
         "--config.train.steps_per_call=2",
         "--config.train.validate_every=4",
         "--config.train.checkpoint_every=4",
         "--config.train.population_steps=0",
         "--config.train.targets=3",
-        "--config.train.oracle_steps=0",
+        "--config.train.specialist_steps=0",
         "--config.evaluate.users=4",
         "--config.evaluate.targets=3",
         "--config.evaluate.k=(0,1)",

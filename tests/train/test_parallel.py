@@ -10,37 +10,44 @@ import numpy as np
 import pytest
 
 from fssa_jax.errors import UserError
-from fssa_jax.experiment import train_reward as train
+from fssa_jax.experiment.train import train
 from fssa_jax.experiment.workdir import Workdir
 from fssa_jax.train import parallel
 from tests import small_lm, tiny
 
 _CHILD = """
-import json, pathlib, sys, tempfile
+import json, pathlib, tempfile
 import jax, numpy as np
 from fssa_jax.train import parallel
-from fssa_jax.tasks.reward import make_model, training_data
-from fssa_jax.train.step import init_state, make_optimizer, make_train_step, many_steps
+from fssa_jax.tasks.reward import reward_loss
+from fssa_jax.train.batches import plain_calls
+from fssa_jax.train.state import make_optimizer, start_state
+from fssa_jax.train.step import make_step
 from tests import tiny
 
-config, dataset, draw = tiny.dataset(pathlib.Path(tempfile.mkdtemp()))
-config.model.norm, config.model.head = "batch", "concat"
-config.optim.eps = 1e-2  # Adam would turn the last bit of a tiny gradient into a whole step
-optimizer = make_optimizer(config.optim, 50)
+task = tiny.task(pathlib.Path(tempfile.mkdtemp()))
+task.config.model.head = "concat"
+task.config.optim.eps = 1e-2  # Adam would turn the last bit of a tiny gradient into a whole step
+optimizer = make_optimizer(task.config.optim, 50)
+draw, tables = task.draw("main"), task.tables("train")
+
+def init(key, tables):
+    return task.model().clone(norm="batch").init(key, draw(jax.random.split(key, 2), tables).episode, tables.features)
+
 out = {}
 for mode in ("none", "pmap"):
     axis = parallel.AXIS if mode == "pmap" else None
-    model = make_model(config, dataset, "main", axis)
-    data = parallel.replicate(training_data(config, dataset), mode)
-    state = parallel.replicate(init_state(model, optimizer, 0, training_data(config, dataset), draw), mode)
-    step = make_train_step(model, optimizer, draw, config.objective, users=16, seed=0, axis_name=axis)
-    state, metrics = parallel.compile_steps(many_steps(step, 4), mode)(state, data)
-    leaves = [np.asarray(x) for x in jax.tree.leaves((state.params, state.batch_stats))]
+    loss = reward_loss(task.model().clone(norm="batch", axis_name=axis), task.config.objective)
+    step = make_step(loss, draw, optimizer, users=16, seed=0, axis_name=axis)
+    start = start_state(jax.jit(init)(jax.random.key(0), tables), optimizer)
+    state, metrics = plain_calls(step, tables, mode)(parallel.replicate(start, mode), 0, 4)
+    stats = [np.asarray(x) for x in jax.tree.leaves(state.batch_stats)]
+    leaves = [*stats, *(np.asarray(x) for x in jax.tree.leaves(state.params))]
     out[mode] = (np.asarray(metrics["loss"]), leaves)
-difference = max(float(np.abs(a - b).max()) for a, b in zip(out["none"][1], out["pmap"][1]))
+difference = max(float(np.abs(a - b).max()) for a, b in zip(out["none"][1], out["pmap"][1], strict=True))
 print(json.dumps({
     "devices": jax.device_count(), "difference": difference, "resolved": parallel.resolve("auto", 16),
-    "losses": [x[0].tolist() for x in out.values()],
+    "losses": [x[0].tolist() for x in out.values()], "statistics": len(stats),
 }))
 """
 
@@ -49,33 +56,37 @@ _POLICY = """
 import json, pathlib, tempfile
 import jax, numpy as np
 from fssa_jax.train import parallel
-from functools import partial
-from fssa_jax.tasks.policy import make_policy_step
-from fssa_jax.experiment.train_policy import make_state, planned, texts_of_batch
-from fssa_jax.experiment.policy_workdir import PolicyWorkdir
+from fssa_jax.experiment.make import make
+from fssa_jax.config import FrozenEncoder
+from fssa_jax.train.batches import padded_calls
 from tests import tiny, tiny_policy
+from tests.policy_steps import rows_of, start, step_of
 
 room = pathlib.Path(tempfile.mkdtemp())
 base = tiny_policy.base(room / "base")
-config = tiny_policy.config(tiny.write_rows(room / "rows.jsonl", tiny.rows()), base, users=16, accumulate=2)
+rows = tiny.write_rows(room / "rows.jsonl", tiny.rows())
+config = tiny_policy.config(rows, base, users=16, accumulate=2)
 config.optim.eps, config.optim.warmup_steps = 1e-2, 0
-work = PolicyWorkdir.make(config, room / "run")
-work.config.objective.sft = "advantage"
-conditioner, optimizer, start = make_state(work, "main")
-start.params["hyper"] = jax.tree.map(lambda x: x + 0.1, start.params["hyper"])
+work = make(config, room / "run")
+# A reward model that stays as it is and weights the responses; from random init it serves as well.
+work.config.encoder = FrozenEncoder(imitate="advantage", model=work.config.encoder.model)
+task = work.task
+optimizer, tables = task.optimizer("main"), task.tables("train")
+begin = start(task, optimizer, moved=True)
 out, groups = [], []
 for mode in ("none", "pmap"):
-    axis = parallel.AXIS if mode == "pmap" else None
-    step, plans = partial(make_policy_step, conditioner, work.base.decoder, optimizer, work.config, axis_name=axis), []
-    ids = texts_of_batch(work.config, conditioner)
-    advance = planned(
-        lambda plan: plans.append(plan) or step(plan=plan), ids, work.data("train"), work.config.train, 2, mode
+    axis, plans = parallel.AXIS if mode == "pmap" else None, []
+    advance = padded_calls(
+        lambda plan: plans.append(plan) or step_of(task, optimizer, plan, axis),
+        lambda step, tables: task.texts(rows_of(task, step, tables)),
+        tables, mode, steps=2, steps_per_call=config.train.steps_per_call, accumulate=2,
+        buckets=config.train.length_buckets,
     )
-    state = parallel.replicate(jax.tree.map(lambda x: x + 0, start), mode)
+    state = parallel.replicate(jax.tree.map(lambda x: x + 0, begin), mode)
     state, metrics = advance(state, 0, 2)
     groups.append([[rows for rows, _ in plan] for plan in plans])
     out.append((np.asarray(metrics["loss"]).tolist(), [np.asarray(x) for x in jax.tree.leaves(state.params)]))
-difference = max(float(np.abs(a - b).max()) for a, b in zip(out[0][1], out[1][1]))
+difference = max(float(np.abs(a - b).max()) for a, b in zip(out[0][1], out[1][1], strict=True))
 print(json.dumps({
     "devices": jax.device_count(), "difference": difference, "losses": [x[0] for x in out], "groups": groups,
 }))
@@ -124,6 +135,7 @@ def test_eight_devices_compute_what_one_does():
     one, eight = result["losses"]
     assert one == pytest.approx(eight, rel=1e-4)
     assert len(set(one)) == 4
+    assert result["statistics"] == 2
     assert result["difference"] < 1e-5
 
 
@@ -135,20 +147,20 @@ def test_users_that_cannot_be_shared_are_named(monkeypatch):
 
 
 _TRAIN = """
-import dataclasses, json, pathlib, sys
+import json, pathlib, sys
 import jax, numpy as np
-from fssa_jax.experiment import train_reward as train
+from fssa_jax.experiment.train import train
 from fssa_jax.experiment.workdir import Workdir
 from tests import tiny
 
 directory = pathlib.Path(sys.argv[1])
-config = tiny.config(tiny.write_rows(directory / "rows.jsonl", tiny.rows()), oracle_steps=0)
+config = tiny.config(tiny.write_rows(directory / "rows.jsonl", tiny.rows()), specialist_steps=0)
 config.train.parallel = sys.argv[2]
 config.optim.eps = 1e-2
 workdir = directory / sys.argv[2]
-train.train(config, workdir)
+train(config, workdir)
 work = Workdir.open(workdir)
-leaves = [np.asarray(x).tolist() for x in jax.tree.leaves(work.trained().variables)]
+leaves = [np.asarray(x).tolist() for x in jax.tree.leaves(work.trained()[0])]
 print(json.dumps({"devices": jax.device_count(), "parallel": work.run["parallel"], "leaves": leaves}))
 """
 
@@ -166,10 +178,10 @@ def test_training_on_eight_devices_equals_training_on_one(tmp_path):
     assert done.returncode == 0, done.stderr
     eight = json.loads(done.stdout)
     assert (eight["devices"], eight["parallel"]) == (8, "pmap")
-    config = tiny.config(tmp_path / "rows.jsonl", oracle_steps=0)
+    config = tiny.config(tmp_path / "rows.jsonl", specialist_steps=0)
     config.train.parallel, config.optim.eps = "none", 1e-2
-    train.train(config, tmp_path / "one")
-    one = jax.tree.leaves(Workdir.open(tmp_path / "one").trained().variables)
+    train(config, tmp_path / "one")
+    one = jax.tree.leaves(Workdir.open(tmp_path / "one").trained()[0])
     for a, b in zip(one, eight["leaves"], strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
