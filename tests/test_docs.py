@@ -38,7 +38,7 @@ OTHERS = {"pip", "source", "git"}
         "models.set_encoder",
         "models.rewards",
         "ops.adapters",
-        "ops.cholesky",
+        "ops._cholesky",
         "ops.attention",
         "ops.logprobs",
         "ops.sampling",

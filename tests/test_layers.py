@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "fssa_jax"
 ROOMS: dict[str, list[list[str]]] = {
     "": [["errors", "types", "watchdog"], ["files"]],
     "ops": [
-        ["_checks", "cholesky"],
+        ["_checks", "_cholesky"],
         [
             "adapters",
             "attention",
