@@ -28,6 +28,9 @@ import pytest
         "evaluate.written",
         "models.bert",
         "models.decoder",
+        "models.layers",
+        "lm.engine",
+        "lm.weight_map",
         "models.hypernetwork",
     ],
 )
