@@ -47,6 +47,9 @@ OTHERS = {"pip", "source", "git"}
         "evaluate.written",
         "models.bert",
         "models.decoder",
+        "models.layers",
+        "lm.engine",
+        "lm.weight_map",
         "models.hypernetwork",
     ],
 )
