@@ -226,7 +226,9 @@ def test_collapse_is_named():
 
 def test_too_large_a_kl_weight_collapses_the_posterior_and_is_reported(finished, tmp_path, caplog):
     """Fault 14 of the published code."""
-    config = tiny.config(finished[0] / "rows.jsonl", steps=150, validate_every=50, checkpoint_every=150, specialist_steps=0)
+    config = tiny.config(
+        finished[0] / "rows.jsonl", steps=150, validate_every=50, checkpoint_every=150, specialist_steps=0
+    )
     config.objective.kl_weight = 30.0
     train(config, tmp_path / "run")
     assert "latent collapse" in caplog.text
