@@ -1,4 +1,4 @@
-r"""`styles`: text with known people, so with a known limit (fssa_jax/data/styles.py).
+r"""`styles`: text with known people, so with a known limit (fssa_jax/data/benchmarks/styles.py).
 
   python -m launch.train --config=configs/styles.py:np_btl --workdir=runs/styles
   python -m launch.evaluate --workdir=runs/styles
@@ -9,7 +9,8 @@ r"""`styles`: text with known people, so with a known limit (fssa_jax/data/style
   python -m launch.evaluate --workdir=runs/policy
 
 Variants: btl (one reward for everybody), np_btl, np_btl_attention (the paper's encoder); sft (a small language model
-that writes in every style), dpo (one policy for everybody), np_dpo_film, np_dpo_lora_core, np_dpo_lora (policies that a person's choices steer).
+that writes in every style), dpo (one policy for everybody), np_dpo_film, np_dpo_lora_core, np_dpo_lora (policies that
+a person's choices steer).
 
 Measured for the policies (benchmarks/policies.py --what=steering, the same hardware, mean of seeds 9, 10, 11): S(10) =
 65.6 np_dpo_lora_core, 66.0 np_dpo_lora and 65.5 np_dpo_film against the Bayes limit 68.0; what is written moves by 80,
