@@ -70,6 +70,14 @@ def to_dict(config: Any) -> dict[str, Any]:
     return out
 
 
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of `to_dict` by their dotted keys."""
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        out |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return out
+
+
 def to_json(config: Any) -> str:
     """`to_dict` of an experiment as JSON text, with the name of its class."""
     return json.dumps({"kind": type(config).__name__} | to_dict(config), indent=2)
