@@ -148,11 +148,11 @@ def _group(kinds: tuple[type, ...], hint: Any, value: Any, place: str) -> Any:
     if not isinstance(hint, types.UnionType):
         return from_dict(kinds[0], value, place)
     values = dict(value)
-    named = {kind.__name__: kind for kind in kinds}
     name = values.pop("kind", None)
-    if name not in named:
-        raise UserError(f"{place}.kind: must be one of {', '.join(named)}; got {name!r}")
-    return from_dict(named[name], values, place)
+    kind = next((kind for kind in kinds if kind.__name__ == name), None)
+    if kind is None:
+        raise UserError(f"{place}.kind: must be one of {', '.join(k.__name__ for k in kinds)}; got {name!r}")
+    return from_dict(kind, values, place)
 
 
 def _plain(hint: Any, value: Any, place: str) -> Any:
