@@ -71,8 +71,8 @@ def read(path: Path) -> Config:
       UserError: it is damaged, or of another version.
     """
     values = read_json(path)
-    kinds = {kind.__name__: kind for kind in KINDS}
-    kind = kinds.get(values.pop("kind", None))
+    name = values.pop("kind", None)
+    kind = next((kind for kind in KINDS if kind.__name__ == name), None)
     if kind is None:
         raise UserError(f"{path}: of another version of fssa_jax; train again, into a new work directory")
     return from_dict(kind, values)

@@ -70,6 +70,14 @@ def to_dict(config: Any) -> dict[str, Any]:
     return out
 
 
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of `to_dict` by their dotted keys."""
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        out |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return out
+
+
 def to_json(config: Any) -> str:
     """`to_dict` of an experiment as JSON text, with the name of its class."""
     return json.dumps({"kind": type(config).__name__} | to_dict(config), indent=2)
@@ -140,11 +148,11 @@ def _group(kinds: tuple[type, ...], hint: Any, value: Any, place: str) -> Any:
     if not isinstance(hint, types.UnionType):
         return from_dict(kinds[0], value, place)
     values = dict(value)
-    named = {kind.__name__: kind for kind in kinds}
     name = values.pop("kind", None)
-    if name not in named:
-        raise UserError(f"{place}.kind: must be one of {', '.join(named)}; got {name!r}")
-    return from_dict(named[name], values, place)
+    kind = next((kind for kind in kinds if kind.__name__ == name), None)
+    if kind is None:
+        raise UserError(f"{place}.kind: must be one of {', '.join(k.__name__ for k in kinds)}; got {name!r}")
+    return from_dict(kind, values, place)
 
 
 def _plain(hint: Any, value: Any, place: str) -> Any:
