@@ -13,6 +13,7 @@ DIR/
 """
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ OWN = (
     "tensorboard",
     "metrics.jsonl",
 )
+
+_log = logging.getLogger(__name__)
 
 AnyTask = RewardTask | PolicyTask | SftTask
 
@@ -159,7 +162,8 @@ class Workdir:
         tokens = joined(task.tokens, new)
         split.table, lost = table_with_tokens(split.table, tokens)
         reference = np.concatenate([task.reference, table_log_probs(task.base, new)])
-        dataset.report.setdefault("left_out_rows", {})["of texts that are too long"] = lost
+        if lost:
+            _log.warning("%d choices about texts that are too long are left out", lost)
         wider = dataclasses.replace(task, dataset=dataset, tokens=tokens, reference=reference)
         return dataclasses.replace(self, task=wider), split
 

@@ -11,18 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fssa_jax.evaluate.policy import drift
+from fssa_jax.evaluate.policy_scores import PolicyScorer
+from fssa_jax.evaluate.predictor import evaluation_episodes
+from fssa_jax.experiment.policy_workdir import PolicyWorkdir
+from fssa_jax.experiment.trained_policy import TrainedPolicy, trained_policies, trained_policy
+from fssa_jax.report.policy import evaluate_workdir, format_generation, generation_table, steering_warnings
 
 from fssa_jax.data.benchmarks import styles
 from fssa_jax.evaluate import policy_scores as score
 from fssa_jax.evaluate.controls import scrambled_context
 from fssa_jax.evaluate.in_context import in_context_predictor, in_context_prompt
-from fssa_jax.evaluate.policy import drift
-from fssa_jax.evaluate.policy_scores import PolicyScorer
-from fssa_jax.evaluate.predictor import evaluation_episodes
 from fssa_jax.evaluate.written import written_for
 from fssa_jax.experiment import train_policy as training
-from fssa_jax.experiment.policy_workdir import PolicyWorkdir
-from fssa_jax.experiment.trained_policy import TrainedPolicy, trained_policies, trained_policy
 from fssa_jax.lm.base import load_base, reference_log_probs, tokenise
 from fssa_jax.lm.tokenizer import prompt_tokens
 from fssa_jax.lm.writer import Samples, Writer, best_reward, movement, sampled_kl, styles_of, true_reward
@@ -32,7 +33,6 @@ from fssa_jax.people import person as steer
 from fssa_jax.people.person import Steerer, as_choices, blended
 from fssa_jax.people.rank import read_choices
 from fssa_jax.people.side_by_side import write_for
-from fssa_jax.report.policy import evaluate_workdir, format_generation, generation_table, steering_warnings
 from fssa_jax.tasks.policy import text_log_probs
 from fssa_jax.types import Comparisons, DiagGaussian
 from tests import tiny, tiny_policy

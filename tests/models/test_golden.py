@@ -257,9 +257,7 @@ def test_train_step(name):
 
     torch_gradient = params_of(arrays, "grad")
     assert_same(gradient, model_params(torch_gradient, name))
-    settings = AdamW(
-        learning_rate=1e-4, warmup_steps=0, final_fraction=1.0, eps=3e-5, weight_decay=0.01, clip_norm=1e9
-    )
+    settings = AdamW(learning_rate=1e-4, warmup_steps=0, final_fraction=1.0, eps=3e-5, weight_decay=0.01, clip_norm=1e9)
     optimizer = make_optimizer(settings, 100)
     with jax.numpy_dtype_promotion("standard"):
         updates, _ = optimizer.update(gradient, optimizer.init(params), params)

@@ -230,9 +230,7 @@ def test_a_base_in_bfloat16_that_is_computed_again_is_steered_by_weights_in_floa
 
 def test_a_policy_learns_to_follow_choices_and_nothing_else(made):
     """People who like long answers and people who like short ones, whom training has not met."""
-    config = with_adapter(
-        with_encoder(made.config, WarmEncoder), "film", places=("query", "value", "gate", "residual")
-    )
+    config = with_adapter(with_encoder(made.config, WarmEncoder), "film", places=("query", "value", "gate", "residual"))
     change(config, {"objective.sft_weight": 0.1, "train.users": 16, "train.steps": 60})
     task = dataclasses.replace(made.task, config=config)
     optimizer = task.optimizer(MAIN)
