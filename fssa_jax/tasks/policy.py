@@ -190,9 +190,8 @@ class PolicyTask:
             base=self.base.variables,
         )
 
-    def loss(self, name: str, *, plan: Plan | None = None, axis_name: str | None = None) -> Loss:
+    def loss(self, name: str, plan: Plan | None = None) -> Loss:
         """See `Task`."""
-        del axis_name
         return policy_loss(self.conditioner(name), self.base.decoder, self.config.objective, self.config.encoder, plan)
 
     def texts(self, rows: People) -> Int[Array, "users targets 2"]:
