@@ -2,13 +2,23 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from fssa_jax.config.data import Data, Rows, Styles
 from fssa_jax.config.evaluate import Evaluation, PolicyEvaluation
 from fssa_jax.config.fields import check_fields, from_dict, group, number, read_json
 from fssa_jax.config.model import BayesEncoder, NpBtl, RewardModel
 from fssa_jax.config.objective import AdamW, Dpo, NeuralProcess, PreferenceLoss
-from fssa_jax.config.policy import NewEncoder, NoEncoder, PolicyEncoder, SteeredModel, TrainedModel
+from fssa_jax.config.policy import (
+    FrozenEncoder,
+    NewEncoder,
+    NoEncoder,
+    PolicyEncoder,
+    SharedLora,
+    SteeredModel,
+    TrainedModel,
+    WarmEncoder,
+)
 from fssa_jax.config.train import PolicyTraining, RewardTraining, SftTraining
 from fssa_jax.errors import UserError
 
@@ -137,10 +147,42 @@ def _check_policy(config: PolicyConfig) -> None:
     for name, places in (("places", adapter.places), ("shared.places", adapter.shared.places)):
         if not places or len(set(places)) < len(places):
             raise UserError(f"config.policy.adapter.{name}: needs one place or more, each once; got {places}")
+    if not adapter.shared.rank and (unused := _given(adapter.shared, SharedLora())):
+        place = "config.policy.adapter.shared"
+        raise UserError(f"{place}.{unused}: counts with {place}.rank > 0 alone; leave it out")
     if isinstance(encoder, NewEncoder):
         _check_model(encoder.model, "config.encoder.model")
+        _check_no_dropout(encoder.model)
     elif not isinstance(encoder, NoEncoder) and not encoder.init_from:
         raise UserError("config.encoder.init_from: name the work directory of a trained np_btl model")
+    if isinstance(encoder, FrozenEncoder) and encoder.imitate != "chosen" and not config.objective.sft_weight:
+        raise UserError(
+            "config.encoder.imitate: weighs the responses of a term whose config.objective.sft_weight is 0; give "
+            "config.encoder.imitate=chosen"
+        )
+    if isinstance(encoder, WarmEncoder | NewEncoder) and not encoder.model.encoder.gaussian:
+        plain = dataclasses.replace(encoder, divergence="vpl", kl_weight=0.0)
+        if unused := _given(encoder, plain):
+            raise UserError(f"config.encoder.{unused}: counts with a Gaussian latent alone; leave it out")
+
+
+def _check_no_dropout(model: NpBtl) -> None:
+    """A policy's step reads choices as they are read later: nothing is dropped."""
+    for name, share in {
+        "encoder.dropout": getattr(model.encoder, "dropout", 0.0),
+        "text_dropout": model.text_dropout,
+    }.items():
+        if share:
+            raise UserError(
+                f"config.encoder.model.{name}: has no part in the training of a policy; leave it out, or train np_btl "
+                "with it and name its work directory in config.encoder.init_from"
+            )
+
+
+def _given(settings: Any, default: Any) -> str | None:
+    """The first field whose value is not that of the default."""
+    names = (field.name for field in dataclasses.fields(settings))
+    return next((name for name in names if getattr(settings, name) != getattr(default, name)), None)
 
 
 def _check_sft(config: SftConfig) -> None:

@@ -98,7 +98,19 @@ def from_dict(kind: type, values: dict[str, Any], place: str = "config") -> Any:
 
 def check_fields(config: Any) -> None:
     """Raises `UserError` for a value that its field does not allow, naming the key."""
+    _check_kinds(config, "config")
     from_dict(type(config), to_dict(config))
+
+
+def _check_kinds(config: Any, place: str) -> None:
+    for field, hint in fields_of(type(config)):
+        value, kinds = getattr(config, field.name), kinds_of(hint)
+        if not dataclasses.is_dataclass(value):
+            continue
+        if type(value) not in kinds:
+            known = ", ".join(kind.__name__ for kind in kinds)
+            raise UserError(f"{place}.{field.name}: must be one of {known}; got {type(value).__name__}")
+        _check_kinds(value, f"{place}.{field.name}")
 
 
 def read_json(path: Path) -> Any:
