@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from fssa_jax.config.reward import Config
 
 from configs.styles import get_config
 from fssa_jax import program
-from fssa_jax.config.reward import Config
 from fssa_jax.data.build import load_dataset
 from fssa_jax.errors import UserError
 from fssa_jax.evaluate.evaluate import Predictor, bayes_log_p, evaluate

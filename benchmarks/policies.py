@@ -27,19 +27,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from fssa_jax.evaluate.policy_scores import PolicyScorer
+from fssa_jax.experiment.policy_workdir import PolicyWorkdir
+from fssa_jax.experiment.trained_policy import trained_policy
+from fssa_jax.report.policy import evaluate_workdir
+from fssa_jax.report.reward import evaluate_workdir as evaluate_reward
 
 from configs import rows
 from configs.styles import get_config
 from fssa_jax import program
 from fssa_jax.errors import UserError
 from fssa_jax.evaluate.evaluate import evaluate
-from fssa_jax.evaluate.policy_scores import PolicyScorer
 from fssa_jax.experiment import train_policy as policy_train
 from fssa_jax.experiment import train_reward as reward_train
-from fssa_jax.experiment.policy_workdir import PolicyWorkdir
-from fssa_jax.experiment.trained_policy import trained_policy
-from fssa_jax.report.policy import evaluate_workdir
-from fssa_jax.report.reward import evaluate_workdir as evaluate_reward
 
 _WHAT = flags.DEFINE_enum("what", "steering", ["steering", "limit", "ablation", "polis"], "what to measure")
 _KINDS = flags.DEFINE_list("kinds", ["film", "lora_core", "lora"], "adapter kinds")

@@ -29,12 +29,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from fssa_jax.experiment.train_policy import new_state
 
 from benchmarks import published
 from fssa_jax import program
 from fssa_jax.config.policy import PolicyConfig
 from fssa_jax.errors import UserError
-from fssa_jax.experiment.train_policy import new_state
 from fssa_jax.models.conditioner import Conditioner
 from fssa_jax.models.decoder import Decoder, DecoderConfig, place_sizes
 from fssa_jax.models.hypernetwork import Hypernetwork

@@ -21,12 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
+from fssa_jax.config.reward import Config
+from fssa_jax.evaluate.predictor import evaluation_episodes, make_predictor
 
 from configs import rows
 from fssa_jax import program
-from fssa_jax.config.reward import Config
 from fssa_jax.evaluate import controls, evaluate
-from fssa_jax.evaluate.predictor import evaluation_episodes, make_predictor
 from fssa_jax.experiment import train_reward as train
 from fssa_jax.experiment.workdir import Workdir
 from fssa_jax.ops.episodes import truncate_context

@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from fssa_jax.config.reward import ObjectiveConfig, OptimConfig
 
 from benchmarks.published import step_milliseconds
 from fssa_jax import program
-from fssa_jax.config.reward import ObjectiveConfig, OptimConfig
 from fssa_jax.data.dataset import make_table
 from fssa_jax.models.rewards import RewardModel
 from fssa_jax.models.set_encoder import SetEncoder

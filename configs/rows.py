@@ -1,4 +1,4 @@
-r"""Anybody's rows: a file of people's choices (columns: README, `fssa_jax/data/rows.py`).
+r"""Your own rows: a file of people's choices (for its columns see README and `fssa_jax/data/rows.py`).
 
   python -m launch.train --config=configs/rows.py:np_btl --config.data.path=rows.jsonl --workdir=runs/mine
   python -m launch.evaluate --workdir=runs/mine
@@ -7,22 +7,21 @@ r"""Anybody's rows: a file of people's choices (columns: README, `fssa_jax/data/
   python -m launch.train --config=configs/rows.py:np_dpo --config.data.path=rows.jsonl --workdir=runs/policy \
       --config.policy.base=runs/base/model --config.encoder.init_from=runs/mine
 
-Variants: btl (one reward for everybody), np_btl, np_btl_attention (the paper's encoder); sft makes a small language
-model of the rows' texts (or, with
---config.policy.base=NAME --config.optim.learning_rate=1e-5, fine-tunes one on them), np_dpo steers one by the choices
-that np_btl reads.
+Variants: btl (one reward for everybody), np_btl, np_btl_attention (the paper's encoder), sft, np_dpo. sft trains a
+small language model from scratch on the texts of the rows; with
+--config.policy.base=NAME --config.optim.learning_rate=1e-5 it fine-tunes a pretrained one. np_dpo steers a language
+model by a person's choices, with the encoder of np_btl.
 
-What np_btl knows of a text follows from the rows
-(`model.learn_texts` is "auto"). Where people judge the same texts again and again, every text has a learnt
-embedding, started from a factorisation, and the encoder reads each response by itself, as liked or not liked.
-Where most texts of the held-out people are new, rewards are linear in the features of the texts, and a choice is
-only a comparison; say --config.model.learn_texts=no to have that in any case, for ranking texts that are yet to be
-written.
+How np_btl represents a text depends on the rows (`model.learn_texts` is "auto"). Where many people judge the same
+texts, every text has a learnt embedding, initialised by a matrix factorisation. The encoder then reads each response
+by itself, as liked or not liked. Where most texts of the held-out people are new, rewards are linear in the features
+of the texts, and a choice is only a comparison. --config.model.learn_texts=no always does the latter: use it to rank
+texts that do not exist yet.
 
 Measured for np_btl on the Polis data (benchmarks/polis.py, two x86-64 CPU cores, no accelerator): gain over the
-population model on 322 test users +2.8 / +3.9 / +4.3 points at K = 5 / 10 / 20, mean of three seeds; about
-50 s a seed on one core. For np_dpo on the same data (benchmarks/policies.py --what=polis, one seed): +2.1 / +2.3 / +2.6
-over the population's DPO. For np_btl_attention (one seed, 120 s): −1.3 / +1.6 / +2.4 / +2.7 at K = 0 / 5 / 10 / 20.
+population model on 322 test users +2.8 / +3.9 / +4.3 points at K = 5 / 10 / 20, mean of three seeds; about 50 s per
+seed on one core. For np_dpo on the same data (benchmarks/policies.py --what=polis, one seed): +2.1 / +2.3 / +2.6 over
+the population's DPO. For np_btl_attention (one seed, 120 s): −1.3 / +1.6 / +2.4 / +2.7 at K = 0 / 5 / 10 / 20.
 """
 
 from fssa_jax.config import (
@@ -76,7 +75,7 @@ def get_config(variant: str = "np_btl") -> RewardConfig | PolicyConfig | SftConf
 def _base() -> SftConfig:
     config = SftConfig(name="rows sft")
     config.policy.max_length, config.policy.truncate = 256, "left"
-    # No stopping by texts that are new: where people judge the same ones again, the base is to know them by heart.
+    # No early stopping on new texts: held-out people judge the same texts, so the base should memorise them.
     config.train.steps = config.train.validate_every = 800
     config.optim.learning_rate, config.optim.warmup_steps = 1e-2, 50
     config.train.texts, config.train.steps_per_call, config.train.checkpoint_every = 64, 20, 200

@@ -1,4 +1,4 @@
-r"""`styles`: text with known people, so with a known limit (fssa_jax/data/styles.py).
+r"""`styles`: text judged by simulated people, so the Bayes limit is known (fssa_jax/data/benchmarks/styles.py).
 
   python -m launch.train --config=configs/styles.py:np_btl --workdir=runs/styles
   python -m launch.evaluate --workdir=runs/styles
@@ -9,11 +9,12 @@ r"""`styles`: text with known people, so with a known limit (fssa_jax/data/style
   python -m launch.evaluate --workdir=runs/policy
 
 Variants: btl (one reward for everybody), np_btl, np_btl_attention (the paper's encoder); sft (a small language model
-that writes in every style), dpo (one policy for everybody), np_dpo_film, np_dpo_lora_core, np_dpo_lora (policies that a person's choices steer).
+that writes in every style), dpo (one policy for everybody), np_dpo_film, np_dpo_lora_core, np_dpo_lora (policies that
+a person's choices steer).
 
 Measured for the policies (benchmarks/policies.py --what=steering, the same hardware, mean of seeds 9, 10, 11): S(10) =
-65.6 np_dpo_lora_core, 66.0 np_dpo_lora and 65.5 np_dpo_film against the Bayes limit 68.0; what is written moves by 80,
-80 and 68 points and is 99, 100 and 97 % well-formed. dpo steers nobody.
+65.6 np_dpo_lora_core, 66.0 np_dpo_lora and 65.5 np_dpo_film against the Bayes limit 68.0; the generated text moves by
+80, 80 and 68 points and is 99, 100 and 97 % well-formed. dpo does not steer.
 
 Measured for np_btl (two x86-64 CPU cores, no accelerator; benchmarks/accuracy.py, mean of seeds 0, 1, 2): accuracy 49.9
 / 59.5 / 67.5 / 71.7 / 77.8 % at k = 0 / 1 / 3 / 5 / 10 against the Bayes limit 50.0 / 59.5 / 67.7 / 71.9 / 78.4;
@@ -59,7 +60,7 @@ def _data() -> Styles:
 
 
 def _base() -> SftConfig:
-    """A small Llama of our own that writes responses of every style about every topic."""
+    """A small Llama, trained from scratch, that writes responses in every style about every topic."""
     config = SftConfig(name="styles sft", data=_data())
     config.policy.max_length = 104
     config.optim.learning_rate, config.optim.warmup_steps = 1e-2, 50
@@ -69,7 +70,7 @@ def _base() -> SftConfig:
 
 
 def _policy(variant: str) -> PolicyConfig:
-    """NP-DPO: the reward model's encoder as it is, its probabilities for labels, and SFT on what it likes, small β."""
+    """NP-DPO: frozen encoder, the reward model's probabilities as labels, SFT weighted by the reward model, small β."""
     config = PolicyConfig(name=f"styles {variant}", data=_data())
     config.policy.max_length = 104
     config.policy.adapter = Film(places=_PLACES)
@@ -86,15 +87,15 @@ def _policy(variant: str) -> PolicyConfig:
         return config
     kind = variant.removeprefix("np_dpo_")
     if kind == "film":
-        # Several responses of each person: the best of them are what is imitated. FiLM needs the largest distance from
-        # the base for the same movement, so its β is larger.
+        # With several responses per person, the SFT term imitates the best of them. FiLM must move farthest from the
+        # base for the same movement of the text, so its β is larger.
         config.encoder = FrozenEncoder(distil=1.0, imitate="advantage")
         config.objective.beta = 0.5
         config.train.users, config.train.targets = 16, 4
         config.policy.adapter = Film(places=_PLACES, hidden=64)
         config.optim.learning_rate = 5e-3
         return config
-    # All prompts are of one kind, so their rewards are of one scale.
+    # All prompts are of one kind, so their rewards are comparable.
     config.encoder = FrozenEncoder(distil=1.0, imitate="reward")
     config.objective.beta = 0.25
     config.train.users, config.train.targets = 8, 8
@@ -113,7 +114,7 @@ def _reward(variant: str) -> RewardConfig:
     if variant == "btl":
         config.model = Btl(width=32)
     elif variant == "np_btl":
-        # People differ by weights on what the features say, and hold extreme ones more often than middling ones:
+        # People differ in their weights on the features, and extreme weights are more common than moderate ones:
         # Bayes' rule with a discrete prior is the right encoder.
         encoder = BayesEncoder(prior=DiscretePrior(kinds=512))
         config.model = NpBtl(encoder=encoder, response="linear", width=32)

@@ -8,10 +8,10 @@ btl and dpl reach 75.0 % at every k (NLL .479 and .357; 37 s), vpl 75.0 / 87.3 /
 k = 0, .040 at k = 10; 109 s on one core).
 The published fixed split of 20,000 pairs: --config.data.published=true.
 
-Measured for np_btl (two x86-64 CPU cores, no accelerator; benchmarks/accuracy.py, mean of five seeds; 116 s a seed for
-training and evaluation): accuracy 74.8 / 87.4 / 96.8 / 99.1 / 99.9 % at k = 0 / 1 / 3 / 5 / 10 against the Bayes limit
-75.0 / 87.5 / 96.9 / 99.2 / 99.98, NLL .362 / .188 / .057 at k = 0 / 1 / 3 against .347 / .173 / .043. On the published
-split 76.5 / 87.4 / 96.2 / 98.9 / 99.9 % against the limit 76.5 / 87.4 / 96.4 / 99.0 / 99.9 of the same users.
+Measured for np_btl (two x86-64 CPU cores, no accelerator; benchmarks/accuracy.py, mean of five seeds; 116 s per seed
+for training and evaluation): accuracy 74.8 / 87.4 / 96.8 / 99.1 / 99.9 % at k = 0 / 1 / 3 / 5 / 10 against the Bayes
+limit 75.0 / 87.5 / 96.9 / 99.2 / 99.98, NLL .362 / .188 / .057 at k = 0 / 1 / 3 against .347 / .173 / .043. On the
+published split 76.5 / 87.4 / 96.2 / 98.9 / 99.9 % against the limit 76.5 / 87.4 / 96.4 / 99.0 / 99.9 of the same users.
 """
 
 from fssa_jax.config import Btl, Dpl, NeuralProcess, NpBtl, RewardConfig, SetEncoder, Synthetic
@@ -26,8 +26,8 @@ def get_config(variant: str = "np_btl") -> RewardConfig:
     if variant in ("btl", "dpl"):
         config.model = Btl(width=64) if variant == "btl" else Dpl(width=64)
     else:
-        # Users disagree without noise: only a latent that is integrated out can say "either" at k = 0, and a
-        # likelihood of what is then predicted can teach it to.
+        # Users disagree without noise: only a latent that is integrated out can say "either" at k = 0. The likelihood
+        # of the integrated prediction teaches it to.
         encoder = SetEncoder(width=64, latent_dim=16, gaussian=True)
         encoder.aggregation = "mean" if variant == "vpl" else "attention"
         config.model = NpBtl(encoder=encoder, width=64)

@@ -11,22 +11,23 @@ Variants: {hh,hht},{dpo_mixed,dpo_LABEL,np_dpo,np_dpo_ours}; hh has the labels h
 Qwen2.5-1.5B-Instruct, hht also truthfulness and steers gemma-2b. A dpo_LABEL is trained on the users of that label
 alone: the specialist.
 
-np_dpo has the published settings: β .05, learning rate 1e-5, k ~ U{0..6}, 9 targets, 2 users a step, 512 tokens, FiLM
-on the output of every block, and beside it one LoRA of all (r 128, alpha 256, query and value; its dropout of .1 is
-not applied). Ours on purpose: splits by prompt, attention with a residual and a mean, reference computed once.
+np_dpo has the published settings: β .05, learning rate 1e-5, k ~ U{0..6}, 9 targets, 2 users per step, 512 tokens, FiLM
+on the output of every block, and one LoRA shared by all users (r 128, alpha 256, query and value; its dropout of .1
+is not applied). Deliberate differences: splits by prompt, attention with a residual and mean pooling, reference
+log-probabilities computed once.
 
-np_dpo_ours follows what works on `styles`: the cores of low-rank factors (rank 8) on six projections, the encoder of a
-reward model that comes first, its probabilities for labels, an SFT term on all target responses weighted by their
-advantages (prompts are of many kinds), β .33, learning rate 1e-4, 8 users of 4 targets. It is the same for both bases,
-and was not measured on them:
+np_dpo_ours follows what works on `styles`: low-rank adapters with a core per user (rank 8) on six projections, the
+encoder of a reward model that is trained first, its probabilities as labels, an SFT term on all target responses
+weighted by their advantages (prompts are of many kinds), β .33, learning rate 1e-4, 8 users with 4 targets each. It is
+the same for both bases, and was not measured on them:
 
   python -m launch.train --config=configs/ultrafeedback_reward.py:hh,np_btl --config.data.path=data/hh --workdir=runs/hh
   python -m launch.train --config=configs/ultrafeedback_policy.py:hh,np_dpo_ours --config.data.path=data/hh \
       --config.encoder.init_from=runs/hh --workdir=runs/hh_ours
 
-To expect of the published code, hh (implicit accuracy, not measured here): helpfulness 51.1/55.0/60.3/63.3/64.3 and
-honesty 49.3/45.6/40.5/39.4/36.4 at k = 0/1/3/5/10 (specialists 80.8 and 82.1), which is S(k) = 0.4/0.6/0.8/2.7/0.7:
-it does not steer.
+Published results, hh (implicit accuracy, not measured here): helpfulness 51.1/55.0/60.3/63.3/64.3 and honesty
+49.3/45.6/40.5/39.4/36.4 at k = 0/1/3/5/10 (specialists 80.8 and 82.1), which is S(k) = 0.4/0.6/0.8/2.7/0.7: the
+published code does not steer.
 """
 
 from configs.ultrafeedback_reward import LABELS
@@ -73,7 +74,7 @@ def get_config(variant: str = "hh,np_dpo") -> PolicyConfig:
     train.users, train.targets, train.max_context = 2, 9, 6
     train.steps = train.population_steps = train.specialist_steps = 5000
     train.validate_every = train.checkpoint_every = 500
-    train.steps_per_call = 1  # a batch is padded by its own lengths, not by the longest of ten batches
+    train.steps_per_call = 1  # a batch is padded to its own longest text, not to that of several batches
     config.evaluate.users, config.evaluate.generate.max_new = 100, 256
     if model == "np_dpo_ours":
         policy.adapter = LoraCore(core="full", rank=8)

@@ -9,11 +9,12 @@ r"""The paper's reward models on UltraFeedback: objectives as people (arXiv 2412
   python -m launch.evaluate --workdir=runs/hht
 
 Variants: {hh,hht},{btl_mixed,btl_LABEL,np_btl}; hh has the labels helpfulness and honesty, hht also truthfulness. A
-btl_LABEL is trained on the users of that label alone: the specialist. Published: width 256, self-attention over
-linearly encoded pairs, deterministic z, AdamW 1e-4, 64 users, 20 targets, k ~ U{0..10}. Ours on purpose: attention
-with a residual and a mean, warm-up and cosine, 3,000 steps in place of one epoch, splits by prompt, not by pair.
+btl_LABEL is trained on the users of that label alone: the specialist. Published settings: width 256, self-attention
+over linearly encoded pairs, deterministic z, AdamW 1e-4, 64 users, 20 targets, k ~ U{0..10}. Deliberate differences:
+attention with a residual and mean pooling, warm-up and cosine, 3,000 steps instead of one epoch, splits by prompt, not
+by pair.
 
-To expect, hht with every pair conflicting (published, not measured here: it needs the embeddings of an 8B model): at
+Published results, hht with every pair conflicting (not measured here: they need the embeddings of an 8B model): at
 k = 0/1/3/5/10 helpfulness 70.4/71.9/73.2/73.5/71.5 (specialist 77.6, mixed BTL 50.6), honesty 46.2/47.5/53.8/57.5/60.4
 (61.1, 52.6), truthfulness 33.8/35.6/53.2/67.5/72.3 (70.5, 54.2).
 """

@@ -1,7 +1,7 @@
 """Models that adapt to a person from a few of their choices (arXiv 2412.13998), in JAX.
 
-A name is imported when it is asked for: functions of arrays come without Flax, models without what reads work
-directories. No name here is that of a module, so that `import fssa_jax.ops` and all below it stay modules.
+Names are imported lazily: array functions do not import Flax, and models do not import the code that reads work
+directories. No name here is also the name of a module, so `import fssa_jax.ops` and the like stay modules.
 """
 
 import importlib
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from fssa_jax.types import DiagGaussian as DiagGaussian
     from fssa_jax.types import Episode as Episode
 
-# The names of the package, by the module that has them.
+# The public names, by the module that defines them.
 _NAMES = {
     "errors": ("UserError",),
     "experiment.workdir": ("load",),

@@ -1,4 +1,4 @@
-"""Mistakes that a user can mend."""
+"""Errors that a user can fix."""
 
 
 class UserError(ValueError):
@@ -12,4 +12,4 @@ class UserError(ValueError):
 
 
 class Stopped(Exception):  # noqa: N818 (nothing went wrong)
-    """SIGTERM came: the state is saved, and the same command goes on from there."""
+    """SIGTERM was received: the state is saved, and the same command resumes from it."""

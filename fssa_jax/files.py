@@ -28,11 +28,10 @@ def write_text(path: Path, content: str) -> None:
 
 
 def replaceable(path: Path, mark: str) -> Path:
-    """The path of a directory that may be written anew: it is not there, is empty, or has the file `mark` of one of its
-    kind.
+    """Checks that a directory may be replaced: it does not exist, is empty, or holds the file `mark`. Returns its path.
 
     Raises:
-      UserError: it is a file, or holds other files.
+      UserError: it is a file, or a directory with other files.
     """
     path = path.resolve()
     if path.exists() and not path.is_dir():
@@ -44,7 +43,7 @@ def replaceable(path: Path, mark: str) -> Path:
 
 @contextlib.contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
-    """A temporary directory that takes the place of `path` when the block ends without an error."""
+    """A temporary directory that replaces `path` when the block ends without an error."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     previous = path.with_name(f".{path.name}.{os.getpid()}.old")
     try:

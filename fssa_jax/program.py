@@ -1,4 +1,4 @@
-"""What every program shares: flags, logging, and one clear line on a user's mistake."""
+"""Shared by all programs: flags, logging, and one-line messages for errors of the user."""
 
 import dataclasses
 import difflib
@@ -27,7 +27,7 @@ def numbers(flag: str, values: Sequence[str]) -> list[float]:
     """The numbers of a list flag.
 
     Raises:
-      UserError: one is no number.
+      UserError: one of them is not a number.
     """
     try:
         parsed = [float(value) for value in values]
@@ -51,17 +51,17 @@ def check_text(flag: str, text: str) -> None:
 def define_process_flags() -> None:
     """The flags of `join_processes`, for programs that run on several hosts."""
     flags.DEFINE_string(
-        "coordinator", "", "of a run on several hosts: HOST:PORT of the first one, or auto on TPU pods and Slurm"
+        "coordinator", "", "for a run on several hosts: HOST:PORT of the first host, or auto on TPU pods and Slurm"
     )
-    flags.DEFINE_integer("processes", 0, "how many processes such a run has", lower_bound=0)
-    flags.DEFINE_integer("process", 0, "which of them this one is, from 0", lower_bound=0)
+    flags.DEFINE_integer("processes", 0, "number of processes of a run on several hosts", lower_bound=0)
+    flags.DEFINE_integer("process", 0, "index of this process, from 0", lower_bound=0)
 
 
 def join_processes() -> None:
-    """Makes this one of the processes of a run on several hosts, where --coordinator says so.
+    """Joins the processes of a run on several hosts if --coordinator is given.
 
     Raises:
-      UserError: the flags do not fit together, or the others cannot be found.
+      UserError: the flags contradict each other, or the other processes cannot be reached.
     """
     f = flags.FLAGS
     where, processes, process = f.coordinator, f.processes, f.process
@@ -80,7 +80,7 @@ def join_processes() -> None:
 
 
 def define_config_words() -> None:
-    """Lets flags set the fields of configurations that are one of several words (`Literal`)."""
+    """Registers flag parsers for configuration fields of type `Literal`."""
     for kind in all_kinds(*KINDS, UltraFeedback):
         for _, hint in fields_of(kind):
             if typing.get_origin(hint) is typing.Literal:
@@ -89,11 +89,10 @@ def define_config_words() -> None:
 
 
 def set_xla_flags() -> None:
-    """Adds to XLA_FLAGS what this version of JAX needs, before JAX starts; what the user has set there stays.
+    """Adds to XLA_FLAGS what this version of JAX needs, before JAX starts; settings of the user are kept.
 
-    The concurrent scheduler of XLA's CPU backend in JAX 0.10 can deadlock where a program makes several LAPACK calls on
-    large batches, and trains more slowly. Other versions may not know the flag, and XLA ends the process on an unknown
-    one.
+    The concurrent scheduler of XLA's CPU backend in JAX 0.10 can deadlock if a program makes several LAPACK calls on
+    large batches. It also trains more slowly. Other versions may not know the flag, and XLA aborts on unknown flags.
     """
     name = "--xla_cpu_enable_concurrency_optimized_scheduler"
     given = os.environ.get("XLA_FLAGS", "")
@@ -104,8 +103,8 @@ def set_xla_flags() -> None:
 def run(main: Callable[[], None], usage: str) -> None:
     """Parses the flags and calls main().
 
-    Exit status: 0 when done or stopped by SIGTERM with everything saved, 2 on a user's mistake, which is
-    printed in one line without a traceback.
+    Exit status: 0 when done, or stopped by SIGTERM with everything saved; 2 on an error of the user, which is printed
+    in one line without a traceback.
     """
     set_xla_flags()
     # --help shows the program's own text.
@@ -134,7 +133,7 @@ def run(main: Callable[[], None], usage: str) -> None:
             sys.exit(130)
         except BrokenPipeError:
             os._exit(1)
-        except OSError as error:  # a disk that is full or gone, where nobody closer could say more
+        except OSError as error:  # a disk that is full or gone, not caught closer to its cause
             _fail(f"{error.filename or 'a file'}: {error.strerror or error}; make room, or give another directory")
 
     if any(argument in ("--help", "-h", "-help") for argument in sys.argv[1:]):
@@ -148,7 +147,7 @@ def run(main: Callable[[], None], usage: str) -> None:
 
 
 def _user_error(error: BaseException | None) -> UserError | None:
-    """The first mistake of the user in a chain of errors: libraries wrap every ValueError of a configuration file."""
+    """The first UserError in a chain of errors: libraries wrap every ValueError raised in a configuration file."""
     first = None
     while error is not None:
         first = error if isinstance(error, UserError) else first
@@ -181,7 +180,7 @@ def _fail(message: str) -> None:
 
 
 def _quiet_logging() -> None:
-    """Our own messages, and only warnings of everybody else."""
+    """Logs messages of this package from INFO, of all other packages from ERROR."""
     absl_logging.use_python_logging(quiet=True)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))

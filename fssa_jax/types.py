@@ -1,4 +1,4 @@
-"""The few frozen pytrees that travel through everything."""
+"""The frozen pytrees that all rooms share."""
 
 import dataclasses
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# jax.tree.map builds these classes with anything for leaves: arrays, tracers, shapes, shardings. What an
-# array must look like is said in the docstrings, and checked where functions take them.
+# jax.tree.map builds these classes with any leaves: arrays, tracers, shapes, shardings. The docstrings state the shape
+# of each array, and functions check it where they take one.
 Leaf = Any
 
 
@@ -36,7 +36,7 @@ class Comparisons:
 class Episode:
     """One user's task: read the context, predict the targets. A batch has a leading axis on every leaf.
 
-    `user` and `group` (*batch) are the rows of the user and of the user's group in the table that it came from.
+    `user` and `group` (*batch) index the user and the user's group in the table that the episode was drawn from.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax import Comparisons, Episode
@@ -69,11 +69,11 @@ class DiagGaussian:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ChoiceTable:
-    """Every choice of a set of users as ids of texts, padded to a rectangle that lives on the device.
+    """All choices of a set of users as ids of texts, padded to a rectangle.
 
-    Axis 1 is the pool: 0 context, 1 target. A user's texts never occur in both pools, so that a context
-    drawn from one pool tells nothing about the very texts of the other. `chosen` and `rejected` are
-    (users, 2, rows) integers, `count` (users, 2) says how many rows of a pool are real, `group` is (users,).
+    Axis 1 is the pool: 0 context, 1 target. A user's two pools share no text, so a context from one pool never shows
+    the texts of the other. `chosen` and `rejected` are (users, 2, rows) integers, `count` (users, 2) is the number of
+    real rows per pool, `group` is (users,).
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax import ChoiceTable

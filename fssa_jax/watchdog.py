@@ -1,4 +1,4 @@
-"""Says where the program waits when nothing has finished for a while: a long compilation, or a device that hangs."""
+"""Warns where the program waits if nothing has finished for a while: a long compilation, or a device that hangs."""
 
 import contextlib
 import logging
@@ -16,7 +16,7 @@ _last = time.monotonic()
 
 
 def finished() -> None:
-    """Called whenever a piece of work has finished: a call of the device, a batch, a file."""
+    """To be called whenever a piece of work has finished: a call of the device, a batch, a file."""
     global _last
     _last = time.monotonic()
 
@@ -50,7 +50,7 @@ def watch(seconds: float = 60.0) -> Iterator[None]:
 
 
 def _place(thread: int) -> str:
-    """FILE:LINE (FUNCTION) of a thread, the innermost that is ours."""
+    """FILE:LINE (FUNCTION) of the innermost frame of a thread that is in this package."""
     frame: FrameType | None = sys._current_frames().get(thread)
     outermost = frame
     while frame is not None and not Path(frame.f_code.co_filename).is_relative_to(_PACKAGE):

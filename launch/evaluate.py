@@ -3,8 +3,8 @@
   python -m launch.evaluate --workdir=runs/styles
   python -m launch.evaluate --workdir=runs/styles --data=other_people.jsonl
 
-Prints the table and names report.html; report.json and the pictures are next to it. The report of the test users is in
-WORKDIR/report, that of ROWS in WORKDIR/report-ROWS.
+Prints the table and the path of report.html; report.json and the pictures are next to it. The report on the test users
+is WORKDIR/report, that on --data=ROWS is WORKDIR/report-ROWS.
 """
 
 from pathlib import Path
@@ -17,11 +17,11 @@ from fssa_jax.experiment.evaluate import evaluate_workdir
 from fssa_jax.experiment.workdir import report_directory
 from fssa_jax.report.tables import format_generation, format_table
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "what launch.train wrote")
-_DATA = flags.DEFINE_string("data", "", "rows of other people, all of them scored, in place of the test split")
-_BASE = flags.DEFINE_string("base", "", "where the language model of a policy is now, if it has moved")
+_WORKDIR = flags.DEFINE_string("workdir", None, "work directory that launch.train wrote")
+_DATA = flags.DEFINE_string("data", "", "rows of other people to score instead of the test split")
+_BASE = flags.DEFINE_string("base", "", "current directory of a policy's language model, if it has moved")
 _K = flags.DEFINE_list("k", None, "context sizes to score, such as 0,2,8; default: config.evaluate.k of the workdir")
-_SPLIT = flags.DEFINE_enum("split", "test", ["test", "val"], "split of the workdir's own data")
+_SPLIT = flags.DEFINE_enum("split", "test", ["test", "val"], "which split of the workdir's own data to score")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Checks rows, splits them, computes features, and writes a prepared directory that training reads at once.
+"""Checks rows, splits them, computes features, and writes a prepared directory that training can read directly.
 
   python -m launch.prepare_data --source=rows.jsonl --out=prepared
   python -m launch.prepare_data --source=rows.jsonl --out=prepared --config.data.on_error=skip
@@ -7,11 +7,12 @@
   python -m launch.prepare_data --source=openbmb/UltraFeedback --out=prepared
   python -m launch.prepare_data --source=styles --out=prepared
 
-source: JSONL(.gz), CSV, Parquet, a `datasets` directory or hub name; or styles, synthetic,
-synthetic_published. Besides preference rows, UltraFeedback's schema and pairs of whole conversations (HH-RLHF) are
-known. A killed run goes on with its embeddings. On several hosts with a common disk, the same command with
---coordinator in each: every process embeds its own share, the first one writes. Train on it with
---config=configs/rows.py:np_btl --config.data.path=prepared.
+source: JSONL(.gz), CSV, Parquet, a `datasets` directory or hub name; or styles, synthetic, synthetic_published.
+Supported schemas: preference rows, UltraFeedback's ratings, pairs of whole conversations (HH-RLHF).
+
+If a run is killed, the same command resumes it and keeps the finished embeddings. On several hosts with a shared disk,
+run the same command with --coordinator on each: every process embeds its share, the first one writes the result. Train
+on it with --config=configs/rows.py:np_btl --config.data.path=prepared.
 """
 
 import json
@@ -28,9 +29,13 @@ program.define_config_words()
 _SOURCE = flags.DEFINE_string("source", None, "rows, or the name of a benchmark")
 _OUT = flags.DEFINE_string("out", None, "directory to write")
 _ENCODER = flags.DEFINE_string("encoder", "", "directory or hub name of a model whose embeddings are the features")
-_TOKENIZER = flags.DEFINE_string("tokenizer", "", "directory or hub name of a model; its tokens are written too")
-_MAX_LENGTH = flags.DEFINE_integer("max_length", 512, "tokens of a prompt with its response, with --tokenizer")
-_TRUNCATE = flags.DEFINE_enum("truncate", "drop", ["drop", "left", "right"], "what happens to longer ones")
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer", "", "directory or hub name of a model; also write the texts' tokens under its tokenizer"
+)
+_MAX_LENGTH = flags.DEFINE_integer("max_length", 512, "maximum tokens of a prompt with its response; with --tokenizer")
+_TRUNCATE = flags.DEFINE_enum(
+    "truncate", "drop", ["drop", "left", "right"], "drop texts over --max_length, or cut them on this side"
+)
 program.define_process_flags()
 flags.adopt_module_key_flags(program)
 _CONFIG = config_flags.DEFINE_config_dataclass("config", PrepareConfig())

@@ -1,11 +1,11 @@
-"""Ranks or writes responses for the person who made some choices. Nothing is trained for the person.
+"""Ranks or writes responses for a person, given some of their choices. Nothing is trained for the person.
 
   python -m launch.steer --workdir=runs/styles --choices=choices.jsonl --responses=responses.jsonl
   python -m launch.steer --workdir=runs/policy --choices=choices.jsonl --prompt="How do I get started with chess?"
   python -m launch.steer --workdir=runs/policy --people=a.jsonl,b.jsonl --blend=0,.25,.5,.75,1 --prompt="…"
 
-choices, people: rows of prompt, response_a, response_b, choice (0 = a, 1 = b), each file by one person.
-responses: rows of prompt, response. Responses to the same prompt are ranked among each other.
+choices, people: rows of prompt, response_a, response_b, choice (0 = a, 1 = b), one file per person.
+responses: rows of prompt, response. Responses to the same prompt are ranked against each other.
 All are JSONL(.gz), CSV, Parquet or a `datasets` directory. Reward models rank; policies rank and write.
 """
 
@@ -21,23 +21,27 @@ from fssa_jax.people.person import PersonPolicy
 from fssa_jax.people.rank import format_rankings, rank
 from fssa_jax.people.side_by_side import format_written, write_for
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "what launch.train wrote")
+_WORKDIR = flags.DEFINE_string("workdir", None, "work directory that launch.train wrote")
 _CHOICES = flags.DEFINE_string("choices", None, "file of the person's choices")
 _RESPONSES = flags.DEFINE_string("responses", None, "file of the responses to rank")
-_BASE = flags.DEFINE_string("base", "", "where the language model of a policy is now, if it has moved")
-_PROMPT = flags.DEFINE_multi_string("prompt", [], "what to write a response to; may be given several times")
-_PEOPLE = flags.DEFINE_list("people", [], "files of choices, one per person, to write for each of them")
-_BLEND = flags.DEFINE_list("blend", [], "shares of the second of two people, to write between them")
-flags.DEFINE_float("temperature", None, "of sampling; 0: the likeliest token; default: as evaluated", lower_bound=0.0)
-flags.DEFINE_float("top_p", None, "sample from the likeliest tokens of this mass; default: as evaluated", 0.01, 1.0)
-flags.DEFINE_integer("max_new", None, "tokens of a response at most; default: as evaluated", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "of sampling", lower_bound=0)
+_BASE = flags.DEFINE_string("base", "", "current directory of a policy's language model, if it has moved")
+_PROMPT = flags.DEFINE_multi_string("prompt", [], "prompt to write a response to; may be repeated")
+_PEOPLE = flags.DEFINE_list("people", [], "files of choices, one per person; writes for each person")
+_BLEND = flags.DEFINE_list("blend", [], "weights of the second person, to write for mixtures of two --people")
+flags.DEFINE_float(
+    "temperature", None, "sampling temperature; 0 is greedy; default: as in the evaluation", lower_bound=0.0
+)
+flags.DEFINE_float(
+    "top_p", None, "nucleus sampling with this total probability; default: as in the evaluation", 0.01, 1.0
+)
+flags.DEFINE_integer("max_new", None, "maximum tokens per response; default: as in the evaluation", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "seed of the sampling", lower_bound=0)
 _TRACE = flags.DEFINE_bool("trace", False, "also show how each choice changed the ranking")
 _JSON = flags.DEFINE_bool("json", False, "print one JSON object per prompt instead of a table")
 
 
 def main() -> None:
-    """Ranks --responses, or writes to --prompt, for the maker of --choices or each of --people."""
+    """Ranks --responses or answers --prompt, for the person of --choices or for each of --people."""
     if not _WORKDIR.value or bool(_CHOICES.value) == bool(_PEOPLE.value):
         raise UserError("--workdir and one of --choices and --people, not both, are needed; see --help")
     if bool(_RESPONSES.value) == bool(_PROMPT.value):
@@ -57,7 +61,7 @@ def main() -> None:
 
 
 def _write(sampling: tuple[str, ...]) -> None:
-    """Writes to --prompt; everything that can be checked is, before anything is loaded."""
+    """Answers --prompt; checks everything that can be checked before loading the model."""
     files = _PEOPLE.value or [_CHOICES.value or ""]
     if not all(file.strip() for file in files):
         raise UserError("--people: a name is empty; leave out the comma")

@@ -1,9 +1,9 @@
-"""Trains a reward model, a policy, or a language model into a work directory; the same command again goes on.
+"""Trains a reward model, a policy or a language model into a work directory; the same command resumes a stopped run.
 
   python -m launch.train --config=configs/styles.py:np_btl --workdir=runs/styles
   python -m launch.train --config=configs/rows.py:np_btl --config.data.path=rows.jsonl --workdir=runs/mine
 
-Any setting can be changed: --config.optim.learning_rate=3e-4. docs/config.md lists them all.
+Flags override single settings: --config.optim.learning_rate=3e-4. docs/config.md lists all settings.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "directory for checkpoints, metr
 
 
 def main() -> None:
-    """Trains what --config says into --workdir."""
+    """Trains the experiment of --config into --workdir."""
     if _CONFIG.value is None or not _WORKDIR.value:
         raise UserError("--config and --workdir are needed; see --help")
     if not isinstance(_CONFIG.value, KINDS):
@@ -33,7 +33,7 @@ def main() -> None:
     workdir = Path(_WORKDIR.value)
     train(_CONFIG.value, workdir)
     if isinstance(_CONFIG.value, SftConfig):
-        print(f"Trained. The language model is in {workdir / 'model'}: a --config.policy.base for policies")
+        print(f"Trained. The language model is in {workdir / 'model'}: give it to policies as --config.policy.base")
         return
     print(f"Trained. Checkpoints and metrics are in {workdir}; next: python -m launch.evaluate --workdir={workdir}")
 

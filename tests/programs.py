@@ -16,7 +16,9 @@ ROOT = Path(__file__).parent.parent
 
 # One process imports what the programs do, and every run is a fork of it that has computed nothing yet.
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["fssa_jax.experiment.train", "fssa_jax.experiment.evaluate", "fssa_jax.experiment.prepare"])
+_forks.set_forkserver_preload(
+    ["fssa_jax.experiment.train", "fssa_jax.experiment.evaluate", "fssa_jax.experiment.prepare"]
+)
 
 
 @dataclass

@@ -5,11 +5,11 @@ import json
 
 import pytest
 from absl.testing import flagsaver
+from fssa_jax.config.reward import check as check_reward
 
 from benchmarks import intervals, policies, policy_speed, published
 from configs.styles import get_config
 from fssa_jax.config.policy import check
-from fssa_jax.config.reward import check as check_reward
 from tests.mistakes import complaint
 from tests.programs import run
 

@@ -38,7 +38,7 @@ OTHERS = {"pip", "source", "git"}
         "models.set_encoder",
         "models.rewards",
         "ops.adapters",
-        "ops.cholesky",
+        "ops._cholesky",
         "ops.attention",
         "ops.logprobs",
         "ops.sampling",
@@ -47,6 +47,9 @@ OTHERS = {"pip", "source", "git"}
         "evaluate.written",
         "models.bert",
         "models.decoder",
+        "models.layers",
+        "lm.engine",
+        "lm.weight_map",
         "models.hypernetwork",
     ],
 )

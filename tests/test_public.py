@@ -18,10 +18,10 @@ from fssa_jax import ops
 from fssa_jax.types import ChoiceTable, Comparisons, DiagGaussian, Episode
 
 ROOT = Path(__file__).parent.parent
-# Their examples need a trained policy or its rows; they run where there is one, in tests/evaluate/test_policy.py.
-NEED_A_POLICY = {"Steerer", "choices_in"}
+# Their examples need what was trained; they run in tests/people/test_examples.py.
+NEED_A_WORKDIR = {"PersonModel", "PersonPolicy", "load", "read_choices"}
 # What is in a work directory or generates has its examples in the README and in docs.
-WITHOUT_EXAMPLE = {"generate", "choices_in"}
+WITHOUT_EXAMPLE = {"generate", "read_choices"}
 
 
 def public() -> dict[str, object]:
@@ -44,7 +44,7 @@ def test_every_public_name_is_documented_with_an_example_that_runs(name):
     assert value.__doc__
     assert not value.__doc__.startswith(f"{last}("), "a docstring that dataclasses made"
     assert ">>> " in value.__doc__ or last in WITHOUT_EXAMPLE
-    if last in NEED_A_POLICY:
+    if last in NEED_A_WORKDIR:
         return
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         for test in doctest.DocTestFinder(exclude_empty=True, recurse=False).find(value, last, module=False, globs={}):
@@ -100,7 +100,7 @@ import fssa_jax.ops
 from fssa_jax import UserError, apply_adapter, attention, dpo_loss
 print(f"{fssa_jax.ops.dpo_loss(-10.0, -12.0, -11.0, -11.0, beta=0.5):.4f}")
 try:
-    fssa_jax.NPEncoder
+    fssa_jax.SetEncoder
 except ImportError as error:
     print("flax" in str(error))
 """

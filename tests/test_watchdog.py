@@ -89,7 +89,8 @@ def test_a_second_signal_ends_a_program_that_hangs(name):
 VALIDATION = """
     import jax, jax.numpy as jnp, numpy as np
     from fssa_jax import BayesEncoder, RewardModel
-    from fssa_jax.evaluate.predictor import evaluation_episodes, make_predictor
+    from fssa_jax.evaluate.episodes import evaluation_episodes
+    from fssa_jax.tasks.reward import reward_predictor
     from fssa_jax.types import ChoiceTable
 
     rng = np.random.default_rng(0)
@@ -103,8 +104,8 @@ VALIDATION = """
     ks = (0, 1, 3, 5, 10)
     episodes = evaluation_episodes(0, 0, table, jnp.arange(people), max_context=max(ks))
     variables = model.init(jax.random.key(0), episodes, features)
-    log_p, mean, kl = make_predictor(model, 1)(variables, features, episodes, ks)
-    print(log_p.shape, bool(np.isfinite(log_p).all() and np.isfinite(kl).all()))
+    found = reward_predictor(model, features, 1)(variables).predict(episodes, ks)
+    print(found.log_p.shape, bool(np.isfinite(found.log_p).all() and np.isfinite(found.kl()).all()))
 """
 
 

@@ -1,4 +1,4 @@
-"""Typed settings of an experiment: one dataclass per kind, so that what has no meaning cannot be said."""
+"""Typed settings of an experiment: one dataclass per kind, so that meaningless combinations cannot be expressed."""
 
 from fssa_jax.config.data import Data as Data
 from fssa_jax.config.data import Rows as Rows

@@ -30,7 +30,7 @@ class RewardConfig:
     name: str = ""
     """A label."""
     seed: int = number(0, least=0, below=2**32)
-    """Of parameters and batches."""
+    """Seed of parameters and batches."""
     data: Data = group(Rows)
     model: RewardModel = group(NpBtl)
     objective: NeuralProcess = group(NeuralProcess)
@@ -46,7 +46,7 @@ class PolicyConfig:
     name: str = ""
     """A label."""
     seed: int = number(0, least=0, below=2**32)
-    """Of parameters and batches."""
+    """Seed of parameters and batches."""
     data: Data = group(Rows)
     encoder: PolicyEncoder = group(NewEncoder)
     policy: SteeredModel = group(SteeredModel)
@@ -58,12 +58,12 @@ class PolicyConfig:
 
 @dataclasses.dataclass
 class SftConfig:
-    """Supervised fine-tuning of a language model, also of a new one."""
+    """Supervised fine-tuning of a language model, pretrained or new."""
 
     name: str = ""
     """A label."""
     seed: int = number(0, least=0, below=2**32)
-    """Of parameters and batches."""
+    """Seed of parameters and batches."""
     data: Data = group(Rows)
     policy: TrainedModel = group(TrainedModel)
     optim: AdamW = group(AdamW)
@@ -78,11 +78,11 @@ def read(path: Path) -> Config:
     """The configuration that `to_json` wrote.
 
     Raises:
-      UserError: it is damaged, or of another version.
+      UserError: it is damaged, or was written by another version.
     """
     values = read_json(path)
-    kinds = {kind.__name__: kind for kind in KINDS}
-    kind = kinds.get(values.pop("kind", None))
+    name = values.pop("kind", None)
+    kind = next((kind for kind in KINDS if kind.__name__ == name), None)
     if kind is None:
         raise UserError(f"{path}: of another version of fssa_jax; train again, into a new work directory")
     return from_dict(kind, values)
@@ -192,4 +192,4 @@ def _check_sft(config: SftConfig) -> None:
     if new.width % (2 * new.heads):
         raise UserError(f"config.policy.new.width: must be a multiple of twice the {new.heads} heads, got {new.width}")
     if config.train.unread != "nothing" and not isinstance(config.data, Styles):
-        raise UserError("config.train.unread: is of bases that are made of styles; leave it out")
+        raise UserError("config.train.unread: only applies to a base trained on styles; leave it out")

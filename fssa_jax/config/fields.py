@@ -1,4 +1,4 @@
-"""What configurations are made of: dataclasses whose fields know their words and ranges, to JSON and back."""
+"""Building blocks of configurations: dataclasses whose fields check words and ranges, to JSON and back."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ def positive(default: float) -> Any:
 
 
 def group(kind: Any) -> Any:
-    """A field that is a dataclass of settings, `kind()` by default."""
+    """A field whose value is a dataclass of settings, `kind()` by default."""
     return dataclasses.field(default_factory=kind)
 
 
@@ -41,13 +41,13 @@ def fields_of(kind: type) -> Iterator[tuple[dataclasses.Field, Any]]:
 
 
 def kinds_of(hint: Any) -> tuple[type, ...]:
-    """The dataclasses that a field may be: several for a union such as `Film | LoraCore`, () for a plain value."""
+    """The dataclasses that a field may hold: several for a union such as `Film | LoraCore`, () for a plain value."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) else (hint,)
     return tuple(option for option in options if dataclasses.is_dataclass(option) and isinstance(option, type))
 
 
 def all_kinds(*kinds: type) -> list[type]:
-    """The dataclasses of settings, and all that their fields may be, each once."""
+    """The dataclasses of settings, and all dataclasses that their fields may hold, each once."""
     found: list[type] = []
     for kind in kinds:
         if kind not in found:
@@ -58,7 +58,7 @@ def all_kinds(*kinds: type) -> list[type]:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as plain values, every field spelt out; a field that may be of several kinds has its "kind"."""
+    """A configuration as plain values, with every field; a field with several possible kinds stores its "kind"."""
     out: dict[str, Any] = {}
     for field, hint in fields_of(type(config)):
         value = getattr(config, field.name)
@@ -70,16 +70,24 @@ def to_dict(config: Any) -> dict[str, Any]:
     return out
 
 
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of `to_dict` by their dotted keys."""
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        out |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return out
+
+
 def to_json(config: Any) -> str:
-    """`to_dict` of an experiment as JSON text, with the name of its class."""
+    """An experiment as JSON text: `to_dict` and the name of its class."""
     return json.dumps({"kind": type(config).__name__} | to_dict(config), indent=2)
 
 
 def from_dict(kind: type, values: dict[str, Any], place: str = "config") -> Any:
-    """A dataclass from plain values, all of them checked.
+    """A dataclass from plain values, all checked.
 
     Raises:
-      UserError: an unknown key, or a value of another type, word or range; the message names the key.
+      UserError: an unknown key, or a value of the wrong type, word or range; the message names the key.
     """
     known = {field.name: (field, hint) for field, hint in fields_of(kind)}
     unknown = sorted(set(values) - set(known))
@@ -106,10 +114,10 @@ def _check_kinds(config: Any, place: str) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What is in a config.json, unchecked.
+    """The content of a config.json, unchecked.
 
     Raises:
-      UserError: it is no JSON object.
+      UserError: it is not a JSON object.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -152,11 +160,11 @@ def _group(kinds: tuple[type, ...], hint: Any, value: Any, place: str) -> Any:
     if not isinstance(hint, types.UnionType):
         return from_dict(kinds[0], value, place)
     values = dict(value)
-    named = {kind.__name__: kind for kind in kinds}
     name = values.pop("kind", None)
-    if name not in named:
-        raise UserError(f"{place}.kind: must be one of {', '.join(named)}; got {name!r}")
-    return from_dict(named[name], values, place)
+    kind = next((kind for kind in kinds if kind.__name__ == name), None)
+    if kind is None:
+        raise UserError(f"{place}.kind: must be one of {', '.join(k.__name__ for k in kinds)}; got {name!r}")
+    return from_dict(kind, values, place)
 
 
 def _plain(hint: Any, value: Any, place: str) -> Any:

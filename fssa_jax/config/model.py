@@ -8,28 +8,28 @@ from fssa_jax.config.fields import group, number, positive
 
 @dataclasses.dataclass
 class SetEncoder:
-    """The paper's encoder: every choice, then the set; see models/set_encoder.py."""
+    """The paper's encoder: encode every choice, then aggregate the set; see models/set_encoder.py."""
 
     width: int = positive(128)
-    """Of the encoded choices."""
+    """Width of the encoded choices."""
     latent_dim: int = positive(64)
     """Size of z."""
     pair: Literal["linear", "mlp"] = "mlp"
     """Network that encodes one choice."""
     inputs: tuple[Literal["chosen", "rejected", "difference", "margin"], ...] = ("chosen", "rejected")
-    """What it reads of a choice; `margin` is the reward difference of the population's model."""
+    """Inputs per choice; `margin` is the reward difference under the population model."""
     aggregation: Literal["mean", "sum", "attention"] = "attention"
-    """Over the choices of a person."""
+    """How the choices of a person are aggregated."""
     pool: Literal["mean", "sum"] = "mean"
-    """Of the outputs of attention."""
+    """How the outputs of attention are pooled."""
     prior_choice: bool = True
-    """One learnt pseudo-choice in every context."""
+    """Add one learnt pseudo-choice to every context."""
     residual: bool = True
     """Attention with a residual connection and a norm before it."""
     heads: int = positive(8)
-    """Of attention."""
+    """Attention heads."""
     dropout: float = number(0.0, least=0, below=1)
-    """Of the attention weights."""
+    """Dropout of the attention weights."""
     gaussian: bool = False
     """z is drawn from N(μ, diag σ²); otherwise it is the mean."""
 
@@ -47,7 +47,7 @@ class DiscretePrior:
     """A discrete prior over people; the posterior is exact."""
 
     kinds: int = positive(512)
-    """Kinds of people that the prior knows."""
+    """Number of support points: kinds of people."""
 
 
 @dataclasses.dataclass
@@ -55,7 +55,7 @@ class BayesEncoder:
     """Bayes' rule with a learnt prior over people; see models/bayes_encoder.py. z has the width of the reward model."""
 
     observations: tuple[Literal["difference", "responses"], ...] = ("difference",)
-    """A choice is one comparison, or says of each response whether it is liked, or both."""
+    """How a choice is read: as one comparison, as a like and a dislike of the two responses, or both."""
     prior: NormalPrior | DiscretePrior = group(NormalPrior)
     gaussian: bool = False
     """z is drawn from the posterior; otherwise it is the mean."""
@@ -66,7 +66,7 @@ class Btl:
     """One reward for everybody (Bradley-Terry-Luce)."""
 
     width: int = positive(128)
-    """Of the hidden layers."""
+    """Width of the hidden layers."""
     population: Literal["linear", "mlp"] = "mlp"
     """The reward as a function of the features."""
     learn_texts: Literal["no", "yes", "auto"] = "no"
@@ -78,7 +78,7 @@ class Dpl(Btl):
     """A normal distribution of rewards per response, the same for everybody (arXiv 2312.08358)."""
 
     link: Literal["probit", "logistic", "logistic_published"] = "probit"
-    """Of the likelihood; see ops/likelihoods.py."""
+    """Link function of the likelihood; see ops/likelihoods.py."""
 
 
 @dataclasses.dataclass
@@ -87,18 +87,18 @@ class NpBtl:
 
     encoder: SetEncoder | BayesEncoder = group(SetEncoder)
     response: Literal["none", "linear", "mlp"] = "mlp"
-    """Network that encodes a response; `none` with learnt texts alone."""
+    """Network that encodes a response; `none` only with learnt texts."""
     width: int = positive(128)
-    """Of the encoded responses."""
+    """Width of the encoded responses."""
     head: Literal["concat", "bilinear"] = "concat"
-    """How the encoded response and z make a reward."""
+    """How the encoded response and z are combined into a reward."""
     population: Literal["none", "linear", "mlp"] = "none"
-    """A reward of everybody that is added, started from the population's model."""
+    """A reward shared by everybody that is added, initialised from the population model."""
     learn_texts: Literal["no", "yes", "auto"] = "no"
-    """An embedding per text, for new users on known texts. `auto`: where most held-out choices are about texts that
-    training rows judge too. Without it `response` none becomes linear, and a choice is one comparison."""
+    """A learnt embedding per text, for new users on known texts. `auto`: where most held-out choices are about texts
+    that training rows judge too. With `no`, `response` none becomes linear, and a choice is one comparison."""
     text_dropout: float = number(0.0, least=0, below=1)
-    """Share of the texts whose embedding a training step leaves out."""
+    """Share of the texts whose learnt embedding is dropped in a training step."""
 
 
 RewardModel = Btl | Dpl | NpBtl

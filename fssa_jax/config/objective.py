@@ -1,4 +1,4 @@
-"""What is minimised, and how."""
+"""Losses and the optimiser."""
 
 import dataclasses
 from typing import Literal
@@ -11,25 +11,25 @@ class NeuralProcess:
     """The loss of reward models; see ops/losses.py."""
 
     kind: Literal["vpl", "elbo", "published", "predictive"] = "vpl"
-    """What z is drawn from, and what the KL divergence is taken to; counts with a Gaussian latent."""
+    """Distribution that z is sampled from, and reference of the KL divergence; for a Gaussian latent only."""
     kl_weight: float = number(0.01, least=0)
-    """Of that divergence."""
+    """Weight of the KL divergence."""
     samples: int = positive(1)
-    """Of a Gaussian latent."""
+    """Samples of a Gaussian latent."""
     text_penalty: float = number(0.0, least=0)
-    """L2 of the learnt embeddings, summed over texts."""
+    """Weight of the L2 penalty on learnt embeddings, summed over texts."""
     text_bias_penalty: float = number(0.0, least=0)
-    """L2 of the learnt population rewards, summed over texts."""
+    """Weight of the L2 penalty on learnt population rewards, summed over texts."""
 
 
 @dataclasses.dataclass
 class _Preference:
     beta: float = positive(0.5)
-    """How dear it is to leave the base."""
+    """β: the larger, the closer the policy stays to the base."""
     length_normalised: bool = False
     """Log-probabilities per token."""
     sft_weight: float = number(1.0, least=0)
-    """Of −log π(y | x) per token of the responses that are imitated."""
+    """Weight of the SFT term: −log π(y | x) per token of the imitated responses."""
 
 
 @dataclasses.dataclass
@@ -37,7 +37,7 @@ class Dpo(_Preference):
     """−log σ(βh) (arXiv 2305.18290)."""
 
     label_smoothing: float = number(0.0, least=0, below=0.5)
-    """Share of choices that are taken to be wrong (conservative DPO)."""
+    """Assumed share of wrong choices (conservative DPO)."""
 
 
 @dataclasses.dataclass
@@ -45,7 +45,7 @@ class RobustDpo(_Preference):
     """Unbiased under random flips of the choices (arXiv 2403.00409)."""
 
     label_smoothing: float = number(0.1, least=0, below=0.5)
-    """Share of choices that are flipped."""
+    """Assumed share of flipped choices."""
 
 
 @dataclasses.dataclass
@@ -66,13 +66,13 @@ class AdamW:
     """AdamW with linear warm-up, cosine decay and clipping by the global norm."""
 
     learning_rate: float = positive(1e-3)
-    """At its peak."""
+    """Peak learning rate."""
     warmup_steps: int = number(100, least=0)
     """Steps of linear warm-up."""
     final_fraction: float = number(0.0, least=0)
-    """Of the learning rate, at the end of the cosine."""
+    """Final learning rate, as a fraction of the peak."""
     weight_decay: float = number(1e-2, least=0)
-    """Decoupled from the gradient."""
+    """Decoupled weight decay."""
     b1: float = number(0.9, least=0, below=1)
     """Decay of the first moment."""
     b2: float = number(0.999, least=0, below=1)
@@ -80,6 +80,6 @@ class AdamW:
     eps: float = positive(1e-8)
     """Added to the root of the second moment."""
     clip_norm: float = positive(1.0)
-    """Of the gradient."""
+    """Maximum global norm of the gradient."""
     average_decay: float = number(0.0, least=0, below=1)
-    """Of an exponential average of the parameters that predicts in their place; 0 for none."""
+    """Decay of an exponential average of the parameters, which is used for prediction; 0 for none."""

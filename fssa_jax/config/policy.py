@@ -1,4 +1,4 @@
-"""Language models, what adapts them to a person, and the encoder that tells who the person is."""
+"""Language models, the adapters that steer them, and the encoder that reads a person's choices."""
 
 import dataclasses
 from typing import Literal
@@ -14,11 +14,11 @@ class SharedLora:
     """An ordinary LoRA, the same for everybody, next to the adapter (arXiv 2106.09685)."""
 
     places: tuple[Projection, ...] = ("query", "value")
-    """Projections that it adapts."""
+    """Adapted projections."""
     rank: int = number(0, least=0)
-    """0 for none."""
+    """Rank; 0 for no LoRA."""
     alpha: float = number(0.0, least=0)
-    """Its scale is alpha / rank; 0 for twice the rank."""
+    """The scale is alpha / rank; 0 for twice the rank."""
 
 
 @dataclasses.dataclass
@@ -26,9 +26,9 @@ class Film:
     """y ← γ(z) ⊙ y + β(z) (arXiv 1709.07871)."""
 
     places: tuple[Literal["query", "key", "value", "out", "gate", "up", "down", "residual"], ...] = ("residual",)
-    """Projections, or the residual stream after every block, as published."""
+    """Adapted projections, or the residual stream after every block, as published."""
     hidden: int = number(0, least=0)
-    """Hidden units next to z, of each scale and shift; 0 for linear in z, as published."""
+    """Hidden units per scale and shift, concatenated with z; 0 for linear in z, as published."""
     shared: SharedLora = group(SharedLora)
 
 
@@ -37,9 +37,9 @@ class LoraCore:
     """y ← y + B M(z) A x, with A and B shared by everybody."""
 
     places: tuple[Projection, ...] = ("query", "value", "out", "gate", "up", "down")
-    """Projections that it adapts."""
+    """Adapted projections."""
     rank: int = positive(8)
-    """Of A and B."""
+    """Rank of A and B."""
     core: Literal["diagonal", "full"] = "diagonal"
     """Shape of M."""
     shared: SharedLora = group(SharedLora)
@@ -50,11 +50,11 @@ class Lora:
     """y ← y + B(z) A(z) x, both factors emitted per layer and projection."""
 
     places: tuple[Projection, ...] = ("query", "value", "out", "gate", "up", "down")
-    """Projections that it adapts."""
+    """Adapted projections."""
     rank: int = positive(8)
-    """Of A and B."""
+    """Rank of A and B."""
     width: int = positive(64)
-    """Of the embeddings and of the hidden layer of the hypernetwork."""
+    """Width of the embeddings and of the hidden layer of the hypernetwork."""
     shared: SharedLora = group(SharedLora)
 
 
@@ -63,52 +63,52 @@ Adapter = Film | LoraCore | Lora
 
 @dataclasses.dataclass
 class FrozenEncoder:
-    """The encoder of a trained reward model, which stays as it is and teaches the policy."""
+    """The frozen encoder of a trained reward model, which also teaches the policy."""
 
     init_from: str = ""
-    """Work directory of an np_btl model; its people, texts and features are taken too where the policy names none."""
+    """Work directory of an np_btl model; also the source of people, texts and features if the policy names none."""
     distil: float = number(0.0, least=0, most=1)
-    """Share of the loss whose labels are the reward model's probabilities at z in place of the choices: the same
-    optimum where the reward model is calibrated, with far less noise (cf. arXiv 2405.19316)."""
+    """Share of the loss whose labels are the reward model's probabilities at z instead of the choices. The optimum is
+    the same if the reward model is calibrated, with far less noise (cf. arXiv 2405.19316)."""
     imitate: Literal["chosen", "advantage", "reward"] = "chosen"
-    """Responses of the SFT term: what was chosen, or all of a person's targets weighted by the reward model; see
-    ops/losses.py, `response_weights`."""
+    """Responses of the SFT term: the chosen ones, or both responses of all targets weighted by the reward model; see
+    `response_weights` in ops/losses.py."""
     model: NpBtl = group(NpBtl)
-    """That of `init_from`, which is taken over."""
+    """The model of `init_from`; filled in from there."""
 
 
 @dataclasses.dataclass
 class WarmEncoder:
-    """The encoder of a trained reward model, trained on with the policy."""
+    """The encoder of a trained reward model, fine-tuned together with the policy."""
 
     init_from: str = ""
-    """As of `FrozenEncoder`."""
+    """As in `FrozenEncoder`."""
     model: NpBtl = group(NpBtl)
-    """As of `FrozenEncoder`."""
+    """As in `FrozenEncoder`."""
     auxiliary_weight: float = number(0.0, least=0)
-    """Of the NP-BTL loss of the same targets, next to the policy's."""
+    """Weight of the NP-BTL loss on the same targets, added to the policy's loss."""
     divergence: Literal["vpl", "elbo", "published"] = "vpl"
-    """What z is drawn from, and what the KL divergence is taken to; counts with a Gaussian latent."""
+    """Distribution that z is sampled from, and reference of the KL divergence; for a Gaussian latent only."""
     kl_weight: float = number(0.0, least=0)
-    """Of that divergence."""
+    """Weight of the KL divergence."""
 
 
 @dataclasses.dataclass
 class NewEncoder:
-    """An encoder from random init, trained with the policy, as published."""
+    """An encoder from random init, trained together with the policy, as published."""
 
     model: NpBtl = group(NpBtl)
     auxiliary_weight: float = number(0.0, least=0)
-    """As of `WarmEncoder`."""
+    """As in `WarmEncoder`."""
     divergence: Literal["vpl", "elbo", "published"] = "vpl"
-    """As of `WarmEncoder`."""
+    """As in `WarmEncoder`."""
     kl_weight: float = number(0.0, least=0)
-    """As of `WarmEncoder`."""
+    """As in `WarmEncoder`."""
 
 
 @dataclasses.dataclass
 class NoEncoder:
-    """Nobody's choices are read: plain DPO, one adapter for everybody."""
+    """No choices are read: plain DPO, one adapter for everybody."""
 
 
 PolicyEncoder = FrozenEncoder | WarmEncoder | NewEncoder | NoEncoder
@@ -119,42 +119,42 @@ class _LanguageModel:
     base: str = ""
     """Directory or hub name of a checkpoint."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the base and of the computation."""
+    """Type of the base's weights and of the computation."""
     remat: Literal["none", "full", "dots"] = "none"
-    """What is computed again in the backward pass: nothing, whole blocks, or all but their matrix products."""
+    """Rematerialisation in the backward pass: none, whole blocks, or everything but the matrix products (`dots`)."""
     attention: Literal["xla", "cudnn", "splash"] = "xla"
-    """Implementation: cudnn on GPUs in bfloat16, splash on TPUs."""
+    """Implementation of attention: cudnn on GPUs in bfloat16, splash on TPUs."""
     max_length: int = positive(512)
-    """Tokens of a prompt with its response."""
+    """Maximum tokens of a prompt with its response."""
     truncate: Literal["drop", "left", "right"] = "drop"
-    """What happens to longer ones."""
+    """Longer texts: dropped, or cut at the start of the prompt (`left`) or the end of the response (`right`)."""
 
 
 @dataclasses.dataclass
 class SteeredModel(_LanguageModel):
-    """The language model that is steered, which itself stays as it is, and what adapts it."""
+    """The frozen language model that is steered, and its adapter."""
 
     adapter: Adapter = group(Film)
 
 
 @dataclasses.dataclass
 class NewModel:
-    """The shape of a small Llama that is made where no base is named."""
+    """The shape of the small Llama that is trained from scratch if no base is named."""
 
     vocabulary: int = number(1024, least=261)
-    """Tokens of its byte-level BPE: every byte, and the special tokens at least."""
+    """Tokens of its byte-level BPE; at least all bytes and the special tokens."""
     width: int = positive(64)
-    """Of the residual stream."""
+    """Width of the residual stream."""
     layers: int = positive(2)
-    """Blocks."""
+    """Number of blocks."""
     heads: int = positive(4)
-    """Of attention."""
+    """Attention heads."""
     kv_heads: int = positive(2)
-    """Heads of key and value."""
+    """Key and value heads."""
     mlp_width: int = positive(160)
-    """Of the gated MLP."""
+    """Width of the gated MLP."""
     max_length: int = positive(2048)
-    """Positions."""
+    """Number of positions."""
 
 
 @dataclasses.dataclass

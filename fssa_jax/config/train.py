@@ -7,52 +7,54 @@ from fssa_jax.config.fields import number, positive
 
 
 @dataclasses.dataclass
-class _Loop:
+class Loop:
+    """What every training loop needs."""
+
     steps: int = positive(3000)
-    """Of the whole training."""
+    """Number of training steps."""
     steps_per_call: int = positive(50)
-    """Steps in one call of the device."""
+    """Steps per call of the compiled program."""
     validate_every: int = positive(250)
-    """Steps; a multiple of `steps_per_call`."""
+    """Steps between validations; a multiple of `steps_per_call`."""
     checkpoint_every: int = positive(500)
-    """Steps; a multiple of `steps_per_call`."""
+    """Steps between checkpoints; a multiple of `steps_per_call`."""
     keep: int = positive(2)
-    """Latest checkpoints."""
+    """Number of latest checkpoints to keep."""
     parallel: Literal["auto", "none", "pmap"] = "auto"
-    """`auto` is pmap where there is more than one device."""
+    """Data parallelism; `auto` is pmap if there is more than one device."""
     accumulate: int = positive(1)
-    """Parts of a batch that are taken one after the other."""
+    """Gradient accumulation: number of parts of a batch, computed one after the other."""
 
 
 @dataclasses.dataclass
-class RewardTraining(_Loop):
+class RewardTraining(Loop):
     """A batch is `users` people with up to `max_context` choices to read and `targets` to predict."""
 
     users: int = positive(64)
-    """People of a batch."""
+    """People per batch."""
     max_context: int = positive(10)
     """A context has k ~ U{0..max_context} choices."""
     targets: int = positive(20)
-    """Choices to predict, of each person."""
+    """Choices to predict per person."""
     population_steps: int = positive(1000)
-    """Of BTL on everybody: the baseline, and the start of `model.population`."""
+    """Training steps of the population model, BTL on everybody: the baseline, and the init of `model.population`."""
     population_learning_rate: float = number(0.0, least=0)
-    """0 for optim.learning_rate."""
+    """Learning rate of the population model; 0 for optim.learning_rate."""
     factor_steps: int = number(0, least=0)
-    """Of the matrix factorisation that learnt texts start from; 0 for random init."""
+    """Steps of the matrix factorisation that initialises learnt texts; 0 for random init."""
     specialist_steps: int = number(1000, least=0)
-    """Of the specialists, who are told the group of a person; 0 for none."""
+    """Training steps of the specialists, which are given a person's group; 0 for none."""
 
 
 @dataclasses.dataclass
-class _TokenLoop(_Loop):
+class _TokenLoop(Loop):
     steps: int = positive(600)
     steps_per_call: int = positive(10)
     validate_every: int = positive(200)
     checkpoint_every: int = positive(200)
     length_buckets: int = number(2, least=1, most=8)
-    """Texts of a part are sorted by length and padded in so many buckets. With one, the sequences of a person share the
-    memory of an adapter; with more, each has its own."""
+    """Number of padded lengths per part of a batch; texts are sorted by length. With one bucket the sequences of a
+    person share one copy of their adapter; with more, each sequence has its own."""
 
 
 @dataclasses.dataclass
@@ -60,15 +62,15 @@ class PolicyTraining(_TokenLoop):
     """A batch is `users` people with `targets` choices each."""
 
     users: int = positive(16)
-    """People of a batch."""
+    """People per batch."""
     max_context: int = positive(10)
     """A context has k ~ U{0..max_context} choices."""
     targets: int = positive(4)
-    """Choices of each person."""
+    """Choices per person."""
     population_steps: int = number(200, least=0)
-    """Of the DPO policy of everybody; 0 for none."""
+    """Training steps of the population policy, DPO on everybody; 0 for none."""
     specialist_steps: int = number(0, least=0)
-    """Of the specialists, one adapter per group; 0 for none."""
+    """Training steps of the specialists, one adapter per group; 0 for none."""
 
 
 @dataclasses.dataclass
@@ -76,7 +78,7 @@ class SftTraining(_TokenLoop):
     """A batch is `texts` texts."""
 
     texts: int = positive(64)
-    """Texts of a batch."""
+    """Texts per batch."""
     unread: Literal["nothing", "targets", "topics"] = "nothing"
-    """Of styles, what a new base does not read: the prompts that held-out people are asked about, or their topics. Of
-    rows it reads the texts of training people."""
+    """Texts of styles that a new base does not see: those on the prompts asked of held-out people (`targets`), or on
+    the topics of these prompts (`topics`). On rows a base sees the texts of training people only."""

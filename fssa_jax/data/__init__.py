@@ -1,0 +1,1 @@
+"""People, texts and features: rows read, split, tabled; benchmarks of our own."""

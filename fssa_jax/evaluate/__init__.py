@@ -1,0 +1,1 @@
+"""Held-out people: scores, controls, limits, what is written."""

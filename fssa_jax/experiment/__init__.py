@@ -1,0 +1,1 @@
+"""Work directories, and the bodies of programs."""

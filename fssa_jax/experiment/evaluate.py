@@ -53,7 +53,7 @@ def evaluate_workdir(
         raise UserError(f"{workdir}: holds a language model, not a policy; its checkpoint is {workdir / 'model'}")
     work, people = trained_on.with_people(data) if data else (trained_on, trained_on.dataset.splits[split])
     task: RewardTask | PolicyTask = work.task  # type: ignore[assignment]
-    found = {name: work.trained(name) for name in task.names}
+    found = {name: trained_on.trained(name) for name in trained_on.task.names}
     if data:  # specialists are of groups; other people's groups may be others
         found.pop(SPECIALIST, None)
     variables = {name: of[0] for name, of in found.items() if of is not None}
@@ -78,7 +78,7 @@ def evaluate_workdir(
         report["generation"] = written.report
     reward = _reward_model(task)
     texts_alone = reward is not None and bool(reward.learnt_texts) and reward.target == "none"
-    report["warnings"] = work.unfinished() + report_warnings(report, texts_alone)
+    report["warnings"] = trained_on.unfinished() + report_warnings(report, texts_alone)
     with whole_directory(report_directory(workdir, data, split)) as target:
         _write(work, people, result, predictors[MAIN], variables[MAIN], written, target, example=not data)
     return report

@@ -1,0 +1,1 @@
+"""Language models: checkpoints in and out, tokenizers, scoring, decoding."""

@@ -1,0 +1,1 @@
+"""Flax modules: encoders, rewards, the hypernetwork, decoders."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fssa_jax.models.context import MIN_SCALE, check_context
-from fssa_jax.ops.cholesky import cholesky_solve, inverse_diagonal
+from fssa_jax.ops._cholesky import cholesky_solve, inverse_diagonal
 from fssa_jax.types import Comparisons, DiagGaussian
 
 Observation = Literal["difference", "responses"]

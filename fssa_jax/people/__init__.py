@@ -1,0 +1,1 @@
+"""One person: infer, score, rank, blend, adapt, write, export."""

@@ -71,7 +71,7 @@ class Task(Protocol):
         """How the rows of a batch are drawn; see `train.step`."""
         ...
 
-    def loss(self, name: str, *, plan: Plan | None = None, axis_name: str | None = None) -> Loss:
+    def loss(self, name: str, plan: Plan | None = None) -> Loss:
         """What a model minimises; texts are padded by `plan`."""
         ...
 

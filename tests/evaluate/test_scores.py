@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fssa_jax.config.reward import EvaluateConfig
+from fssa_jax.config import Evaluation
 from fssa_jax.evaluate.scores import Scores
 from fssa_jax.ops import metrics
 from fssa_jax.types import Comparisons
 
-SETTINGS = EvaluateConfig(k=(0,), bootstrap=200)
+SETTINGS = Evaluation(k=(0,), bootstrap=200)
 
 
 def scored(chosen, rejected, mask, log_p):

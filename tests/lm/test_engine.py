@@ -88,7 +88,7 @@ def test_the_weights_exist_once_however_much_is_generated(lm):
 
 
 def test_decoding_copies_no_weights(lm):
-    """The compiled program has no instruction that slices or copies a matrix of a layer."""
+    """The compiled program needs less room than the layers take. Of stacked layers it would need more."""
     model, variables = lm
     engine = Engine(model, slots=32, steps=4)
     state = engine.prefill(variables, TOKENS, LENGTHS, keys(0, 1, 2))

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fssa_jax.ops.cholesky import cholesky_solve, inverse_diagonal
+from fssa_jax.ops._cholesky import cholesky_solve, inverse_diagonal
 
 
 def assert_same(a, b, atol):

@@ -15,11 +15,11 @@ import jax
 import numpy as np
 import pytest
 
-from fssa_jax.config.reward import to_json
+from fssa_jax.config import to_json
 from fssa_jax.errors import Stopped, UserError
-from fssa_jax.evaluate.evaluate import collapse_warnings
-from fssa_jax.evaluate.held_out import Validation
-from fssa_jax.experiment import train_reward as train
+from fssa_jax.evaluate.held_out import HeldOut
+from fssa_jax.evaluate.warnings import collapse_warnings
+from fssa_jax.experiment.train import train
 from fssa_jax.experiment.workdir import Workdir
 from fssa_jax.train import loop
 from tests import tiny
@@ -28,11 +28,11 @@ from tests import tiny
 _CHILD = """
 import sys
 from pathlib import Path
-from fssa_jax.config import reward as config
-from fssa_jax.experiment import train_reward as train
+from fssa_jax.config.experiment import read
+from fssa_jax.experiment.train import train
 from fssa_jax.errors import Stopped, UserError
 try:
-    train.train(config.read(Path(sys.argv[1])), Path(sys.argv[2]))
+    train(read(Path(sys.argv[1])), Path(sys.argv[2]))
 except Stopped as stopped:
     print(stopped, file=sys.stderr)
 except UserError as error:
@@ -66,7 +66,7 @@ def final_state(workdir):
     work = Workdir.open(workdir)
     trained = work.trained()
     assert trained is not None
-    variables = trained.variables
+    variables, _ = trained
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
     return jax.tree.leaves(variables), losses
@@ -85,14 +85,14 @@ def test_a_run_leaves_everything_that_is_needed_later(finished):
     losses = final_state(workdir)[1]
     assert list(losses) == list(range(5, tiny.STEPS + 1, 5))
     assert checkpoint_steps(workdir) == [tiny.STEPS - 5, tiny.STEPS]  # keep = 2
-    for name in ("population", "oracle"):
+    for name in ("population", "specialist"):
         assert (workdir / "baselines" / name / "checkpoints").is_dir()
 
 
 def test_training_again_does_nothing(finished):
     workdir = finished[0] / "run"
     before = (workdir / "metrics.jsonl").read_bytes()
-    train.train(finished[1], workdir)
+    train(finished[1], workdir)
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
@@ -103,7 +103,7 @@ def test_kill_9_then_resume_equals_the_undisturbed_run_bit_for_bit(finished, tmp
     wait_for_checkpoint(process, tmp_path / "run", step)
     process.kill()
     process.wait()
-    train.train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     assert_same_run(directory / "run", tmp_path / "run")
 
 
@@ -125,18 +125,18 @@ def test_sigterm_saves_and_exits_cleanly(finished, tmp_path):
 
 def test_a_signal_during_a_validation_saves_too(finished, tmp_path, monkeypatch):
     config = dataclasses.replace(finished[1], train=dataclasses.replace(finished[1].train, checkpoint_every=20))
-    validate = Validation.__call__
+    scores = HeldOut.scores
     calls = []
 
-    def interrupted(self, variables):
+    def interrupted(self, predictor):
         calls.append(1)
         if len(calls) == 2:  # the first is the population model's
             os.kill(os.getpid(), signal.SIGTERM)
-        return validate(self, variables)
+        return scores(self, predictor)
 
-    monkeypatch.setattr(Validation, "__call__", interrupted)
+    monkeypatch.setattr(HeldOut, "scores", interrupted)
     with pytest.raises(Stopped, match="stopped at step 10 of 20"):
-        train.train(config, tmp_path / "run")
+        train(config, tmp_path / "run")
     assert checkpoint_steps(tmp_path / "run") == [10]
 
 
@@ -155,7 +155,7 @@ def test_a_damaged_latest_checkpoint_falls_back_to_the_one_before_and_says_so(fi
     process.wait()
     latest = checkpoint_steps(tmp_path / "run")[-1]
     damage(tmp_path / "run" / "checkpoints" / "latest" / str(latest))
-    train.train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     assert f"checkpoint {latest} is damaged" in caplog.text
     assert_same_run(directory / "run", tmp_path / "run")
 
@@ -165,7 +165,7 @@ def test_a_damaged_metrics_file_ends_neither_training_nor_reading(finished, tmp_
     shutil.copytree(directory / "run", tmp_path / "run")
     (file,) = (tmp_path / "run" / "checkpoints" / "best").glob("*/metrics.json")
     file.write_bytes(b"damaged")
-    train.train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     assert f"{file}: damaged" in caplog.text
     assert_same_run(directory / "run", tmp_path / "run")
 
@@ -192,27 +192,27 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_last_good_checkpoint(f
     config = tiny.config(finished[0] / "rows.jsonl", checkpoint_every=5)
     config.optim = dataclasses.replace(config.optim, learning_rate=1e30, clip_norm=1e30, warmup_steps=8)
     with pytest.raises(UserError, match=r"(loss|validation) is .*step \d+.*") as error:
-        train.train(config, tmp_path / "run")
+        train(config, tmp_path / "run")
     assert "\n" not in str(error.value)
 
 
 def test_a_workdir_of_another_configuration_is_refused_by_name(finished):
     other = dataclasses.replace(finished[1], seed=1)
     with pytest.raises(UserError, match=r"config\.seed=0, not 1"):
-        train.train(other, finished[0] / "run")
+        train(other, finished[0] / "run")
 
 
 def test_an_unwritable_workdir_is_one_clear_error(finished, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot be written"):
-        train.train(finished[1], tmp_path / "file" / "run")
+        train(finished[1], tmp_path / "file" / "run")
 
 
 def test_k_larger_than_any_context_is_refused_before_training(finished, tmp_path):
     config = tiny.config(finished[0] / "rows.jsonl")
     config.evaluate.k = (0, 500)
     with pytest.raises(UserError, match="500 is larger than any context"):
-        train.train(config, tmp_path / "run")
+        train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -226,9 +226,11 @@ def test_collapse_is_named():
 
 def test_too_large_a_kl_weight_collapses_the_posterior_and_is_reported(finished, tmp_path, caplog):
     """Fault 14 of the published code."""
-    config = tiny.config(finished[0] / "rows.jsonl", steps=150, validate_every=50, checkpoint_every=150, oracle_steps=0)
+    config = tiny.config(
+        finished[0] / "rows.jsonl", steps=150, validate_every=50, checkpoint_every=150, specialist_steps=0
+    )
     config.objective.kl_weight = 30.0
-    train.train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     assert "latent collapse" in caplog.text
 
 

@@ -23,7 +23,7 @@ def cholesky_solve(
       vector: the right-hand side.
 
     >>> import jax.numpy as jnp
-    >>> from fssa_jax.ops.cholesky import cholesky_solve
+    >>> from fssa_jax.ops._cholesky import cholesky_solve
     >>> matrix = jnp.diag(jnp.array([1.0, 4.0]))
     >>> cholesky_solve(matrix, jnp.linalg.cholesky(matrix), jnp.array([1.0, 2.0])).tolist()
     [1.0, 0.5]
@@ -50,7 +50,7 @@ def inverse_diagonal(
       after: a result that is computed before, the solution of the last solve; NaN where it is not finite.
 
     >>> import jax.numpy as jnp
-    >>> from fssa_jax.ops.cholesky import inverse_diagonal
+    >>> from fssa_jax.ops._cholesky import inverse_diagonal
     >>> matrix = jnp.diag(jnp.array([1.0, 4.0]))
     >>> inverse_diagonal(matrix, jnp.linalg.cholesky(matrix), jnp.zeros(2)).tolist()
     [1.0, 0.25]

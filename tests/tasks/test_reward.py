@@ -6,13 +6,10 @@ import numpy as np
 import pytest
 
 from configs import rows, synthetic
-from fssa_jax.config.reward import check
-from fssa_jax.data import build
+from fssa_jax.config import check
 from fssa_jax.data.dataset import seen_in_training
-from fssa_jax.experiment import train_reward
 from fssa_jax.ops.factorise import factorise, observed_responses
-from fssa_jax.tasks.reward import make_draw, make_model, resolve, training_data
-from fssa_jax.train.step import init_state, make_optimizer
+from fssa_jax.tasks.reward import RewardTask, make_model, resolve
 from tests import tiny
 
 
@@ -31,60 +28,61 @@ def same_texts(users=24):
 def test_the_rows_decide_what_is_known_of_a_text(tmp_path, records, learnt):
     config = rows.get_config("np_btl")
     config.data.path = str(tiny.write_rows(tmp_path / "rows.jsonl", records))
-    dataset = build.load_dataset(config)
+    dataset = tiny.load_dataset(config)
     resolved = resolve(config, dataset)
     check(resolved)
     assert config.model.learn_texts == "auto"
     assert resolved.model.learn_texts == learnt
     assert resolve(resolved, dataset) == resolved
-    model = make_model(resolved, dataset)
+    model = make_model(resolved.model, dataset)
     assert model.learnt_texts == (len(dataset.texts) if learnt == "yes" else 0)
     assert model.target == ("none" if learnt == "yes" else "linear")
     assert bool(resolved.train.factor_steps) == (learnt == "yes")
 
 
-@pytest.mark.parametrize("aggregation", ["attention", "bayes"])
-def test_learnt_texts_start_from_the_factorisation_for_either_encoder(aggregation, tmp_path):
-    config = rows.get_config("np_btl")
+@pytest.mark.parametrize("variant", ["np_btl_attention", "np_btl"])
+def test_learnt_texts_start_from_the_factorisation_for_either_encoder(variant, tmp_path):
+    config = rows.get_config(variant)
     config.data.path = str(tiny.write_rows(tmp_path / "rows.jsonl", same_texts()))
-    config.model.width = config.model.encoder.width = config.model.encoder.latent_dim = 8
-    config.model.encoder.aggregation, config.train.factor_steps = aggregation, 5
-    dataset = build.load_dataset(config)
+    config.model.width, config.train.factor_steps = 8, 5
+    if variant == "np_btl_attention":
+        config.model.encoder.width = config.model.encoder.latent_dim = 8
+    dataset = tiny.load_dataset(config)
     config = resolve(config, dataset)
     check(config)
-    model, data, draw = make_model(config, dataset), training_data(config, dataset), make_draw(config)
-    state = init_state(model, make_optimizer(config.optim, 10), 0, data, draw)
-    started = train_reward._warm_start("main", config, dataset, state, None).params
+    started = RewardTask(config, dataset).start("main", {})["params"]
     user, text, liked = observed_responses(dataset.splits["train"].table)
     sizes = {"users": len(dataset.splits["train"].table.chosen), "texts": len(dataset.texts), "width": 8, "steps": 5}
     factors, _ = factorise(jax.random.key(config.seed), *map(jnp.asarray, (user, text, liked)), **sizes)
     seen = np.asarray(seen_in_training(dataset))
     np.testing.assert_allclose(started["text_embedding"]["embedding"][seen], factors[seen], atol=1e-6)
-    assert ("text_offset" in started) == (aggregation == "bayes")
+    assert ("text_offset" in started) == (variant == "np_btl")
 
 
 def test_contexts_and_targets_are_cut_to_what_there_is(tmp_path):
     config = tiny.config(tiny.write_rows(tmp_path / "rows.jsonl", tiny.rows()), max_context=50, targets=60)
-    resolved = resolve(config, build.load_dataset(config))
+    resolved = resolve(config, tiny.load_dataset(config))
     assert (resolved.train.max_context, resolved.train.targets) == (7, 7)
     assert (config.train.max_context, config.train.targets) == (50, 60)
 
 
-def test_the_three_roles_are_the_models_that_are_compared(tmp_path):
-    config, dataset, _ = tiny.dataset(tmp_path)
-    main, population, oracle = (make_model(config, dataset, role) for role in ("main", "population", "oracle"))
-    assert (main.latent, population.latent, oracle.latent) == ("context", "none", "group")
-    assert oracle.groups == 2
-    assert main.width == oracle.width == config.model.width
+def test_the_three_models_that_are_compared(tmp_path):
+    task = tiny.task(tmp_path)
+    assert task.names == ("population", "main", "specialist")
+    main, population, specialist = (task.model(name) for name in ("main", "population", "specialist"))
+    assert (main.latent, population.latent, specialist.latent) == ("context", "none", "group")
+    assert specialist.groups == 2
+    assert main.width == specialist.width == task.config.model.width
 
 
 def test_the_published_split_is_trained_on_its_own_training_pairs():
     config = synthetic.get_config("np_btl")
-    config.data.source = "synthetic_published"
-    dataset = build.load_dataset(config)
-    data = training_data(config, dataset)
+    config.data.published = True
+    dataset = tiny.load_dataset(config)
+    task = RewardTask(config, dataset)
+    data = task.tables("train")
     assert 15_900 < len(data.choices) < 16_100
-    episode = make_draw(config)(jax.random.key(0), data)
+    episode = task.draw("main")(jax.random.split(jax.random.key(0), 1), data).episode
     values = np.unique(np.asarray(data.choices))
     assert np.isin(np.asarray(episode.targets.chosen), values).all()
     held_out = dataset.features[np.asarray(dataset.splits["test"].table.chosen)[:, 1]]
