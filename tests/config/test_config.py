@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from fssa_jax.config.reward import Config
 
 from fssa_jax.config import reward as configs
+from fssa_jax.config.reward import Config
 from tests.mistakes import complaint
 
 

@@ -6,8 +6,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from fssa_jax.config.reward import Config, DataConfig
 
+from fssa_jax.config.reward import Config, DataConfig
 from fssa_jax.data import dataset as datasets
 from fssa_jax.data.build import load_dataset, rows_dataset, synthetic_dataset
 from fssa_jax.data.dataset import SPLITS

@@ -5,8 +5,8 @@ import shutil
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fssa_jax.config.reward import DataConfig
 
+from fssa_jax.config.reward import DataConfig
 from fssa_jax.data import build
 from fssa_jax.data import dataset as datasets
 from fssa_jax.data.features import EncoderFeaturiser

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from fssa_jax.config.reward import Config, DataConfig
 
+from fssa_jax.config.reward import Config, DataConfig
 from fssa_jax.data import build
 from fssa_jax.data import dataset as datasets
 from fssa_jax.data.rows import RowReport

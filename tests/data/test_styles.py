@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fssa_jax.config.reward import DataConfig
 
+from fssa_jax.config.reward import DataConfig
 from fssa_jax.data import build
 from fssa_jax.data.benchmarks import styles
 from fssa_jax.data.build import styles_dataset

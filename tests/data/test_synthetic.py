@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fssa_jax.config.reward import DataConfig
 
+from fssa_jax.config.reward import DataConfig
 from fssa_jax.data.benchmarks import synthetic
 from fssa_jax.data.build import synthetic_dataset
 from fssa_jax.data.dataset import SPLITS

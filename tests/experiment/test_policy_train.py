@@ -12,17 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fssa_jax.evaluate.policy_scores import PolicyScorer
-from fssa_jax.evaluate.predictor import evaluation_episodes
-from fssa_jax.experiment.policy_workdir import PolicyWorkdir
-from fssa_jax.experiment.trained_policy import trained_policy
-from fssa_jax.report.policy import evaluate_workdir
 
 from configs.styles import get_config
 from fssa_jax.config.policy import PolicyModelConfig, check
 from fssa_jax.data.build import load_dataset
 from fssa_jax.errors import Stopped
+from fssa_jax.evaluate.policy_scores import PolicyScorer
+from fssa_jax.evaluate.predictor import evaluation_episodes
 from fssa_jax.experiment import train_policy as training
+from fssa_jax.experiment.policy_workdir import PolicyWorkdir
+from fssa_jax.experiment.trained_policy import trained_policy
 from fssa_jax.experiment.warm_start import load_people, warm_encoder
 from fssa_jax.experiment.workdir import Workdir
 from fssa_jax.lm.base import load_base, reference_log_probs, stored_reference
@@ -30,6 +29,7 @@ from fssa_jax.lm.hf_config import read_config
 from fssa_jax.lm.safetensors import load_params
 from fssa_jax.ops.padding import best_plan
 from fssa_jax.people.side_by_side import write_for
+from fssa_jax.report.policy import evaluate_workdir
 from fssa_jax.tasks.policy import batch_key, draw_batch, draw_texts, make_policy_step, make_sft_step, text_log_probs
 from fssa_jax.train.loop import StopSignal
 from fssa_jax.train.step import make_optimizer, many_steps

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fssa_jax.config.reward import OptimConfig
 
 from fssa_jax import btl_log_likelihood, dpl_log_likelihood, gaussian_kl, gaussian_sample, neural_process_loss
+from fssa_jax.config.reward import OptimConfig
 from fssa_jax.models.layers import MLP
 from fssa_jax.models.reward_heads import ConcatHead
 from fssa_jax.models.rewards import RewardModel
