@@ -128,7 +128,7 @@ def rows_split(
     if not users:
         raise UserError(
             f"{data.path}: no {name} user with {data.min_context} context and {data.min_targets} target rows "
-            f"({len(by_user)} users in this split); give more rows a user, or lower config.data.min_context"
+            f"({len(by_user)} users in this split); give more rows per user, or lower config.data.min_context"
         )
     return Split(users, make_table(choices, group))
 

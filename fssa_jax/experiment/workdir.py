@@ -276,5 +276,5 @@ def load(workdir: str | Path, base: str = "") -> PersonModel:
     work = Workdir.open(Path(workdir), base)
     person = work.person()
     for warning in work.unfinished((MAIN,)):
-        _log.warning(warning)
+        _log.warning("%s", warning)
     return person

@@ -3,10 +3,10 @@
 import importlib
 
 import pytest
-from fssa_jax.config.reward import check
 
 from configs import synthetic
 from fssa_jax.config.policy import check as check_policy
+from fssa_jax.config.reward import check
 from fssa_jax.experiment import train_reward as train
 from fssa_jax.report import reward as report
 from tests import tiny
