@@ -164,7 +164,8 @@ def _reason(error: Exception) -> str:
     if "ambiguous type: " in text or " as instance of <class 'fssa_jax.config." in text:
         names = re.findall(r"fssa_jax\.config\.\w+\.(\w+)", text)
         what = f"of {names[0]}" if len(names) == 1 else f"one of {', '.join(names)}"
-        return f"{_group_flag(names)}: a group of settings, {what}; --config=FILE.py:VARIANT chooses it, flags set its keys"
+        chosen = "--config=FILE.py:VARIANT chooses it, flags set its keys"
+        return f"{_group_flag(names)}: a group of settings, {what}; {chosen}"
     missing_section = r"Attribute <class '[\w.]+\.(?P<kind>\w+)'>\.(?P<name>\w+) does not exist"
     if (section := re.search(missing_section, text)) and section["kind"] in kinds:
         text = f"Field {section['name']} not found on dataclass <class 'x.{section['kind']}'>"

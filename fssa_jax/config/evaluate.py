@@ -53,3 +53,4 @@ class PolicyEvaluation(Evaluation):
     in_context_users: int = number(16, least=0)
     """People whose choices are also written into the prompt of the base; 0 for none."""
     generate: Generation = group(Generation)
+    """What is written for people."""

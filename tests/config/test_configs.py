@@ -5,7 +5,7 @@ import importlib
 import pytest
 
 from configs import synthetic
-from fssa_jax.config import Btl, Dpl, NpBtl, PolicyConfig, SetEncoder, Synthetic, check, to_json
+from fssa_jax.config import Btl, Dpl, FrozenEncoder, NpBtl, PolicyConfig, SetEncoder, Synthetic, check, to_json
 from fssa_jax.config.experiment import read
 from fssa_jax.experiment.evaluate import evaluate_workdir
 from fssa_jax.experiment.train import train
@@ -53,7 +53,7 @@ def test_every_policy_is_allowed_and_documented(name, variant, tmp_path):
     if isinstance(config, PolicyConfig):
         assert name == "ultrafeedback_policy" or "config.policy.base: give" in complaint(check, config)
         config.policy.base = "base"
-        if hasattr(config.encoder, "init_from"):
+        if isinstance(config.encoder, FrozenEncoder):
             assert "config.encoder.init_from: name" in complaint(check, config)
             config.encoder.init_from = "reward"
     check(config)
