@@ -171,7 +171,7 @@ BAD_ROWS = {
     "empty text": (bad_row("response_a", "  "), ["rows.jsonl:4", "'response_a' is empty"]),
     "nobody with enough rows": (
         lambda r: r.__setitem__(slice(None), [x for i, x in enumerate(r) if i % 14 == 0]),
-        ["rows.jsonl: no train user with 1 context and 1 target rows", "give more rows a user"],
+        ["rows.jsonl: no train user with 1 context and 1 target rows", "give more rows per user"],
     ),
     "two splits": (
         lambda r: [r[i].update(split_user=["train", "test"][i % 2]) for i in range(4)],
