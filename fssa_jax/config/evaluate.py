@@ -12,7 +12,7 @@ class Evaluation:
     k: tuple[int, ...] = (0, 1, 3, 5, 10)
     """Context sizes to score: numbers of choices that the model reads."""
     draws: int = positive(4)
-    """Number of random contexts per person."""
+    """Random contexts per person."""
     samples: int = positive(16)
     """Samples of a Gaussian latent; their predictions are averaged."""
     bootstrap: int = positive(1000)

@@ -26,7 +26,7 @@ class Film:
     """y ← γ(z) ⊙ y + β(z) (arXiv 1709.07871)."""
 
     places: tuple[Literal["query", "key", "value", "out", "gate", "up", "down", "residual"], ...] = ("residual",)
-    """Adapted projections, or the residual stream after every block, as published."""
+    """Projections, or the residual stream after every block, as published."""
     hidden: int = number(0, least=0)
     """Hidden units per scale and shift, concatenated with z; 0 for linear in z, as published."""
     shared: SharedLora = group(SharedLora)
