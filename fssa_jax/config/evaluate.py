@@ -12,7 +12,7 @@ class Evaluation:
     k: tuple[int, ...] = (0, 1, 3, 5, 10)
     """Context sizes to score: numbers of choices that the model reads."""
     draws: int = positive(4)
-    """Number of random contexts per person."""
+    """Random contexts per person."""
     samples: int = positive(16)
     """Samples of a Gaussian latent; their predictions are averaged."""
     bootstrap: int = positive(1000)
@@ -53,3 +53,4 @@ class PolicyEvaluation(Evaluation):
     in_context_users: int = number(16, least=0)
     """People for the in-context baseline, which puts the choices into the base's prompt; 0 for none."""
     generate: Generation = group(Generation)
+    """What is written for people."""

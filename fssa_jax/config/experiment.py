@@ -32,11 +32,17 @@ class RewardConfig:
     seed: int = number(0, least=0, below=2**32)
     """Seed of parameters and batches."""
     data: Data = group(Rows)
+    """Where choices come from."""
     model: RewardModel = group(NpBtl)
+    """The reward model, and the encoder that reads choices."""
     objective: NeuralProcess = group(NeuralProcess)
+    """The loss."""
     optim: AdamW = group(AdamW)
+    """The optimiser."""
     train: RewardTraining = group(RewardTraining)
+    """Batches, steps and checkpoints."""
     evaluate: Evaluation = group(Evaluation)
+    """How held-out people are scored."""
 
 
 @dataclasses.dataclass
@@ -48,12 +54,19 @@ class PolicyConfig:
     seed: int = number(0, least=0, below=2**32)
     """Seed of parameters and batches."""
     data: Data = group(Rows)
+    """Where choices come from."""
     encoder: PolicyEncoder = group(NewEncoder)
+    """What reads choices."""
     policy: SteeredModel = group(SteeredModel)
+    """The language model, and what adapts it to a person."""
     objective: PreferenceLoss = group(Dpo)
+    """The loss; h is the difference of log π / π_ref of both responses."""
     optim: AdamW = group(AdamW)
+    """The optimiser."""
     train: PolicyTraining = group(PolicyTraining)
+    """Batches, steps and checkpoints."""
     evaluate: PolicyEvaluation = group(PolicyEvaluation)
+    """How held-out people are scored, and what is written for them."""
 
 
 @dataclasses.dataclass
@@ -65,9 +78,13 @@ class SftConfig:
     seed: int = number(0, least=0, below=2**32)
     """Seed of parameters and batches."""
     data: Data = group(Rows)
+    """Where choices come from."""
     policy: TrainedModel = group(TrainedModel)
+    """The language model."""
     optim: AdamW = group(AdamW)
+    """The optimiser."""
     train: SftTraining = group(SftTraining)
+    """Batches, steps and checkpoints."""
 
 
 Config = RewardConfig | PolicyConfig | SftConfig

@@ -1,1 +1,1 @@
-"""People, texts and features: rows read, split, tabled; benchmarks of our own."""
+"""People, texts and features: reading and splitting rows, tables of choices, built-in benchmarks."""

@@ -1,4 +1,4 @@
-"""The data set that a configuration names: prepared, from rows, or a benchmark of our own."""
+"""Builds the data set of a configuration: prepared, from rows, or a built-in benchmark."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ from fssa_jax.types import ChoiceTable
 
 
 def load_dataset(data: Data, context: int, targets: int, scratch: Path | None = None) -> Dataset:
-    """The data set that the settings name. Prepared directories are read, all else is built.
+    """Reads a prepared directory, or builds the data set of the settings.
 
     Args:
       data: the settings.
-      context, targets: choices per person that a benchmark draws; rows have as many as they have.
-      scratch: a directory for embeddings, from which a killed run goes on.
+      context, targets: choices per person that a benchmark draws; ignored for rows.
+      scratch: a directory for embeddings, so that a killed run can resume.
     """
     if isinstance(data, Styles):
         return styles_dataset(data, context, targets, scratch)
@@ -41,10 +41,10 @@ def load_dataset(data: Data, context: int, targets: int, scratch: Path | None = 
 
 
 def only_groups(dataset: Dataset, groups: Sequence[str]) -> Dataset:
-    """The data set with the users of these groups alone; all of them if none are named.
+    """Restricts a data set to the users of these groups; all users if none are named.
 
     Raises:
-      UserError: a group that has no users.
+      UserError: a group without users.
     """
     if not groups:
         return dataset
@@ -72,7 +72,7 @@ def _refuse_other_settings(data: Rows, report: dict[str, Any]) -> None:
     default = flat(to_dict(type(data)()))
     for name, given in flat(to_dict(data)).items():
         before = prepared.get(name, given)
-        if name not in ("path", "groups") and given != before and given != default[name]:  # a default is no wish
+        if name not in ("path", "groups") and given != before and given != default[name]:  # a default was not asked for
             raise UserError(
                 f"{data.path}: prepared with config.data.{name}={before!r}, not {given!r}; "
                 f"run launch.prepare_data with --config.data.{name}={given}"
@@ -80,13 +80,13 @@ def _refuse_other_settings(data: Rows, report: dict[str, Any]) -> None:
 
 
 def styles_dataset(data: Styles, context: int, targets: int, scratch: Path | None = None) -> Dataset:
-    """The `styles` benchmark: train_users to learn from, eval_users each to validate and to test.
+    """The `styles` benchmark: train_users for training, eval_users each for validation and testing.
 
-    In the held-out splits users 2i and 2i + 1 want the opposite and see the same targets. Features are tfidf unless
+    In the held-out splits users 2i and 2i + 1 have opposite weights and share their targets. Features are tfidf unless
     the settings ask for an encoder.
 
     Raises:
-      UserError: given vectors are asked for, or the encoder cannot be had.
+      UserError: the settings ask for given vectors, or the encoder cannot be loaded.
     """
     if data.features == "given":
         raise UserError("config.data.features: styles makes its own texts; give tfidf or encoder")
@@ -99,7 +99,7 @@ def styles_dataset(data: Styles, context: int, targets: int, scratch: Path | Non
     for name in SPLITS:
         count = data.train_users if name == "train" else data.eval_users
         mine = weights[rng.choice(len(weights), count, p=np.exp(log_prior) / np.exp(log_prior).sum())]
-        # Context and targets never share a prompt, hence no text.
+        # Context and targets share no prompt, hence no text.
         context_prompts, target_prompts = np.array_split(rng.permutation(prompts[name]), 2)
         shown = styles.draw_pairs(rng, context_prompts, prompt_of, (count, max(context, 1)))
         asked = styles.draw_pairs(rng, target_prompts, prompt_of, (count, targets))
@@ -120,7 +120,7 @@ def styles_dataset(data: Styles, context: int, targets: int, scratch: Path | Non
 
 
 def synthetic_dataset(data: Synthetic, context: int, targets: int) -> Dataset:
-    """The two-user task. Training draws its own episodes; the train split is a sample only."""
+    """The task with two kinds of user. Training draws fresh episodes; the train split is only a sample."""
     rng = np.random.default_rng(data.split_seed)
     values: list[np.ndarray] = []
     splits = {}

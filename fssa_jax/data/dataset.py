@@ -39,7 +39,7 @@ class Split:
 
 @dataclasses.dataclass
 class Truth:
-    """What a benchmark of our own making knows: every possible person's reward of every text, in nats."""
+    """The ground truth of a built-in benchmark: every possible person's reward of every text, in nats."""
 
     rewards: np.ndarray  # (texts, people)
     log_prior: np.ndarray  # (people,)
@@ -47,7 +47,7 @@ class Truth:
 
 @dataclasses.dataclass
 class Dataset:
-    """Everything that training and evaluation read. `report` says what was left out, and why."""
+    """Everything that training and evaluation read. `report` lists what was left out, and why."""
 
     texts: list[Text]
     features: np.ndarray  # (texts, d) float32
@@ -92,14 +92,14 @@ def seen_in_training(dataset: Dataset) -> np.ndarray:
 
 
 def number_texts(texts: Iterable[Text], known: Sequence[Text] = ()) -> dict[Text, int]:
-    """The row of each text in a feature table: the known ones, then the new ones as they come."""
+    """The row of each text in a feature table: the known texts first, then the new ones in order of appearance."""
     number = {text: i for i, text in enumerate(known)}
     new = (text for text in dict.fromkeys(texts) if text not in number)
     return number | {text: len(known) + i for i, text in enumerate(new)}
 
 
-def extended(dataset: Dataset, number: dict[Text, int]) -> tuple[list[Text], np.ndarray]:
-    """The texts and features of a data set with the new ones of `number_texts` appended."""
+def append_texts(dataset: Dataset, number: dict[Text, int]) -> tuple[list[Text], np.ndarray]:
+    """The texts and features of a data set with the new texts of `number_texts` appended."""
     new = [text for text, i in number.items() if i >= len(dataset.texts)]
     features = np.asarray(dataset.features)
     if new:
@@ -110,7 +110,7 @@ def extended(dataset: Dataset, number: dict[Text, int]) -> tuple[list[Text], np.
 def choice_records(split: Split, texts: Sequence[Text], user: int, number: int) -> list[dict[str, Any]]:
     """The first choices of a user's context, at most `number`, as rows of a file (data/rows.py).
 
-    Every other row has the chosen response in second place, so that the file looks like any other.
+    Every second row has the chosen response as response_b, as in real data.
     """
     table, records = split.table, []
     for i in range(min(number, int(np.asarray(table.count)[user, 0]))):
@@ -122,7 +122,7 @@ def choice_records(split: Split, texts: Sequence[Text], user: int, number: int) 
 
 
 def save(dataset: Dataset, directory: Path, tokens: TokenTable | None = None) -> None:
-    """Writes the directory whole or not at all; with `tokens`, those of all texts in tokens.npz."""
+    """Writes the directory atomically; with `tokens`, also the tokens of all texts in tokens.npz."""
     with whole_directory(directory) as target:
         meta = {
             "format": _FORMAT,
@@ -194,7 +194,7 @@ def load(directory: Path) -> Dataset:
 
 
 def load_tokens(directory: Path) -> TokenTable | None:
-    """The tokens of the texts that `save` wrote beside the data set; None if it wrote none."""
+    """The tokens that `save` wrote with the data set; None if it wrote none."""
     file = directory / "tokens.npz"
     if not file.is_file():
         return None
@@ -207,7 +207,7 @@ def load_tokens(directory: Path) -> TokenTable | None:
 
 
 def log_left_out(dataset: Dataset) -> None:
-    """Says what the data set leaves out: nothing is dropped silently."""
+    """Logs what the data set leaves out: nothing is dropped silently."""
     report = dataset.report
     skipped = report.get("skipped", [])
     if skipped:

@@ -1,4 +1,4 @@
-"""Embeddings of many texts in a directory: shard by shard, resumable, shared out to several processes."""
+"""Embeddings of many texts in a directory: sharded, resumable, distributed over processes."""
 
 import hashlib
 import io
@@ -20,7 +20,7 @@ from fssa_jax.lm.text_encoder import Text, TextEncoder
 
 _log = logging.getLogger(__name__)
 
-_SHARD = 1024  # texts a file
+_SHARD = 1024  # texts per file
 
 
 def embed_to(
@@ -33,12 +33,12 @@ def embed_to(
 ) -> np.ndarray:
     """Embeds texts into directory/features.npy, and returns it memory-mapped.
 
-    Texts are cut into shards, each written whole; after a kill only what is missing is done. Each process of
-    several takes every n-th shard, and the first one joins them when all are there. `cut_texts` lists what was too
-    long.
+    Texts are split into shards, each written atomically; a resumed run computes only the missing shards. Each of n
+    processes takes every n-th shard, and the first process joins them when all are complete. `cut_texts` lists the
+    texts that were too long.
 
     Raises:
-      UserError: the directory was begun with another encoder or other texts; vectors that are not finite.
+      UserError: the directory was started with another encoder or other texts; vectors that are not finite.
     """
     process = jax.process_index() if process is None else process
     processes = jax.process_count() if processes is None else processes
@@ -66,7 +66,7 @@ def embed_to(
                 were_cut = np.asarray([numbers[i] for i in cut], np.int64)
                 for i, s in enumerate(shards):
                     mine = (were_cut >= s) & (were_cut < s + _SHARD)
-                    # The numbers first: where the vectors are, they are complete.
+                    # The numbers are written first: if the vectors exist, the numbers are complete.
                     write_bytes(_cut_file(parts, s), _npy(were_cut[mine]))
                     write_bytes(_shard(parts, s), _npy(vectors[i * _SHARD : (i + 1) * _SHARD]))
                 bar.update(len(vectors))
@@ -126,7 +126,7 @@ def _join(parts: Path, starts: list[int], final: Path, number: int, width: int) 
     temporary = final.with_name(".features.tmp")
     header = {"descr": "<f4", "fortran_order": False, "shape": (number, width)}
     try:
-        # Written, not mapped: a disk that is full is then an error and no signal.
+        # Written, not memory-mapped: a full disk then raises an error instead of a signal.
         with temporary.open("wb") as stream:
             np.lib.format.write_array_header_1_0(stream, header)  # type: ignore[arg-type]
             for s in starts:
@@ -142,7 +142,7 @@ def _join(parts: Path, starts: list[int], final: Path, number: int, width: int) 
 
 
 def cut_texts(directory: Path) -> list[int]:
-    """Numbers of the texts that `embed_to` had to cut."""
+    """Indices of the texts that `embed_to` had to cut."""
     file = directory / "cut.npy"
     return np.load(file, allow_pickle=False).tolist() if file.is_file() else []
 

@@ -1,6 +1,6 @@
-"""Features of texts: vectors that are given, those of a pretrained model, or TF-IDF and truncated SVD.
+"""Features of texts: given vectors, embeddings of a pretrained model, or TF-IDF and truncated SVD.
 
-Any object with `transform(texts) -> (n, d) float32` and `save(directory)` can stand in a `Dataset`.
+Any object with `transform(texts) -> (n, d) float32` and `save(directory)` can be the featuriser of a `Dataset`.
 """
 
 import dataclasses
@@ -17,13 +17,13 @@ from fssa_jax.errors import UserError
 from fssa_jax.lm.text_encoder import EmbedSettings, Text, TextEncoder
 from fssa_jax.types import PyTree
 
-# Words, and every other visible sign by itself: emoji and punctuation are style.
+# Words, and every other visible character by itself: emoji and punctuation carry style.
 _TOKENS = r"(?u)\w+|[^\w\s]"
 
 
 @runtime_checkable
 class Featuriser(Protocol):
-    """What turns texts into features, now and, for new texts, when the model is used."""
+    """Turns texts into features, in training and, for new texts, when the model is used."""
 
     def transform(self, texts: list[Text]) -> np.ndarray: ...
 
@@ -31,10 +31,10 @@ class Featuriser(Protocol):
 
 
 class TfidfFeaturiser:
-    """TF-IDF over words and signs of the response, truncated SVD, and the log of its length.
+    """TF-IDF over words and symbols of the response, truncated SVD, and the log of its length.
 
-    Every column is standardised on the training texts. The prompt is left out: it is the same for both
-    responses of a choice, and a linear model of words cannot relate the two.
+    Every column is standardised on the training texts. The prompt is left out: it is the same for both responses of a
+    choice, and a linear model of words cannot relate prompt and response.
     """
 
     def __init__(self, vectoriser: Any, components: np.ndarray, mean: np.ndarray, scale: np.ndarray):
@@ -54,20 +54,20 @@ class TfidfFeaturiser:
             rank = 0
         if rank < 1:
             raise UserError("data.features: too few distinct texts or words for tfidf; give vectors instead")
-        from sklearn.decomposition import TruncatedSVD  # takes a second to import: only who needs it pays
+        from sklearn.decomposition import TruncatedSVD  # imported here because it takes a second
 
         svd = TruncatedSVD(rank, random_state=seed).fit(matrix)
         directions = np.asarray(svd.components_, np.float32)
         raw = cls(vectoriser, directions, np.zeros(rank + 1), np.ones(rank + 1))
         features = raw.transform(texts)
         raw._mean = features.mean(0)
-        # Directions without variance in training must not become the largest features of new texts.
+        # Directions without variance in training must not dominate the features of new texts.
         spread = features.std(0)
         raw._scale = np.maximum(spread, 0.1 * spread[:rank].max() + 1e-6)
         return raw
 
     def transform(self, texts: list[Text]) -> np.ndarray:
-        """Features (n, components + 1) of texts, new ones too."""
+        """Features (n, components + 1) of texts, including new ones."""
         responses = [response for _, response in texts]
         projected = self._vectoriser.transform(responses) @ self._components.T
         tokens = self._vectoriser.build_tokenizer()
@@ -75,7 +75,7 @@ class TfidfFeaturiser:
         return ((np.column_stack([projected, length]) - self._mean) / self._scale).astype(np.float32)
 
     def save(self, directory: Path) -> None:
-        """Plain JSON and arrays; nothing is pickled."""
+        """Writes plain JSON and arrays; nothing is pickled."""
         vocabulary = sorted(self._vectoriser.vocabulary_, key=self._vectoriser.vocabulary_.__getitem__)
         (directory / "tfidf.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
         np.savez(
@@ -103,7 +103,7 @@ def _vectoriser(vocabulary: list[str] | None = None) -> Any:
         sublinear_tf=True,
         ngram_range=(1, 2),
         min_df=1 if vocabulary else 2,
-        # Not normalised: a text with unknown words keeps the same features for the words that are known.
+        # Not normalised: unknown words in a text do not change the features of its known words.
         norm=None,  # type: ignore[arg-type]
         max_features=50_000,
         vocabulary=vocabulary,
@@ -111,9 +111,9 @@ def _vectoriser(vocabulary: list[str] | None = None) -> Any:
 
 
 class EncoderFeaturiser:
-    """Vectors of a pretrained model, centred on the training texts and brought to unit variance by one factor.
+    """Vectors of a pretrained model, centred on the training texts and scaled to unit variance by one factor.
 
-    Distances between texts keep their proportions: a model may weigh directions as it learns.
+    One factor for all directions preserves the proportions of distances; the model learns how to weight directions.
     """
 
     def __init__(self, settings: EmbedSettings, mean: np.ndarray | None = None, scale: float = 1.0):
@@ -127,7 +127,7 @@ class EncoderFeaturiser:
     def fit_transform(self, texts: list[Text], train: np.ndarray, scratch: Path | None) -> np.ndarray:
         """Features of all texts; `train` are the rows of the training texts.
 
-        With `scratch` the work is resumable: what a killed run embedded there is not done again.
+        With `scratch` the work is resumable: embeddings that a killed run wrote there are reused.
         """
         encoder = self._model()
         if scratch:
@@ -139,11 +139,11 @@ class EncoderFeaturiser:
         return ((vectors - self._mean) / self._scale).astype(np.float32)
 
     def transform(self, texts: list[Text]) -> np.ndarray:
-        """Features (n, d) of texts, new ones too."""
+        """Features (n, d) of texts, including new ones."""
         return ((self._model().embed(texts) - self._mean) / self._scale).astype(np.float32)
 
     def save(self, directory: Path) -> None:
-        """The settings and the two moments; the model stays where it is."""
+        """Writes the settings and the two moments, not the model."""
         (directory / "encoder.json").write_text(json.dumps(dataclasses.asdict(self._settings)), encoding="utf-8")
         np.savez(directory / "encoder.npz", mean=np.asarray(self._mean), scale=self._scale)
 
@@ -154,12 +154,18 @@ class EncoderFeaturiser:
             return cls(settings, arrays["mean"], float(arrays["scale"]))
 
     def share(self, name: str, directory: Path, dtype: str, variables: PyTree) -> None:
-        """Reads with a model that is in memory already, if that is this one: its name when it was saved, where it is
-        now, and its parameters of a type."""
+        """Embeds with a language model that is already in memory, if it is the one of this featuriser.
+
+        Args:
+          name: name of the model when the features were saved.
+          directory: where it is now.
+          dtype: type of its parameters.
+          variables: its parameters.
+        """
         if name == self._settings.encoder:
             self._settings = dataclasses.replace(self._settings, encoder=str(directory))
             self._variables = variables if dtype == self._settings.dtype else None
-            self._encoder = None  # a copy that it may have made before
+            self._encoder = None  # drop a copy that was loaded before
 
     def _model(self) -> TextEncoder:
         if self._encoder is None:
@@ -168,7 +174,7 @@ class EncoderFeaturiser:
 
 
 class GivenFeaturiser:
-    """Vectors that came with the rows: known texts only."""
+    """Vectors that came with the rows; known texts only."""
 
     def __init__(self, texts: list[Text], vectors: np.ndarray, source: str):
         self._index = {text: i for i, text in enumerate(texts)}
@@ -185,11 +191,11 @@ class GivenFeaturiser:
         return self._vectors[[self._index[text] for text in texts]].astype(np.float32)
 
     def save(self, directory: Path) -> None:
-        """Nothing: the vectors of all known texts are saved with the data."""
+        """Writes nothing: the vectors of all known texts are saved with the data."""
 
 
 class NumberFeaturiser:
-    """The feature of a response that is a number is the number."""
+    """For responses that are numbers: the feature is the number."""
 
     def transform(self, texts: list[tuple[str, str]]) -> np.ndarray:
         try:
@@ -198,11 +204,11 @@ class NumberFeaturiser:
             raise UserError(f"responses of the synthetic task are numbers in [0, 1] ({error})") from error
 
     def save(self, directory: Path) -> None:
-        """Nothing to save."""
+        """Writes nothing."""
 
 
 def read_vectors(vectors: str, texts: str, known: list[Text]) -> GivenFeaturiser:
-    """Vectors from a .npy file, row i for line i of `texts`, or for known[i] where no texts are named.
+    """Vectors from a .npy file; row i belongs to line i of the file `texts`, or to known[i] without such a file.
 
     Raises:
       UserError: unreadable, wrong length, wrong shape, not finite.
@@ -228,15 +234,15 @@ def read_vectors(vectors: str, texts: str, known: list[Text]) -> GivenFeaturiser
             order.append(tuple(text))
     if len(array) != len(order):
         what = texts or "the distinct texts of the rows, in order of appearance"
-        raise UserError(f"{vectors}: {len(array)} rows, but {what} has {len(order)}; write one vector a text")
+        raise UserError(f"{vectors}: {len(array)} rows, but {what} has {len(order)}; write one vector per text")
     bad = np.flatnonzero(~np.isfinite(np.asarray(array, np.float32)).all(axis=1))
     if len(bad):
         raise UserError(f"{vectors}: row {bad[0]} is not finite (and {len(bad) - 1} more); mend the vectors")
     return GivenFeaturiser(order, array, vectors)
 
 
-def vectors_beside(path: str) -> tuple[str, str]:
-    """The .npy and the texts file beside rows X.jsonl(.gz|…): X.*.npy or X.npy, and X.texts.jsonl(.gz).
+def find_vectors(path: str) -> tuple[str, str]:
+    """The .npy and the texts file next to rows X.jsonl(.gz|…): X.*.npy or X.npy, and X.texts.jsonl(.gz).
 
     ("", "") if there is no array, or more than one.
     """

@@ -1,4 +1,4 @@
-"""Features of the texts of a data set: vectors that are given, or made of the texts."""
+"""Computes the features of a data set's texts: given vectors, or features of the texts."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from fssa_jax.config import Rows, Styles
 from fssa_jax.data.dataset import Split, texts_of
-from fssa_jax.data.features import EncoderFeaturiser, Featuriser, Text, TfidfFeaturiser, read_vectors, vectors_beside
+from fssa_jax.data.features import EncoderFeaturiser, Featuriser, Text, TfidfFeaturiser, find_vectors, read_vectors
 from fssa_jax.errors import UserError
 from fssa_jax.lm.hub import at_hand
 from fssa_jax.lm.text_encoder import EmbedSettings
@@ -15,10 +15,10 @@ from fssa_jax.lm.text_encoder import EmbedSettings
 def features_of_rows(
     data: Rows, texts: list[Text], train: Split, scratch: Path | None
 ) -> tuple[Featuriser, np.ndarray]:
-    """Of rows: vectors that are given, or made of the texts."""
+    """Features of rows: given vectors, or features of the texts."""
     vectors, order = data.vectors, data.texts
     if data.features in ("auto", "given") and not vectors:
-        vectors, order = vectors_beside(data.path)
+        vectors, order = find_vectors(data.path)
     if data.features == "given" and not vectors:
         raise UserError(f"{data.path}: no single .npy file beside it; name one with --config.data.vectors=FILE")
     if not vectors or data.features not in ("auto", "given"):
@@ -31,12 +31,12 @@ def features_of_rows(
 def features_of_texts(
     data: Rows | Styles, encode: bool, texts: list[Text], known: np.ndarray, scratch: Path | None
 ) -> tuple[Featuriser, np.ndarray]:
-    """By a pretrained model or by tfidf; `known` are the rows of the training texts."""
+    """Features from a pretrained model or tfidf; `known` are the rows of the training texts."""
     if not encode:
         featuriser: Featuriser = TfidfFeaturiser.fit([texts[i] for i in known], data.components)
         return featuriser, _finite(featuriser.transform(texts), getattr(data, "path", "styles"))
     chosen = data.text_encoder
-    # A whole path: new texts may be embedded from elsewhere later.
+    # An absolute path: new texts may be embedded later from another working directory.
     name = str(Path(chosen.name).resolve()) if Path(chosen.name).is_dir() else chosen.name
     settings = EmbedSettings(
         name,

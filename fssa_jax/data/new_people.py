@@ -1,4 +1,4 @@
-"""People who were not there at training, beside the data set of a trained model."""
+"""People who were not in training, added to the data set of a trained model."""
 
 import dataclasses
 import logging
@@ -8,7 +8,7 @@ from collections.abc import Collection
 import numpy as np
 
 from fssa_jax.config import Data, Rows
-from fssa_jax.data.dataset import Dataset, Split, extended, log_left_out, number_texts
+from fssa_jax.data.dataset import Dataset, Split, append_texts, log_left_out, number_texts
 from fssa_jax.data.row_dataset import rows_by_user, rows_split, texts_in
 from fssa_jax.data.rows import read_rows
 from fssa_jax.errors import UserError
@@ -19,10 +19,9 @@ _log = logging.getLogger(__name__)
 def with_people(
     dataset: Dataset, settings: Data, path: str, met_elsewhere: Collection[str] = ()
 ) -> tuple[Dataset, Split]:
-    """The people of a file of rows as one split to score, and the data set with their new texts and features after its
-    own.
+    """The people of a file of rows as one split to score, and the data set with their new texts and features appended.
 
-    Who was trained or validated on is left out by name: people of the data set, and those `met_elsewhere`.
+    People used in training or validation are left out by name: those of the data set, and those in `met_elsewhere`.
 
     Raises:
       UserError: bad rows, or nobody is left.
@@ -48,7 +47,7 @@ def with_people(
         "left_out_users": left_out,
         "left_out_rows": dict(dropped),
     }
-    texts, features = extended(dataset, number)
+    texts, features = append_texts(dataset, number)
     # What other people would choose is not known, even on a benchmark of our own.
     wider = dataclasses.replace(
         dataset,

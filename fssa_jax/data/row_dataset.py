@@ -18,11 +18,11 @@ from fssa_jax.data.splits import disjoint_pools, split_users
 from fssa_jax.errors import UserError
 
 POOLS = ("context", "target")
-_LABELS = ("helpfulness", "honesty")  # of UltraFeedback, where none are named
+_LABELS = ("helpfulness", "honesty")  # default labels of UltraFeedback
 
 
 def read_source(data: Rows) -> tuple[list[Row], dict]:
-    """Rows of whatever schema the first record has, and what was read and left out."""
+    """Rows, in the schema of the first record, and a report of what was read and left out."""
     first = next(iter(read_records(data.path, ())), ("", None))[1]
     schema = schema_of(first)
     if schema == "rows":
@@ -39,12 +39,12 @@ def read_source(data: Rows) -> tuple[list[Row], dict]:
 
 
 def rows_dataset(data: Rows, rows: list[Row] | None = None, scratch: Path | None = None) -> Dataset:
-    """Checks splits and pools, or makes them; numbers the texts; computes the features."""
+    """Checks or creates splits and pools, numbers the texts, and computes the features."""
     report: dict = {"source": data.path, "skipped": [], "duplicates": 0}
     if rows is None:
         rows, reading = read_source(data)
         report |= reading
-        if report.get("schema") == "ultrafeedback":  # what was read is what is remembered
+        if report.get("schema") == "ultrafeedback":  # store the labels that were used
             data = as_ultrafeedback(data)
     ids = number_texts(texts_in(rows))
     by_user = rows_by_user(rows)
@@ -81,12 +81,12 @@ def rows_dataset(data: Rows, rows: list[Row] | None = None, scratch: Path | None
 
 
 def texts_in(rows: list[Row]) -> Iterator[Text]:
-    """(prompt, response) of every row, the chosen one first."""
+    """(prompt, response) of both responses of every row, the chosen one first."""
     return ((row.prompt, response) for row in rows for response in (row.chosen, row.rejected))
 
 
 def rows_by_user(rows: list[Row]) -> dict[str, list[Row]]:
-    """The rows of each user, users in the order of their first row."""
+    """The rows of each user; users are in the order of their first row."""
     by_user: dict[str, list[Row]] = {}
     for row in rows:
         by_user.setdefault(row.user, []).append(row)
@@ -103,10 +103,10 @@ def rows_split(
     left_out: list[str],
     dropped: Counter[str],
 ) -> Split:
-    """The users of one split who have enough rows; who and what is left out is added to the two counts.
+    """The users of one split who have enough rows; others are added to `left_out`, and dropped rows to `dropped`.
 
     Raises:
-      UserError: nobody has enough rows.
+      UserError: no user has enough rows.
     """
     users, choices, group = [], [], []
     for user, mine in sorted(by_user.items()):
@@ -122,19 +122,19 @@ def rows_split(
         users.append(user)
         choices.append(pools)
         most = Counter(row.group for row in mine).most_common(1)[0][0]
-        if most not in groups:  # a group that came after training
+        if most not in groups:  # a group that was not in training
             groups.append(most)
         group.append(groups.index(most))
     if not users:
         raise UserError(
             f"{data.path}: no {name} user with {data.min_context} context and {data.min_targets} target rows "
-            f"({len(by_user)} users in this split); give more rows a user, or lower config.data.min_context"
+            f"({len(by_user)} users in this split); give more rows per user, or lower config.data.min_context"
         )
     return Split(users, make_table(choices, group))
 
 
 def _user_splits(path: str, by_user: dict[str, list[Row]], seed: int) -> dict[str, str]:
-    """The splits that the rows give, or made by hash where they give none."""
+    """The split of each user: from the rows, or by hash if the rows give none."""
     given: dict[str, str] = {}
     for user, mine in by_user.items():
         named = {row.split_user for row in mine}
@@ -161,7 +161,7 @@ def _user_splits(path: str, by_user: dict[str, list[Row]], seed: int) -> dict[st
 def _user_pools(
     user: str, mine: list[Row], ids: dict[Text, int], rng: np.random.Generator, dropped: Counter
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """[(chosen, rejected) of the context pool, of the target pool] as ids of texts."""
+    """[(chosen, rejected) of the context pool, (chosen, rejected) of the target pool] as ids of texts."""
     chosen = np.array([ids[row.prompt, row.chosen] for row in mine], np.int32)
     rejected = np.array([ids[row.prompt, row.rejected] for row in mine], np.int32)
     named = [row.pool for row in mine]
@@ -186,7 +186,7 @@ def _user_pools(
 
 
 def as_ultrafeedback(data: Rows) -> UltraFeedback:
-    """The settings with labels, for rows that turn out to be UltraFeedback's."""
+    """Converts the settings to `UltraFeedback`, for rows that turn out to have its schema."""
     if not isinstance(data, UltraFeedback):
         data = UltraFeedback(**{field.name: getattr(data, field.name) for field in dataclasses.fields(data)})
     return dataclasses.replace(data, labels=data.labels or _LABELS)

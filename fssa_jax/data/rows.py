@@ -28,7 +28,7 @@ _ALLOWED = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One checked choice; optional columns are "" where absent."""
+    """One checked choice; absent optional columns are ""."""
 
     user: str
     prompt: str
@@ -43,7 +43,7 @@ class Row:
 
 @dataclasses.dataclass
 class RowReport:
-    """What reading left out, for the user to see."""
+    """A report of the rows that were left out."""
 
     read: int = 0
     duplicates: int = 0
@@ -51,15 +51,14 @@ class RowReport:
 
 
 def read_rows(path: str, on_error: str = "raise", person: str = "") -> tuple[list[Row], RowReport]:
-    """Rows of a file, directory or hub name, checked, duplicates kept once and counted.
+    """Reads and checks the rows of a file, directory or hub name; duplicates are kept once and counted.
 
     Args:
       on_error: "raise", or "skip" to list bad rows in the report.
-      person: whose rows without a user_id are; "" where every row must name its user.
+      person: user_id of rows that lack one; "" if every row must name its user.
 
     Raises:
-      UserError: the source cannot be read, or (on_error "raise") the first bad row; also when nothing
-        usable is left.
+      UserError: the source cannot be read, a bad row (with on_error "raise"), or no usable row is left.
     """
     report = RowReport()
     rows: dict[tuple[str, str, str, str], Row] = {}
@@ -98,10 +97,10 @@ def read_rows(path: str, on_error: str = "raise", person: str = "") -> tuple[lis
 
 
 def parse_row(record: Any, place: str) -> Row:
-    """One row from a dictionary; `place` (file and row number) begins every error."""
+    """Parses one row from a dictionary; every error starts with `place` (file and row number)."""
     if not isinstance(record, dict):
-        raise UserError(f"{place}: not an object with named columns; write one JSON object a line")
-    if None in record:  # what csv.DictReader calls the cells beyond the header
+        raise UserError(f"{place}: not an object with named columns; write one JSON object per line")
+    if None in record:  # the key that csv.DictReader gives to cells beyond the header
         raise UserError(f"{place}: more cells than columns; quote the texts that contain commas")
     for name in REQUIRED:
         if record.get(name) is None:
@@ -109,7 +108,7 @@ def parse_row(record: Any, place: str) -> Row:
     for name in REQUIRED:
         if not isinstance(record[name], str | int | float):
             kind = type(record[name]).__name__
-            raise UserError(f"{place}: column {name!r} must be a text, got a {kind}; write one text a cell")
+            raise UserError(f"{place}: column {name!r} must be a text, got a {kind}; write one text per cell")
     text = {name: str(record[name]) for name in REQUIRED}
     for name in ("user_id", "response_a", "response_b"):
         if not text[name].strip():
@@ -138,7 +137,7 @@ def parse_row(record: Any, place: str) -> Row:
 def read_records(
     path: str, required: Sequence[str], report: RowReport | None = None, on_error: str = "raise"
 ) -> Iterator[tuple[str, Any]]:
-    """(place, record) of every row of a file, directory or hub name; nothing but its form is checked.
+    """(place, record) of every row of a file, directory or hub name; only the format is checked.
 
     Raises:
       UserError: the source cannot be read, or a table lacks a required column.
@@ -148,7 +147,7 @@ def read_records(
     if file.is_dir():
         tables = sorted(str(f) for f in file.rglob("*") if f.name.endswith((".jsonl", ".jsonl.gz", ".parquet", ".csv")))
         if tables and not any((file / name).exists() for name in ("state.json", "dataset_dict.json")):
-            for table in tables:  # a copy of a repository of the hub, for example
+            for table in tables:  # for example a copy of a hub repository
                 yield from read_records(table, required, report, on_error)
         else:
             yield from _dataset_records(path, from_disk=True)
@@ -171,7 +170,7 @@ def _looks_like_hub_name(path: str) -> bool:
 
 
 def read_lines(path: str, keep_blank: bool = False) -> Iterator[tuple[str, str]]:
-    """(place, line) of a UTF-8 text file, plain or gzipped, blank lines left out unless they are kept."""
+    """(place, line) of a UTF-8 text file, plain or gzipped; blank lines are skipped unless `keep_blank`."""
     try:
         with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as stream:
             for number, raw in enumerate(stream, 1):
@@ -190,7 +189,7 @@ def _jsonl_records(path: str, report: RowReport, on_error: str) -> Iterator[tupl
         try:
             yield place, json.loads(line)
         except json.JSONDecodeError as error:
-            message = f"{place}: not JSON ({error.msg} at column {error.colno}); write one object a line"
+            message = f"{place}: not JSON ({error.msg} at column {error.colno}); write one object per line"
             if on_error == "raise":
                 raise UserError(message) from error
             report.read += 1

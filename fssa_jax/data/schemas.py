@@ -1,8 +1,8 @@
-"""Other people's schemas as preference rows: UltraFeedback's ratings, and pairs of whole conversations.
+"""Converts other schemas to preference rows: UltraFeedback's ratings, and pairs of whole conversations.
 
-Neither has many users. UltraFeedback has a few objectives, HH-RLHF one crowd: each of them is split into as many users
-of a few dozen choices as its rows give, and prompts, not pairs, are split into train, val and test, so that no prompt
-of a held-out user was ever seen in training.
+Neither has real users. UltraFeedback has a few objectives, HH-RLHF one crowd. Each objective or crowd is split into as
+many users with a few dozen choices as its rows allow. Prompts, not pairs, are split into train, val and test, so no
+prompt of a held-out user occurs in training.
 """
 
 import dataclasses
@@ -22,19 +22,19 @@ _ROWS_OF_A_USER = 60  # half of them context: enough for k = 10 and 20 targets, 
 
 @dataclasses.dataclass
 class SchemaReport:
-    """What was made of the records, and what was left out."""
+    """How many records were converted, and how many left out."""
 
     prompts: int = 0
     pairs: int = 0
     unrated: int = 0  # completions with a missing or "N/A" rating
-    ambiguous: int = 0  # pairs that are equal in some label
+    ambiguous: int = 0  # pairs with equal ratings in some label
     agreed: int = 0  # pairs left out to reach the conflicting share
-    unreadable: int = 0  # conversations of which no common prompt can be made
+    unreadable: int = 0  # pairs of conversations without a common prompt
 
 
 @dataclasses.dataclass(frozen=True)
 class _Pair:
-    """Two responses to a prompt, and who prefers the first: one flag a label."""
+    """Two responses to a prompt, and per label whether the first is preferred."""
 
     prompt: str
     first: str
@@ -60,17 +60,17 @@ def ultrafeedback_rows(
     reading: RowReport | None = None,
     on_error: str = "raise",
 ) -> tuple[list[Row], SchemaReport]:
-    """All pairs of a prompt's completions, chosen by each label's rating.
+    """All pairs of a prompt's completions; each label's ratings determine its choices.
 
-    Pairs that are equal in any of the labels are left out. Of the rest, `conflicting` is the share of those that the
-    labels disagree about: 1 keeps these alone, as the paper does, 0.5 as many others beside them.
+    Pairs with equal ratings in any label are left out. `conflicting` is the share, among the kept pairs, of those that
+    the labels disagree about: 1 keeps only these, as in the paper, 0.5 adds as many others.
 
     Args:
       records: (place, record) with `instruction` and `completions` of `response` and `annotations`.
       labels: aspects that are rated, such as ("helpfulness", "honesty").
       conflicting: in (0, 1].
-      seed: of what is left out and of who gets which rows.
-      reading, on_error: with "skip" records of another form are left out and listed in `reading`.
+      seed: of the random choices of left-out pairs and of each user's rows.
+      reading, on_error: with "skip", malformed records are left out and listed in `reading`.
 
     Raises:
       UserError: unknown labels, records of another schema, or no pair at all.
@@ -121,7 +121,7 @@ def _fields(record: Any, *names: str) -> tuple[Any, ...]:
 
 
 def _bad(message: str, reading: RowReport | None, on_error: str) -> None:
-    """A record of another form: an error, or listed."""
+    """Raises `UserError` for a malformed record, or lists it."""
     if on_error == "raise" or reading is None:
         raise UserError(f"{message}; mend it, or skip such rows with --config.data.on_error=skip")
     reading.skipped.append(message)
@@ -130,10 +130,10 @@ def _bad(message: str, reading: RowReport | None, on_error: str) -> None:
 def conversation_rows(
     records: Iterable[tuple[str, Any]], seed: int = 0, reading: RowReport | None = None, on_error: str = "raise"
 ) -> tuple[list[Row], SchemaReport]:
-    """HH-RLHF's pairs of whole conversations, `chosen` and `rejected`: the prompt is all up to the last answer.
+    """HH-RLHF's pairs of whole conversations, `chosen` and `rejected`; the prompt is everything before the last answer.
 
     Raises:
-      UserError: a record of another schema, or none that can be used.
+      UserError: a record of another schema, or no usable record.
     """
     report = SchemaReport()
     pairs = []
@@ -156,7 +156,7 @@ def conversation_rows(
 
 
 def _ratings(completion: Any, labels: Sequence[str]) -> tuple[int, ...] | None:
-    """The labels' ratings of a completion; None if one is missing, "N/A", or there is no response."""
+    """A completion's ratings by label; None if one is missing or "N/A", or if there is no response."""
     try:
         ratings = tuple(int(completion["annotations"][label]["Rating"]) for label in labels)
         return ratings if isinstance(completion["response"], str) and completion["response"].strip() else None
@@ -171,7 +171,7 @@ def _split_of(prompt: str, seed: int) -> str:
 
 
 def _rows(pairs: list[_Pair], labels: Sequence[str], rng: np.random.Generator, seed: int) -> Iterator[Row]:
-    """Users of each label with the same pairs, so that steering can be scored where labels disagree."""
+    """Rows of users: all labels share the same pairs, so that steering can be scored where labels disagree."""
     by_split: dict[str, dict[str, list[_Pair]]] = {"train": {}, "val": {}, "test": {}}
     for pair in pairs:
         by_split[_split_of(pair.prompt, seed)].setdefault(pair.prompt, []).append(pair)
@@ -179,7 +179,7 @@ def _rows(pairs: list[_Pair], labels: Sequence[str], rng: np.random.Generator, s
         prompts = list(by_prompt)
         users: list[list[tuple[str, _Pair]]] = [[]]
         for i in rng.permutation(len(prompts)):
-            # A prompt goes whole into one pool of one user.
+            # All pairs of a prompt go into one pool of one user.
             group = by_prompt[prompts[i]]
             if len(users[-1]) + len(group) > _ROWS_OF_A_USER and users[-1]:
                 users.append([])

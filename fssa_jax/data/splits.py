@@ -1,4 +1,4 @@
-"""Who is held out, and which of a user's texts may be context: the clean protocol's separations."""
+"""Splits of users into train, val and test, and of each user's choices into pools without common texts."""
 
 import hashlib
 
@@ -6,9 +6,9 @@ import numpy as np
 
 
 def split_users(users: list[str], seed: int) -> dict[str, str]:
-    """train, val or test for every user, 80/10/10, by a hash that does not depend on the other users' order.
+    """Assigns every user to train, val or test, 80/10/10, by a hash that does not depend on the order of users.
 
-    With at least three users every split has one.
+    With at least three users no split is empty.
     """
     ordered = sorted(users, key=lambda user: hashlib.sha256(f"{seed}:{user}".encode()).digest())
     held_out = max(1, round(0.1 * len(users))) if len(users) >= 3 else 0
@@ -17,16 +17,16 @@ def split_users(users: list[str], seed: int) -> dict[str, str]:
 
 
 def disjoint_pools(chosen: np.ndarray, rejected: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Cut one user's choices into a context (0) and a target (1) pool that share no text.
+    """Splits one user's choices into a context (0) and a target (1) pool that share no text.
 
-    Choices that share texts form a graph. Its connected components go whole to the smaller pool, largest
-    first; a component with most of the rows is cut in two, texts moving across while that saves rows.
+    Choices that share texts form a graph. Each connected component goes to the smaller pool, largest first. A component
+    with most of the rows is cut in two, and texts are moved across the cut as long as that saves rows.
 
     Args:
       chosen, rejected: (n,) ids of the texts of the user's choices.
 
     Returns:
-      (n,) pool of every row; −1 for a row whose two texts fell into different pools.
+      (n,) pool of every row; −1 for a row whose two texts are in different pools.
     """
     texts, flat = np.unique(np.concatenate([chosen, rejected]), return_inverse=True)
     pairs = np.stack([flat[: len(chosen)], flat[len(chosen) :]], axis=1)
@@ -35,7 +35,7 @@ def disjoint_pools(chosen: np.ndarray, rejected: np.ndarray, rng: np.random.Gene
         neighbours[a].append(int(b))
         neighbours[b].append(int(a))
     side = np.full(len(texts), -1)
-    load = [0, 0]  # rows, counted once at each end
+    load = [0, 0]  # rows per pool, counted once per text of a row
     components = _components(neighbours, rng)
     for component in sorted(components, key=len, reverse=True):
         degrees = sum(len(neighbours[t]) for t in component)
@@ -70,7 +70,7 @@ def _components(neighbours: list[list[int]], rng: np.random.Generator) -> list[l
 
 
 def _bisect(component: list[int], neighbours: list[list[int]], side: np.ndarray) -> None:
-    """Two halves of a component with few rows across: breadth-first halves, then greedy moves."""
+    """Cuts a component in two halves with few rows across: breadth-first halves, then greedy moves."""
     total = sum(len(neighbours[t]) for t in component)
     load = [0, 0]
     for text in component:

@@ -1,4 +1,4 @@
-"""The tokens of a data set's texts, and what is left of people's choices where texts are too long."""
+"""Tokenises the texts of a data set, and drops choices about texts that are too long."""
 
 import logging
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ _log = logging.getLogger(__name__)
 
 
 def tokenise(base: Base, texts: Sequence[Text], max_length: int, truncate: Truncate) -> TokenTable:
-    """The tokens of all texts, those that are too long left out or cut.
+    """Tokenises all texts; texts that are too long are left out or cut.
 
     Raises:
-      UserError: more tokens are allowed than the model has positions.
+      UserError: max_length exceeds the positions of the model.
     """
     limit = base.decoder.config.max_length
     if max_length > limit:
@@ -29,7 +29,7 @@ def tokenise(base: Base, texts: Sequence[Text], max_length: int, truncate: Trunc
 
 
 def only_with_tokens(dataset: Dataset, tokens: TokenTable) -> None:
-    """Leaves out the choices about texts that have no tokens, and counts them in the data set's report."""
+    """Drops the choices about texts without tokens, in place, and counts them in the data set's report."""
     if (tokens.lengths > 0).all():
         return
     total = 0
@@ -47,10 +47,10 @@ def note_too_long(dataset: Dataset, number: int) -> None:
 
 
 def table_with_tokens(table: ChoiceTable, tokens: TokenTable) -> tuple[ChoiceTable, int]:
-    """The choices about texts that have tokens, and how many others there were.
+    """The choices about texts with tokens, and the number of the other choices.
 
     Raises:
-      UserError: nobody has a context and a target left.
+      UserError: no user has both a context and a target choice left.
     """
     fits, table = tokens.lengths > 0, jax.tree.map(np.array, table)
     good = np.asarray(table.mask) & fits[table.chosen] & fits[table.rejected]

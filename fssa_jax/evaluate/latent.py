@@ -55,7 +55,7 @@ def drift(
 
     `counted` is how far contradicting choices move z from where it is without any, as a share of how far a person's own
     do, at the largest k: 0 for an encoder that reads choices, towards 1 for one that counts them. It is left out where
-    `undecided`: with a population model, to be undecided is news.
+    `undecided`: with a population model, to be undecided is news, and where choices have no noise nobody is.
     """
     mixed = dataclasses.replace(episodes, context=scrambled_context(episodes.context, seed))
     against = dataclasses.replace(episodes, context=contradicted_context(episodes.context))

@@ -113,9 +113,11 @@ def score(
         episodes = episodes_of(people, result.users, seed, max(settings.k))
         reward = _reward_model(task)
         undecided = reward is not None and reward.population != "none"
-        # Choices of the synthetic task have no noise: there its rewards are on no scale of nats.
-        truth = None if isinstance(task.config.data, Synthetic) else task.dataset.truth
-        report["latent"] |= drift(main, episodes, settings.k, seed, truth, undecided)
+        # Choices of the synthetic task have no noise: its rewards are on no scale of nats, and nobody there chooses
+        # both ways, so that there is nothing right to be made of who does.
+        noiseless = isinstance(task.config.data, Synthetic)
+        truth = None if noiseless else task.dataset.truth
+        report["latent"] |= drift(main, episodes, settings.k, seed, truth, undecided or noiseless)
     return result
 
 

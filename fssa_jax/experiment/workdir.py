@@ -31,7 +31,7 @@ from fssa_jax.data.tokenised import note_too_long, table_with_tokens, tokenise
 from fssa_jax.errors import UserError
 from fssa_jax.lm.base import Base, load_base
 from fssa_jax.lm.scoring import table_log_probs
-from fssa_jax.lm.token_table import joined
+from fssa_jax.lm.token_table import join_tables
 from fssa_jax.people.person import PersonModel, PersonPolicy
 from fssa_jax.tasks.policy import PolicyTask
 from fssa_jax.tasks.reference import stored_reference
@@ -160,7 +160,7 @@ class Workdir:
             return dataclasses.replace(self, task=dataclasses.replace(task, dataset=dataset)), split
         settings = task.config.policy
         new = tokenise(task.base, dataset.texts[len(task.dataset.texts) :], settings.max_length, settings.truncate)
-        tokens = joined(task.tokens, new)
+        tokens = join_tables(task.tokens, new)
         split.table, lost = table_with_tokens(split.table, tokens)
         reference = np.concatenate([task.reference, table_log_probs(task.base, new)])
         note_too_long(dataset, lost)
@@ -276,5 +276,5 @@ def load(workdir: str | Path, base: str = "") -> PersonModel:
     work = Workdir.open(Path(workdir), base)
     person = work.person()
     for warning in work.unfinished((MAIN,)):
-        _log.warning(warning)
+        _log.warning("%s", warning)
     return person

@@ -1,1 +1,1 @@
-"""Language models: checkpoints in and out, tokenizers, scoring, decoding."""
+"""Language models: reading and writing checkpoints, tokenizers, scoring, decoding."""

@@ -1,4 +1,4 @@
-"""A language model: a decoder with its parameters and its tokenizer, loaded or made."""
+"""A language model: a decoder with its parameters and its tokenizer, loaded or created."""
 
 import dataclasses
 import hashlib
@@ -20,7 +20,7 @@ from fssa_jax.models.decoder import Decoder, DecoderConfig, Remat
 from fssa_jax.ops.attention import Implementation
 from fssa_jax.types import PyTree
 
-# Turns as most chat models write them, and nothing else.
+# A minimal chat template: the turns and nothing else.
 TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -30,7 +30,7 @@ _SPECIAL = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
 
 @dataclasses.dataclass
 class Base:
-    """A decoder with its parameters and its tokenizer. `fingerprint` tells one base from another."""
+    """A decoder with its parameters and its tokenizer. `fingerprint` identifies it."""
 
     directory: Path
     decoder: Decoder
@@ -48,7 +48,7 @@ def load_base(name: str, dtype: str = "float32", remat: Remat = "none", implemen
       remat, implementation: see `Decoder`.
 
     Raises:
-      UserError: no such checkpoint, one that is damaged or no decoder, or a tokenizer that does not fit it.
+      UserError: the checkpoint does not exist, is damaged or is not a decoder, or its tokenizer does not fit.
     """
     directory = find_checkpoint(name)
     if (directory / "checkpoints").is_dir() and (directory / "model").is_dir():
@@ -64,7 +64,7 @@ def load_base(name: str, dtype: str = "float32", remat: Remat = "none", implemen
 
 
 def fingerprint(directory: Path) -> str:
-    """Of weights, shape and tokenizer of a checkpoint."""
+    """Fingerprint of the weights, shape and tokenizer of a checkpoint."""
     digest = hashlib.sha256()
     names = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
     for file in sorted(f for f in directory.iterdir() if f.name in names or f.suffix == ".safetensors"):
@@ -76,7 +76,7 @@ def fingerprint(directory: Path) -> str:
 
 
 def new_base(config: DecoderConfig, texts: Iterable[str], directory: Path, seed: int = 0) -> None:
-    """Makes a checkpoint directory of a new model: a byte-level BPE tokenizer of the texts, and random weights."""
+    """Writes the checkpoint of a new model: a byte-level BPE tokenizer trained on the texts, and random weights."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""Decoding as two pure functions: `prefill` reads prompts into a cache, `advance` continues all rows by some tokens."""
+"""Decoding as two pure functions: `prefill` reads prompts into a cache, `advance` decodes some tokens for all rows."""
 
 import dataclasses
 from functools import partial
@@ -19,16 +19,16 @@ _GREEDY = Sampling()
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What decoding carries from token to token; a pytree.
+    """The state of decoding; a pytree.
 
     Attributes:
       cache: keys and values of all tokens before `token`.
-      token: (batch,) the last one of each row, not in the cache yet.
-      position: (batch,) where it belongs.
+      token: (batch,) the last token of each row, not in the cache yet.
+      position: (batch,) its position.
       done: (batch,) rows that are finished. `advance` stops when all are. A caller may finish more rows with
         `dataclasses.replace(state, done=…)`.
-      seen: (batch, vocabulary) tokens that a row has; None without a repetition penalty.
-      keys: (batch,) one for each row; the key of a token is folded from it and the token's position.
+      seen: (batch, vocabulary) tokens that occur in a row; None without a repetition penalty.
+      keys: (batch,) a PRNG key per row; the token's position is folded in for each token.
     """
 
     cache: Cache
@@ -41,13 +41,13 @@ class State:
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
-    """The two programs of decoding, compiled once for each engine and shape. Equal engines share them.
+    """The two programs of decoding, compiled once per engine and shape. Equal engines share them.
 
     Attributes:
       model: the decoder.
       sampling: how tokens are chosen.
-      slots: positions of the cache: the longest prompt and its new tokens must fit.
-      steps: tokens by which one call of `advance` continues each row.
+      slots: positions of the cache; the longest prompt with its new tokens must fit.
+      steps: tokens per row that one call of `advance` decodes.
       stop_tokens: ids that end a row.
 
     >>> import jax, jax.numpy as jnp
@@ -86,8 +86,8 @@ class Engine:
           variables: of the decoder.
           tokens: ids of the prompts, padded on the right; t ≤ slots.
           lengths: of the prompts, at least 1 each.
-          keys: of the rows.
-          adapters: with one row for each sequence; None for none.
+          keys: a PRNG key per row.
+          adapters: one row per sequence; None for none.
         """
         batch, width = tokens.shape
         at = jnp.broadcast_to(jnp.arange(width)[None], tokens.shape)
@@ -105,14 +105,14 @@ class Engine:
     def advance(
         self, variables: PyTree, state: State, adapters: AdapterTree | None = None
     ) -> tuple[State, Int[Array, "batch steps"]]:
-        """Continues each row by `steps` tokens, fewer where all rows are done before.
+        """Decodes `steps` tokens per row, or fewer if all rows are done earlier.
 
         Args:
           variables, adapters: as in `prefill`.
-          state: of `prefill` or of the call before.
+          state: from `prefill` or from the previous call.
 
         Returns:
-          The state after it, and the new tokens. What stands behind a stop token means nothing.
+          The next state, and the new tokens. Tokens after a stop token are meaningless.
         """
         ends = jnp.asarray(self.stop_tokens, jnp.int32)
         new = jnp.zeros((state.token.shape[0], self.steps), jnp.int32)
@@ -123,7 +123,7 @@ class Engine:
 
         def step(carry: tuple[Array, State, Array]) -> tuple[Array, State, Array]:
             i, s, new = carry
-            # A finished row stays where it is: its place in the cache must not run over the end.
+            # A finished row keeps its position, which must not run past the end of the cache.
             at = jnp.minimum(s.position, self.slots - 1)[:, None]
             hidden, cache = self._hidden(variables, s.token[:, None], at, s.cache, adapters)
             token, seen = self._choose(variables, hidden[:, 0], s.keys, s.seen, s.position + 1)
@@ -147,9 +147,9 @@ class Engine:
         seen: Bool[Array, "batch vocabulary"] | None,
         position: Int[Array, " batch"],
     ) -> tuple[Int[Array, " batch"], Bool[Array, "batch vocabulary"] | None]:
-        """The token of each row for a position, and the tokens that the row has then."""
+        """The next token of each row, and the updated `seen`."""
         logits: Any = self.model.apply(variables, hidden, method="logits")
-        # The key of a token follows from its row's key and its position, however decoding is cut into calls.
+        # The key of a token depends only on its row's key and its position, not on how decoding is cut into calls.
         token = next_tokens(logits, jax.vmap(jax.random.fold_in)(keys, position), seen, self.sampling)
         if seen is not None:
             seen = seen.at[jnp.arange(len(token)), token].set(True)

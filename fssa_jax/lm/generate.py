@@ -1,4 +1,4 @@
-"""Generation: ragged prompts, padded to buckets, and a different adapter for each row; until each row stops."""
+"""Generation for prompts of any length, padded to buckets, with an adapter per row, until each row stops."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ _GREEDY = Sampling()
 
 @dataclasses.dataclass
 class Generated:
-    """New tokens of each row, without the stop token; why each ended, "stop" or "length"; and by which stop token."""
+    """New tokens per row, without the stop token; why each row ended, "stop" or "length"; and its stop token."""
 
     tokens: list[list[int]]
     finish: list[str]
@@ -45,27 +45,27 @@ def generate(
 ) -> Generated:
     """Continues each prompt by up to `max_new` tokens.
 
-    Prompt and cache are padded to buckets; prefill and decoding are compiled once for each. A row's tokens depend
-    on its prompt, its adapter and its seed alone, not on the other rows.
+    Prompt and cache are padded to buckets; prefill and decoding are compiled once per bucket. A row's tokens depend
+    only on its prompt, its adapter and its seed, not on the other rows.
 
     Args:
       model, variables: the decoder and its parameters.
       prompts: token ids, at least one each.
-      adapters: with one row for each prompt; None for none.
-      seeds: of the rows; 0, 1, … by default. Greedy decoding needs none.
+      adapters: one row per prompt; None for none.
+      seeds: one per row; 0, 1, … by default. Greedy decoding needs none.
       stop_tokens: ids that end a row; they are not returned.
-      stop_strings: texts that end a row; the tokens up to the one that completes it are returned. Needs `decode`.
+      stop_strings: texts that end a row; the token that completes one is still returned. Needs `decode`.
       decode: tokens → text.
       on_tokens: called with (row, its new tokens) after every call of the device, for streaming.
       tokens_per_call: decoding steps in one call of the device.
 
     Raises:
-      UserError: an empty prompt, or one that does not fit into the model's positions with `max_new`.
+      UserError: an empty prompt, or one that does not fit into the model's positions together with `max_new` tokens.
     """
     if not prompts or max_new < 1:
         return Generated([[] for _ in prompts], ["length"] * len(prompts), [None] * len(prompts))
     if seeds is not None and (len(seeds) != len(prompts) or min(seeds) < 0):
-        raise ValueError(f"seeds must be {len(prompts)} numbers from 0 up, one a prompt; got {list(seeds)}")
+        raise ValueError(f"seeds must be {len(prompts)} numbers from 0 up, one per prompt; got {list(seeds)}")
     unknown = sorted({t for prompt in prompts for t in prompt if not 0 <= t < model.config.vocabulary})
     if unknown:
         raise UserError(f"prompt token {unknown[0]} is not in the model's vocabulary of {model.config.vocabulary}")
@@ -89,7 +89,7 @@ def generate(
     seeds = range(len(prompts)) if seeds is None else seeds
     keys = jax.vmap(jax.random.key)(jnp.asarray(list(seeds), jnp.uint32))
     stops = set(stop_tokens)
-    # A token is a byte of text at least: what completes a stop string stands among the last so many.
+    # A token is at least one byte of text, so the last tokens up to this number hold the whole stop string.
     tail = max((len(s.encode()) for s in stop_strings), default=0) + 8
     engine = Engine(model, sampling, slots, tokens_per_call, tuple(stop_tokens))
     state = engine.prefill(variables, jnp.asarray(tokens), jnp.asarray(lengths, jnp.int32), keys, adapters)

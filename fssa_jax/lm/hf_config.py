@@ -1,4 +1,4 @@
-"""What a Hugging Face config.json says of a model: the shape, as our modules take it."""
+"""The shape of a model, read from a Hugging Face config.json."""
 
 import json
 import math
@@ -19,7 +19,7 @@ def read_config(directory: Path) -> DecoderConfig | BertConfig:
     """The shape of the model in a directory, from its config.json.
 
     Raises:
-      UserError: no config.json, or an architecture that is not supported; the message names those that are.
+      UserError: no config.json, or an unsupported architecture; the message names the supported ones.
     """
     path = directory / "config.json"
     if not path.is_file():
@@ -97,11 +97,11 @@ def _windows(v: dict[str, Any], layers: int) -> tuple[int | None, ...]:
 
 
 def rope_frequencies(v: dict[str, Any], head_dim: int) -> tuple[tuple[float, ...], float]:
-    """Frequencies of the rotary embedding and the factor of its amplitude, from a config.json.
+    """Frequencies of the rotary embedding and its amplitude factor, from a config.json.
 
-    "default" is θ^(−2i/d); "linear" divides it by a factor; "llama3" divides low frequencies and blends in between;
-    "yarn" (arXiv 2309.00071) blends by the number of turns and scales the amplitude; "dynamic" (NTK) equals the
-    default up to max_position_embeddings, beyond which `generate` refuses to go.
+    "default" is θ^(−2i/d); "linear" divides it by a factor; "llama3" divides low frequencies and interpolates in
+    between; "yarn" (arXiv 2309.00071) interpolates by the number of turns and scales the amplitude; "dynamic" (NTK)
+    equals the default up to max_position_embeddings, the limit of `generate`.
     """
     scaling = v.get("rope_parameters") or v.get("rope_scaling") or {}
     theta = scaling.get("rope_theta") or v.get("rope_theta") or 10_000.0
@@ -167,7 +167,7 @@ def _bert_config(v: dict[str, Any]) -> BertConfig:
 
 
 def to_hugging_face(config: DecoderConfig) -> dict[str, Any]:
-    """The config.json of a decoder that was made here: a Llama, with plain rotary frequencies of base 10,000."""
+    """The config.json of a decoder made by this package: a Llama with default rotary frequencies, base 10,000."""
     c = config
     return {
         "architectures": ["LlamaForCausalLM"],

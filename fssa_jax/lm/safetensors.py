@@ -1,4 +1,4 @@
-"""Parameters read from safetensors files and written to them. No pickle, no remote code, no torch."""
+"""Reads and writes parameters as safetensors files. No pickle, no remote code, no torch."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from fssa_jax.types import PyTree
 
 
 class _Shards:
-    """The tensors of all safetensors files of a directory, by name; read one at a time from memory-mapped files."""
+    """The tensors of all safetensors files in a directory, by name; each is read on demand from memory-mapped files."""
 
     def __init__(self, directory: Path):
         index = directory / "model.safetensors.index.json"
@@ -48,7 +48,7 @@ class _Shards:
         return tuple(self._open[self._where[name]].get_slice(name).get_shape())
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
-        """A tensor, or the part of it that an index of slices asks for."""
+        """A tensor, or a slice of it."""
         file = self._open[self._where[name]]
         return file.get_slice(name)[index] if index else file.get_tensor(name)
 
@@ -59,27 +59,27 @@ def load_params(
     dtype: Any = None,
     sharding: Callable[[tuple[str | int, ...], tuple[int, ...]], jax.sharding.Sharding | None] | None = None,
 ) -> PyTree:
-    """Parameters of a checkpoint, leaf by leaf straight to their devices and type.
+    """Loads the parameters of a checkpoint, leaf by leaf, onto their devices and in their type.
 
-    On the host there is one leaf at a time; of a leaf that is sharded over devices, the part of one device.
+    The host holds one leaf at a time; of a sharded leaf, the part of one device.
 
     Args:
-      directory: with one or many .safetensors files.
-      config: what `read_config` gave.
+      directory: holds one or more .safetensors files.
+      config: from `read_config`.
       dtype: of the parameters; as stored by default.
-      sharding: of a leaf, from its path, such as ("layers", 0, "query", "kernel"), and shape; None for the default
-        device.
+      sharding: maps the path of a leaf, such as ("layers", 0, "query", "kernel"), and its shape to its sharding; None
+        for the default device.
 
     Returns:
-      {"params": …} as `Decoder` or `BertEncoder` take it.
+      {"params": …} for `Decoder` or `BertEncoder`.
 
     Raises:
-      UserError: a file is damaged, or tensors are missing, are not known, or have another shape: all are listed.
+      UserError: a file is damaged, or tensors are missing, unknown or of the wrong shape; the message lists all.
     """
     shards = _Shards(directory)
     names = shards.names()
     weights = weight_map(config)
-    # Some files were saved from the model without its head ("layers.0…"), others from a model around it ("bert.…").
+    # Some files were saved from the model without its head ("layers.0…"), others from a wrapping model ("bert.…").
     prefix = _prefix(names, weights)
     wanted = {prefix(weight.name): weight for weight in weights}
     _check_names(directory, shards, wanted, config)
@@ -100,7 +100,7 @@ def load_params(
 def _check_names(
     directory: Path, shards: _Shards, wanted: dict[str, Weight], config: DecoderConfig | BertConfig
 ) -> None:
-    """Raises `UserError`, in one line, that lists what does not fit."""
+    """Raises a `UserError` that lists all mismatches in one line."""
     names = shards.names()
     tied = isinstance(config, DecoderConfig) and config.tied
     extra = {n for n in names - set(wanted) if not n.endswith(IGNORED) and not (tied and n == "lm_head.weight")}
@@ -120,7 +120,7 @@ def _check_names(
 def _piece(
     shards: _Shards, weight: Weight, name: str, dtype: Any, index: tuple[slice, ...] | None = None
 ) -> np.ndarray:
-    """The part of a parameter that an index of slices asks for, all of it by default; nothing else is read."""
+    """A slice of a parameter, all of it by default; nothing else is read."""
     index = index or (slice(None),) * len(weight.shape)
     tensor = shards.read(name, index[::-1] if weight.transposed else index)
     out = np.ascontiguousarray(tensor.T if weight.transposed else tensor)
@@ -128,7 +128,7 @@ def _piece(
 
 
 def _placed(shards: _Shards, weight: Weight, name: str, dtype: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-    """A parameter on its devices. One part at a time is on the host: what devices share is read once for all."""
+    """A parameter on its devices. The host holds one part at a time, and reads parts that devices share once."""
     parts: dict[str, tuple[Any, list[Any]]] = {}
     for device, index in sharding.addressable_devices_indices_map(weight.shape).items():
         parts.setdefault(str(index), (index, []))[1].append(device)
@@ -152,12 +152,12 @@ def _prefix(names: set[str], weights: list[Weight]) -> Callable[[str], str]:
 def save_params(
     directory: Path, variables: PyTree, config: DecoderConfig | BertConfig, source: Path, shard_bytes: int = 5 * 10**9
 ) -> None:
-    """Writes a checkpoint in the same format, whole or not at all; all that is not a weight is copied from `source`.
+    """Writes a checkpoint in the same format, atomically; everything except the weights is copied from `source`.
 
-    Files hold up to `shard_bytes` each, and no more than one of them is on the host at a time.
+    Files hold up to `shard_bytes` each. The host holds at most one of them at a time.
 
     Raises:
-      UserError: the directory holds anything but a checkpoint.
+      UserError: the directory holds anything other than a checkpoint.
     """
     directory = replaceable(directory, "config.json")
     if (directory / "checkpoints").is_dir():

@@ -1,4 +1,4 @@
-"""Log-probabilities of responses under a language model, with adapters that differ from row to row."""
+"""Log-probabilities of responses under a language model, with adapters per row."""
 
 import dataclasses
 from typing import Any
@@ -17,14 +17,14 @@ from fssa_jax.ops.padding import Plan, batch_rows, filled_rows, length_batches
 from fssa_jax.types import Leaf, PyTree
 from fssa_jax.watchdog import finished
 
-_BATCH_TOKENS = {"cpu": 8192}  # of a device at a time; elsewhere:
+_BATCH_TOKENS = {"cpu": 8192}  # per device and call; other platforms:
 _MANY_TOKENS = 65_536
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """A token table on the device: `tokens` (texts, length), and where responses begin and end, (texts,)."""
+    """A token table on the device: `tokens` (texts, length), and the start and end of each response, (texts,)."""
 
     tokens: Leaf
     starts: Leaf
@@ -46,14 +46,14 @@ def text_log_probs(
 ) -> Float[Array, " n"]:
     """log π(response | prompt) of texts, in nats.
 
-    With a `plan` the texts are sorted by length and taken group by group, each padded to its own length; they must
-    fit (`padding.fits`). Without one all are padded to the width of the token table.
+    With a `plan` the texts are sorted by length and scored in groups, each padded to its own length; they must fit
+    (`padding.fits`). Without a plan all texts are padded to the width of the token table.
 
     Args:
       decoder, variables: the language model.
       texts: the token table.
-      ids: rows of it.
-      adapters: one row per text, or one for n texts that follow each other.
+      ids: rows of the token table.
+      adapters: one row per text, or one per n consecutive texts.
       plan: how the texts are padded.
     """
     if plan is not None and len(plan) > 1:
@@ -63,7 +63,7 @@ def text_log_probs(
         tokens = tokens[:, : max(length for _, length in plan)]
     hidden: Any = decoder.apply(variables, tokens, adapters, method="hidden")
     kernel: Any = decoder.apply(variables, method="output_kernel")
-    # With a small vocabulary many tokens at a time fit into the same memory.
+    # With a small vocabulary more tokens per chunk fit into the same memory.
     chunk = min(max(2**22 // decoder.config.vocabulary, 256), 8192)
     cap = decoder.config.logit_softcap
     return response_log_probs(hidden[0], kernel, tokens, texts.starts[ids], texts.ends[ids], chunk=chunk, softcap=cap)
@@ -86,9 +86,9 @@ def _by_length(
 
 
 def table_log_probs(base: Base, table: TokenTable, variables: PyTree = None) -> np.ndarray:
-    """(texts,) log π(response | prompt) in nats, 0 for texts without tokens; in batches of like length.
+    """(texts,) log π(response | prompt) in nats, 0 for texts without tokens; in batches of similar length.
 
-    `variables` are of the same decoder, where they are not those of the base itself.
+    `variables` replace those of the base, for the same decoder.
     """
     variables = base.variables if variables is None else variables
     budget = _BATCH_TOKENS.get(jax.devices()[0].platform, _MANY_TOKENS)

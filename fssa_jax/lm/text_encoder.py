@@ -1,4 +1,4 @@
-"""Embeddings of texts by a pretrained model: in batches of like length, over all devices."""
+"""Embeddings of texts by a pretrained model: in batches of similar length, over all devices."""
 
 import dataclasses
 import hashlib
@@ -27,8 +27,8 @@ from fssa_jax.watchdog import finished
 Text = tuple[str, str]  # (prompt, response)
 Pool = Literal["mean", "response", "last"]
 
-_TYPICAL = 32  # tokens of a short text, to guess how many texts are enough for batches of like length
-_BATCH_TOKENS = {"cpu": 1024}  # of a device at a time; elsewhere:
+_TYPICAL = 32  # tokens of a short text, to estimate how many texts are enough for batches of similar length
+_BATCH_TOKENS = {"cpu": 1024}  # per device and call; other platforms:
 _MANY_TOKENS = 16_384
 
 
@@ -38,12 +38,12 @@ class EmbedSettings:
 
     Attributes:
       encoder: directory or hub name.
-      pool: "mean" over tokens; of decoders also over the tokens of the "response" alone, or the "last" token.
-      layer: of a decoder, number of blocks that are run; 0 for all of them and the final norm.
-      max_tokens: longer texts are cut at the end; 0 for the model's limit.
-      normalise: to unit length.
+      pool: "mean" over all tokens; for decoders also the mean over the "response", or the "last" token.
+      layer: number of blocks of a decoder that are run; 0 for all blocks and the final norm.
+      max_tokens: longer texts are cut; 0 for the model's limit.
+      normalise: scale vectors to unit length.
       dtype: of the computation.
-      attention: its implementation, for a decoder; see `attention.attention`.
+      attention: implementation of a decoder's attention; see `attention.attention`.
     """
 
     encoder: str
@@ -58,12 +58,12 @@ class EmbedSettings:
 class TextEncoder:
     """A pretrained model that embeds texts.
 
-    For a sentence encoder a text is its prompt, a blank line, and its response; for a decoder the conversation as the
-    chat template writes it, up to the last token of the response.
+    For a sentence encoder a text is the prompt, a blank line, and the response. For a decoder it is the conversation in
+    the chat template, up to the last token of the response.
     """
 
     def __init__(self, settings: EmbedSettings, variables: PyTree = None):
-        """`variables` are the model's, where they are in memory already, of the type that the settings say."""
+        """`variables` are those of the model if they are in memory already, in the dtype of the settings."""
         self.settings = settings
         self.directory = find_checkpoint(settings.encoder)
         config = read_config(self.directory)
@@ -92,9 +92,9 @@ class TextEncoder:
         self._shared = NamedSharding(mesh, PartitionSpec("batch"))
         self.devices = len(devices)
         self._tokens = _BATCH_TOKENS.get(devices[0].platform, _MANY_TOKENS) * self.devices
-        # Texts to embed at a time: about 32 batches, so that lengths in a batch are alike and few are not full.
+        # Texts to embed at a time: about 32 batches, so that lengths in a batch are similar and most batches are full.
         self.together = 32 * self._tokens // _TYPICAL
-        # Matrix products of half-precision models are in half precision; float32 stays float32.
+        # Matrix products of half-precision models run in half precision; float32 stays float32.
         if variables is None:
             variables = load_params(self.directory, config, dtype, lambda *_: everywhere)
         else:
@@ -102,7 +102,7 @@ class TextEncoder:
         self._run = partial(jax.jit(self._embed), variables)
 
     def fingerprint(self) -> str:
-        """Of the settings and the weights: two runs that agree in it give the same vectors."""
+        """Fingerprint of the settings and the weights: equal fingerprints give equal vectors."""
         digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.settings) | {"encoder": ""}).encode())
         digest.update(str(self.limit).encode())
         files = [f for f in self.directory.iterdir() if f.suffix in (".safetensors", ".json", ".jinja") and f.is_file()]
@@ -114,16 +114,16 @@ class TextEncoder:
         return digest.hexdigest()
 
     def tokens(self, texts: Sequence[Text]) -> tuple[list[list[int]], list[int], list[int]]:
-        """Token ids, which texts were longer than the limit and are cut, and where the response begins in each.
+        """Token ids, indices of the texts that were cut to the limit, and the start of each response.
 
-        A sentence encoder's texts are cut at their end, as its own library does, and are all response; conversations
-        at their beginning, so that the response is kept.
+        Texts of a sentence encoder are cut at the end, as in its own library, and count as all response. Conversations
+        are cut at the beginning, so that the response is kept.
         """
         limit = self.limit
         if self._bert:
             whole = [f"{prompt}\n\n{response}" if prompt else response for prompt, response in texts]
             ids = self.tokenizer(whole, truncation=True, max_length=limit + 1)["input_ids"]
-            # The last token is the one that closes every text.
+            # The last token closes every text.
             kept = [[*i[: limit - 1], i[-1]] if len(i) > limit else i for i in ids]
             return kept, _longer(ids, limit), [0] * len(ids)
         special = special_ids(self.tokenizer)
@@ -137,7 +137,7 @@ class TextEncoder:
         return self.embed_and_cut(texts)[0]
 
     def embed_and_cut(self, texts: Sequence[Text]) -> tuple[np.ndarray, list[int]]:
-        """`embed`, and which texts were cut."""
+        """`embed`, and the indices of the texts that were cut."""
         ids, cut, starts = self.tokens(texts)
         return self._embed_tokens(ids, starts), cut
 
@@ -153,7 +153,7 @@ class TextEncoder:
                 begins[place], lengths[place] = starts[row], max(len(ids[row]), 1)
             vectors = self._run(*(jax.device_put(x, self._shared) for x in (tokens, begins, lengths)))
             pending.append((rows, vectors))
-            if len(pending) > 2:  # the device works while the host reads what is done
+            if len(pending) > 2:  # the device works while the host reads finished batches
                 done, vectors = pending.pop(0)
                 out[done] = np.asarray(vectors)[: len(done)]
                 finished()
@@ -175,7 +175,7 @@ def _longer(ids: list[list[int]], limit: int) -> list[int]:
 
 
 def _check_pooling(directory: Path) -> None:
-    """Raises `UserError` for a sentence encoder that is not made for the mean over its tokens."""
+    """Raises `UserError` for a sentence encoder that does not use mean pooling."""
     file = directory / "1_Pooling" / "config.json"
     if not file.is_file():
         return
@@ -185,7 +185,7 @@ def _check_pooling(directory: Path) -> None:
 
 
 def _sentence_limit(directory: Path) -> int | None:
-    """The number of tokens that a sentence-transformers model reads, where the checkpoint says so."""
+    """The maximum number of tokens of a sentence-transformers model, if the checkpoint states it."""
     file = directory / "sentence_bert_config.json"
     try:
         return int(json.loads(file.read_text())["max_seq_length"])

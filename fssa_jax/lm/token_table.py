@@ -1,4 +1,4 @@
-"""Texts as rows of tokens, padded to one length; what is too long is cut or left out."""
+"""Texts as rows of tokens, padded to one length; longer texts are cut or left out."""
 
 import dataclasses
 import logging
@@ -19,7 +19,7 @@ Truncate = Literal["drop", "left", "right"]
 class TokenTable:
     """Texts as rows of tokens, padded on the right: `tokens` (texts, length), `starts`, `ends`, `lengths` (texts,).
 
-    Rows that did not fit and were dropped have length 0, and their numbers are in `too_long`.
+    Rows that were dropped because they did not fit have length 0; their indices are in `too_long`.
     """
 
     tokens: np.ndarray
@@ -29,7 +29,7 @@ class TokenTable:
     too_long: list[int]
 
     def rows(self, ids: np.ndarray) -> "TokenTable":
-        """The table of some of the texts."""
+        """The table of a subset of the texts."""
         number = {int(i): place for place, i in enumerate(ids)}
         parts = (getattr(self, name)[ids] for name in ("tokens", "starts", "ends", "lengths"))
         return TokenTable(*parts, too_long=[number[i] for i in self.too_long if i in number])
@@ -43,14 +43,14 @@ def encode_table(
     truncate: Truncate = "drop",
     end_of_turn: bool = True,
 ) -> TokenTable:
-    """All texts (prompt, response) as one table.
+    """Tokenises all texts (prompt, response) into one table.
 
     Args:
-      max_length: tokens of a row at most.
-      truncate: what happens to longer ones: "drop" leaves them out and lists them; "left" cuts the beginning of
-        the prompt; "right" cuts the end of the response.
+      max_length: maximum tokens per row.
+      truncate: for longer rows: "drop" leaves them out and lists them; "left" cuts the beginning of the prompt; "right"
+        cuts the end of the response.
 
-    A row that is to be cut but would lose its whole response, or all before it, is left out too.
+    A row that would lose its whole response, or everything before it, is left out too.
 
     Raises:
       UserError: a response is empty.
@@ -79,8 +79,8 @@ def encode_table(
     return TokenTable(tokens, starts, ends, lengths, too_long)
 
 
-def joined(first: TokenTable, second: TokenTable) -> TokenTable:
-    """The rows of two tables, one after the other."""
+def join_tables(first: TokenTable, second: TokenTable) -> TokenTable:
+    """Concatenates the rows of two tables."""
     width = max(first.tokens.shape[1], second.tokens.shape[1])
     tokens = [np.pad(t.tokens, ((0, 0), (0, width - t.tokens.shape[1]))) for t in (first, second)]
     starts, ends, lengths = (
@@ -94,7 +94,7 @@ def _shorten(row: Encoded, over: int, truncate: Truncate) -> Encoded | None:
     if truncate == "drop":
         return None
     if truncate == "left":
-        if over > row.start - 1:  # one token must stand before the response
+        if over > row.start - 1:  # one token must remain before the response
             return None
         return Encoded(row.tokens[over:], row.start - over, row.end - over)
     end = row.end - over

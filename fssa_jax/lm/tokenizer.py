@@ -1,4 +1,4 @@
-"""Prompts and responses as tokens, by the tokenizer's own chat template; where the response begins and ends."""
+"""Tokens of prompts and responses in the tokenizer's chat template, with the start and end of the response."""
 
 import dataclasses
 import logging
@@ -11,16 +11,16 @@ from fssa_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-# Without PyTorch transformers says on import that it has no models. None of them is used here.
+# On import transformers warns if PyTorch is missing. Its models are not used here.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-# Stands for the response while a template is looked at; no template contains it.
+# Placeholder for the response when a template is analysed; no template contains it.
 _MARK = "⟦response⟧"
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """Tokens of a prompt and its response: the response is tokens[start:end], the end-of-turn token included or not."""
+    """Tokens of a prompt and its response. The response is tokens[start:end], with or without the end-of-turn token."""
 
     tokens: list[int]
     start: int
@@ -28,10 +28,10 @@ class Encoded:
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """The tokenizer of a checkpoint, a fast one: nothing of the checkpoint is executed.
+    """Loads the fast tokenizer of a checkpoint, without executing code from the checkpoint.
 
     Raises:
-      UserError: there is none.
+      UserError: the directory has no fast tokenizer.
     """
     from transformers import AutoTokenizer
 
@@ -46,7 +46,7 @@ def load_tokenizer(directory: Path) -> Any:
 
 
 def check_vocabulary(tokenizer: Any, vocabulary: int, directory: Path) -> None:
-    """Raises `UserError` if the tokenizer has ids that the model has no embedding for."""
+    """Raises `UserError` if the tokenizer has ids without an embedding in the model."""
     largest = max(tokenizer.get_vocab().values())
     if largest >= vocabulary:
         raise UserError(
@@ -56,10 +56,10 @@ def check_vocabulary(tokenizer: Any, vocabulary: int, directory: Path) -> None:
 
 
 def frame(tokenizer: Any, prompt: str) -> tuple[str, str]:
-    """What the template puts before and after a response to the prompt.
+    """The text that the template puts before and after a response to the prompt.
 
-    Found by rendering a conversation whose answer is a mark, so it holds for any template. Without a template the
-    prompt, a blank line, the response and the end-of-sequence token make the text; this is said once.
+    It is found by rendering a conversation whose answer is a placeholder, which works for any template. Without a
+    template the text is the prompt, a blank line, the response and the end-of-sequence token; a warning says so once.
     """
     if not getattr(tokenizer, "chat_template", None):
         _say_fallback(str(tokenizer.name_or_path))
@@ -68,7 +68,7 @@ def frame(tokenizer: Any, prompt: str) -> tuple[str, str]:
     conversation = [{"role": "user", "content": prompt}, {"role": "assistant", "content": _MARK}]
     try:
         text = tokenizer.apply_chat_template(conversation, tokenize=False)
-    except Exception as error:  # a template is a program of its own, and raises what it likes
+    except Exception as error:  # a template is a program and may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{tokenizer.name_or_path}: the chat template cannot be used ({reason})") from error
     before, found, after = text.rpartition(_MARK)
@@ -83,12 +83,12 @@ def _say_fallback(name: str) -> None:
 
 
 def prompt_tokens(tokenizer: Any, prompt: str) -> list[int]:
-    """The tokens before a response to the prompt: what generation starts from."""
+    """The tokens before a response to the prompt, from which generation starts."""
     return tokenizer(frame(tokenizer, prompt)[0], add_special_tokens=False)["input_ids"]
 
 
 def stop_tokens(tokenizer: Any) -> list[int]:
-    """Ids that end a response: the tokenizer's end of sequence, and what its template ends a turn with."""
+    """Ids that end a response: the tokenizer's end of sequence, and the template's end of turn."""
     ids = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     after = tokenizer(frame(tokenizer, "?")[1], add_special_tokens=False)["input_ids"]
     special = special_ids(tokenizer)
@@ -99,14 +99,14 @@ def stop_tokens(tokenizer: Any) -> list[int]:
 def encode(
     tokenizer: Any, prompt: str, response: str, *, end_of_turn: bool = True, special: frozenset[int] | None = None
 ) -> Encoded:
-    """Tokens of a conversation of two turns, and where the response is in them.
+    """Tokens of a conversation of two turns, and the place of the response in them.
 
-    The text is tokenised whole, as a model reads it. The response begins at the first token that holds one of its
-    characters (the published code starts two tokens late), and ends after its last, or after the end-of-turn token.
-    `special` are the tokenizer's `special_ids`, which callers with many texts look up once.
+    The whole text is tokenised at once, as a model reads it. The response begins at the first token that holds one of
+    its characters (the published code starts two tokens late), and ends after its last one, or after the end-of-turn
+    token. `special` are the tokenizer's `special_ids`; callers with many texts look them up once.
 
     Raises:
-      UserError: the response is empty, or nothing but what the template strips.
+      UserError: the response is empty, or consists only of characters that the template strips.
     """
     before, after = frame(tokenizer, prompt)
     if not response.strip():
@@ -118,14 +118,14 @@ def encode(
     inside = [i for i, (a, b) in enumerate(spans) if b > begin and a < stop and b > a]
     start, end = inside[0], inside[-1] + 1
     if end_of_turn:
-        # Some templates put a space before the token that ends the turn: it belongs to the turn too.
+        # Some templates put a space before the end-of-turn token: it belongs to the turn too.
         special = special_ids(tokenizer) if special is None else special
         closing = next((i for i in range(end, len(ids)) if ids[i] in special), None)
         end = end if closing is None else closing + 1
-    # What the template adds after the end of the turn is nobody's choice.
+    # Text that the template adds after the end of the turn is not part of the response.
     return Encoded(list(ids[:end]), start, end)
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:
-    """Ids that no text has: those of special and added tokens."""
+    """Ids of special and added tokens, which do not occur in plain text."""
     return frozenset(tokenizer.all_special_ids) | {int(i) for i in tokenizer.added_tokens_decoder}

@@ -1,4 +1,4 @@
-"""Which tensor of a Hugging Face checkpoint each of our parameters is, for each architecture."""
+"""Maps each parameter to its tensor in a Hugging Face checkpoint, for each architecture."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ class Weight:
     """A parameter and its tensor in the file.
 
     Attributes:
-      path: in our tree of parameters; in a list the number of the layer.
+      path: in the parameter tree; layers are numbers in a list.
       name: of the tensor in the file.
       transposed: whether the tensor is the transposed parameter.
       shape: of the parameter.
@@ -40,7 +40,7 @@ def weight_map(config: DecoderConfig | BertConfig) -> list[Weight]:
 
 
 def decoder_weights(c: DecoderConfig) -> list[Weight]:
-    """Of Llama and its kin."""
+    """The weights of Llama-like decoders."""
     q, kv = c.heads * c.head_dim, c.groups * c.head_dim
     linears = [
         ("query", "self_attn.q_proj", c.width, q, c.qkv_bias),
@@ -105,12 +105,12 @@ def _bert_weights(c: BertConfig) -> list[Weight]:
     return out
 
 
-# Tensors that checkpoints may hold and that nothing here needs.
+# Tensors that checkpoints may hold and that are not needed.
 IGNORED = ("rotary_emb.inv_freq", "embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bias")
 
 
 def weight_of(variables: PyTree, weight: Weight) -> jax.Array:
-    """The parameter of a model's variables."""
+    """Looks up a parameter in a model's variables."""
     value = variables["params"]
     for part in weight.path:
         value = value[part]

@@ -1,4 +1,4 @@
-"""Responses to prompts of a tokenizer's own conversations, with adapters that differ from row to row."""
+"""Generates responses to prompts in the chat template, with adapters per row."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from fssa_jax.ops.sampling import Sampling
 
 @dataclasses.dataclass
 class Samples:
-    """Responses, one per row: their prompts, texts and tokens, and the token that ended each, if one did."""
+    """Responses, one per row: prompts, texts and tokens, and the stop token of each, if any."""
 
     prompts: list[str]
     texts: list[str]
@@ -27,14 +27,14 @@ class Samples:
 
     @property
     def finished(self) -> list[bool]:
-        """Whether each came to its end."""
+        """Whether each response ended with a stop token."""
         return [end is not None for end in self.ends]
 
 
 class Writer:
-    """Generates responses of a base with adapters, one row each.
+    """Generates responses with a base and adapters, one row per prompt.
 
-    With `cut` a prompt that leaves no room for the response loses its beginning; else it is a `UserError`.
+    A prompt that leaves no room for the response loses its beginning with `cut`, and is a `UserError` otherwise.
     """
 
     def __init__(self, base: Base, sampling: Sampling, max_new: int, cut: bool = False):
@@ -43,7 +43,7 @@ class Writer:
         self._room = max(base.decoder.config.max_length - max_new, 1)
 
     def cut_prompts(self, prompts: Sequence[str]) -> int:
-        """How many of the prompts leave no room."""
+        """Number of prompts that leave no room for the response."""
         return sum(len(prompt_tokens(self.base.tokenizer, prompt)) > self._room for prompt in prompts)
 
     def __call__(self, prompts: Sequence[str], adapters: AdapterTree | None, seed: int = 0) -> Samples:
@@ -67,8 +67,10 @@ class Writer:
 
 
 def sampled_kl(base: Base, samples: Samples, adapters: AdapterTree) -> np.ndarray:
-    """(rows,) log π(y | x, z) − log π_ref(y | x) of responses in nats; of those sampled at temperature 1 the mean
-    estimates KL(π ‖ π_ref)."""
+    """(rows,) log π(y | x, z) − log π_ref(y | x) of responses, in nats.
+
+    The mean over responses sampled at temperature 1 estimates KL(π ‖ π_ref).
+    """
     rows = [
         (p, [*p, *t, *([] if end is None else [end])])
         for p, t, end in zip(samples.prompt_tokens, samples.tokens, samples.ends, strict=True)

@@ -1,1 +1,1 @@
-"""Flax modules: encoders, rewards, the hypernetwork, decoders."""
+"""Flax modules: encoders, reward models, the hypernetwork, decoders."""

@@ -1,4 +1,4 @@
-"""The Bayesian encoder: conditions a learnt prior over people on the choices of one."""
+"""The Bayesian encoder: conditions a learnt prior over people on one person's choices."""
 
 from typing import Literal, get_args
 
@@ -17,22 +17,23 @@ Observation = Literal["difference", "responses"]
 class BayesEncoder(nn.Module):
     """q(z | C) by Bayes' rule, in closed form, from encoded responses f(y); z has the width of f(y).
 
-    A choice is read as observations, each of a logit o + ⟨a, z⟩ that is positive:
+    A choice is read as one or more binary observations, each with probability σ(o + ⟨a, z⟩):
 
     * "difference": y⁺ is preferred, a = f(y⁺) − f(y⁻), and o is the difference of the population's rewards.
-    * "responses": y⁺ is liked, a = f(y⁺), and y⁻ is disliked, a = −f(y⁻). This is right where a choice means that a
+    * "responses": y⁺ is liked, a = f(y⁺), and y⁻ is disliked, a = −f(y⁻). This is right if a choice means that a
       person agreed with one text and disagreed with the other. How easily a person likes anything is one more
       coordinate of the latent. It is inferred and then dropped.
 
-    An observation has a learnt weight w and a learnt scale of o. `DiscretePrior` and `NormalPrior` say how the prior
-    is conditioned. The prior is learnt with the rest of the model. Nothing is fitted to a person by gradient descent.
-    This is Bayesian context aggregation (Volpp et al., ICLR 2021) with a discrete prior or with full covariance.
+    Each kind of observation has a learnt weight w and a learnt scale of o. `DiscretePrior` and `NormalPrior` define how
+    the prior is conditioned. The prior is learnt with the rest of the model. Nothing is fitted to a person by gradient
+    descent. This is Bayesian context aggregation (Volpp et al., ICLR 2021) with a discrete prior or with full
+    covariance.
 
     Attributes:
       observations: how a choice is read, one of the kinds or both.
       rounds: Newton steps of the normal prior.
-      support: number of kinds of people of the discrete prior; 0 for the normal prior.
-      gaussian: a model draws z from q; otherwise it takes the mean, and `scale` is the posterior's all the same.
+      support: number of support points of the discrete prior; 0 for the normal prior.
+      gaussian: a model samples z from q; otherwise it uses the mean. `scale` is the posterior's in both cases.
 
     >>> import jax, jax.numpy as jnp
     >>> from fssa_jax import BayesEncoder, Comparisons
@@ -64,7 +65,7 @@ class BayesEncoder(nn.Module):
         Args:
           context: choices with encoded responses (*batch, n, m).
           rewards: population rewards of (chosen, rejected), in nats, for "difference"; 0 where None.
-          offsets: log-odds that anybody likes (chosen, rejected), for "responses"; 0 where None.
+          offsets: the population's log-odds of liking (chosen, rejected), for "responses"; 0 where None.
           repeats: how often the context shows each response, for "responses"; 1 where None.
 
         Returns:
@@ -89,7 +90,7 @@ class BayesEncoder(nn.Module):
     ) -> tuple[Float[Array, "*batch o m1"], Float[Array, "*batch o"], Float[Array, "*batch o"]]:
         """Directions, offsets and weights of all observations; padding has weight 0.
 
-        The last coordinate of a direction is how easily a person likes.
+        The last coordinate of a direction multiplies how easily a person likes anything.
         """
         real = context.mask.astype(context.chosen.dtype)
         rewards = jnp.zeros((*real.shape, 2)) if rewards is None else rewards
@@ -119,9 +120,9 @@ class DiscretePrior(nn.Module):
 
         p(j | C) ∝ π_j Π_o σ(o + ⟨a_o, z_j⟩)^w_o,   mean Σ_j p(j | C) z_j,   variance Σ_j p(j | C) (z_j − mean)²
 
-    The prior that is best for the data has finitely many points, whatever people are like (Kiefer and Wolfowitz 1956;
-    Lindsay 1983), so J is a budget, not a belief. This prior is right where people are of kinds or hold extreme views,
-    where a normal prior draws them to the middle.
+    The maximum-likelihood prior has finitely many points, whatever people are like (Kiefer and Wolfowitz 1956; Lindsay
+    1983), so J is a budget, not an assumption. This prior suits people who fall into kinds or hold extreme views; a
+    normal prior shrinks them to the middle.
 
     Attributes:
       support: J.
@@ -148,7 +149,7 @@ class DiscretePrior(nn.Module):
 
 
 class NormalPrior(nn.Module):
-    """z ~ N(μ, Λ₀⁻¹). Newton's method finds the mode of the posterior. One of its steps is
+    """z ~ N(μ, Λ₀⁻¹). Newton's method finds the mode of the posterior. One step is
 
         g = σ(o + A z),   Λ = Λ₀ + Aᵀ diag(w g (1 − g)) A,   z ← z + Λ⁻¹ (Aᵀ w (1 − g) − Λ₀ (z − μ))
 
@@ -169,7 +170,7 @@ class NormalPrior(nn.Module):
     ) -> tuple[Float[Array, "*batch m"], Float[Array, "*batch m"]]:
         """Mode and scale of z given observations of o + ⟨a, z⟩ with weights w."""
         m = directions.shape[-1]
-        # The prior mean of the last coordinate is 0: the population's offsets hold it.
+        # The prior mean of the last coordinate is 0: the population's offsets include it.
         prior_mean = self.param("mean", nn.initializers.zeros, (m - 1,))
         prior_precision = jnp.exp(self.param("log_precision", nn.initializers.zeros, (m,)))
         batch = directions.shape[:-2]

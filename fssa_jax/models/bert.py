@@ -1,4 +1,4 @@
-"""BERT-style sentence encoders: all-MiniLM-L6-v2 and its kin."""
+"""BERT-style sentence encoders, such as all-MiniLM-L6-v2."""
 
 import dataclasses
 from typing import Any, Literal
@@ -29,7 +29,7 @@ class BertConfig:
 
 
 _ACTIVATIONS = {
-    # With erf, as the reference has it; jax.nn.gelu takes erfc, which costs more.
+    # With erf, as in the reference; jax.nn.gelu uses erfc, which costs more.
     "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * 2**-0.5)),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
@@ -37,7 +37,7 @@ _ACTIVATIONS = {
 
 
 def layer_norm(x: Float[Array, "*batch d"], parameters: PyTree, epsilon: float) -> Float[Array, "*batch d"]:
-    """(x − mean) / √(variance + ε) · scale + bias, in float32, in the type of x."""
+    """(x − mean) / √(variance + ε) · scale + bias, computed in float32, returned in the type of x."""
     y = x.astype(jnp.float32)
     y = y - y.mean(-1, keepdims=True)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)
@@ -51,9 +51,9 @@ def mean_pool(
     normalise: bool = True,
     starts: Int[Array, " batch"] | None = None,
 ) -> Float[Array, "batch d"]:
-    """The mean over the tokens starts ≤ i < lengths of a row, in float32; of unit length with `normalise`.
+    """The mean over the tokens starts ≤ i < lengths of each row, in float32, scaled to unit length with `normalise`.
 
-    `starts` is 0 where it is None.
+    `starts` is 0 by default.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax.models.bert import mean_pool
@@ -72,11 +72,11 @@ def mean_pool(
 
 
 class BertEncoder(nn.Module):
-    """Hidden states of tokens that all read each other; padding on the right is left out.
+    """Hidden states of tokens under bidirectional attention; padding on the right is masked.
 
     Attributes:
       config: the shape.
-      dtype: of the computation; norms and softmax are float32 in any case.
+      dtype: of the computation; norms and softmax are always float32.
 
     >>> import jax, jax.numpy as jnp
     >>> from fssa_jax import BertEncoder
@@ -106,7 +106,7 @@ class BertEncoder(nn.Module):
         self.layers = self.param("layers", _init_layers, c)
 
     def __call__(self, tokens: Int[Array, "batch t"], lengths: Int[Array, " batch"]) -> Float[Array, "batch t d"]:
-        """The last layer's states, (batch, t, d); those of padding mean nothing."""
+        """The last layer's states, (batch, t, d); states of padding are meaningless."""
         c, e = self.config, self.embeddings
         batch, t = tokens.shape
         x = e["words"][tokens] + e["positions"][None, :t] + e["types"][0][None, None]

@@ -1,4 +1,4 @@
-"""What a language model is conditioned on, a person's choices or their group or nothing, into adapters."""
+"""Turns what a language model is conditioned on (a person's choices, their group, or nothing) into adapters."""
 
 from typing import Literal
 
@@ -14,16 +14,16 @@ from fssa_jax.types import Comparisons, DiagGaussian, Episode
 
 
 class Conditioner(nn.Module):
-    """Choices ↦ q(z | C) ↦ adapters: all of a policy that is trained; the language model itself is not.
+    """Choices ↦ q(z | C) ↦ adapters: the trained part of a policy; the language model is frozen.
 
-    * latent "context" is NP-DPO: the encoder is that of a reward model, NP-BTL.
+    * latent "context" is NP-DPO: the encoder is that of an NP-BTL reward model.
     * latent "none" is DPO: one adapter for everybody.
-    * latent "group" is a specialist for each group: it is told the group and learns one latent for each.
+    * latent "group" is a specialist per group: the group is given, and each has one learnt latent.
 
     Attributes:
-      hyper: emits the adapters.
-      reward: whose encoder reads the choices; for "context" only.
-      groups, latent_dim: of "group".
+      hyper: the hypernetwork that emits the adapters.
+      reward: the reward model whose encoder reads the choices; for "context" only.
+      groups, latent_dim: number of groups and size of z, for "group" only.
       frozen: no gradient reaches the encoder.
     """
 
@@ -54,25 +54,27 @@ class Conditioner(nn.Module):
         return jax.lax.stop_gradient(q) if self.frozen else q
 
     def of_group(self, group: Array) -> DiagGaussian:
-        """The latents of groups, points."""
+        """The learnt latents of groups, as point distributions."""
         z = self.group_latent(group)
         return DiagGaussian(z, jnp.zeros_like(z))
 
     def latent_of(self, episode: Episode, table: Array | None = None) -> DiagGaussian:
-        """What is known of the people of a batch of episodes; for "none" one row for all, of a zero."""
+        """The latents of the people of a batch of episodes; for "none" a single row with a zero."""
         if self.latent == "none":
             return DiagGaussian(jnp.zeros((1, 1)), jnp.zeros((1, 1)))
         return self.of_group(episode.group) if self.latent == "group" else self.infer(episode.context, table)
 
     def adapt(self, z: Float[Array, "rows m"]) -> AdapterTree:
-        """Adapters of latents."""
+        """Adapters for latents, one row per latent."""
         return self.hypernetwork(z)
 
     def target_rewards(
         self, targets: Comparisons, z: Float[Array, "*batch m"], table: Array | None = None
     ) -> tuple[Float[Array, "*batch t"], Float[Array, "*batch t"]]:
-        """(r(y⁺, z), r(y⁻, z)) of targets under the reward model, in nats: log σ of the first less the second is the
-        log-probability of the choice."""
+        """(r(y⁺, z), r(y⁻, z)) of targets under the reward model, in nats.
+
+        log σ of their difference is the log-probability of the choice.
+        """
         both = jnp.concatenate([targets.chosen, targets.rejected], axis=targets.mask.ndim - 1)
         rewards = self.reward_model.rewards(both, z[None], table)[0, ..., 0]
         chosen, rejected = jnp.split(rewards, 2, axis=-1)

@@ -1,10 +1,10 @@
-"""The contexts that encoders read, and what every encoder promises.
+"""Contexts, and the contract of encoders.
 
-An encoder is a module that takes the choices of people and returns q(z | C) of each:
+An encoder is a module that maps the choices of each person to q(z | C):
 
 * Neither the order of the choices nor padding changes q.
 * An empty context gives a finite q with finite gradients.
-* `gaussian` says whether a model draws z from q or takes its mean.
+* `gaussian` states whether a model samples z from q or uses its mean.
 
 `SetEncoder` learns how to read a set of features. `BayesEncoder` conditions a learnt prior on encoded responses.
 """
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from fssa_jax.types import Comparisons
 
-# A posterior narrower than this is a point for every purpose, and its KL divergence stays finite.
+# A posterior narrower than this is a point in practice; the bound keeps its KL divergence finite.
 MIN_SCALE = 1e-4
 
 
@@ -23,10 +23,10 @@ def check_context(context: Comparisons, **pairs: Array | None) -> None:
 
     Args:
       context: choices, chosen and rejected (*batch, n, d), mask (*batch, n).
-      pairs: what is known of (chosen, rejected), (*batch, n, 2), by the names of the arguments; None for nothing.
+      pairs: values for (chosen, rejected), (*batch, n, 2), by the names of the arguments; None if not given.
 
     Raises:
-      ValueError: a shape is another; says which was wanted and which was got.
+      ValueError: a wrong shape; the message states the wanted and the given one.
     """
     chosen, rejected, mask = context.chosen.shape, context.rejected.shape, context.mask.shape
     if len(chosen) < 2 or chosen != rejected:
@@ -39,9 +39,9 @@ def check_context(context: Comparisons, **pairs: Array | None) -> None:
 
 
 def count_repeats(context: Comparisons) -> Float[Array, "*batch n 2"]:
-    """How often a context of ids shows each of its responses on the same side, at least 1.
+    """How often each response of a context of ids occurs on the same side, at least 1.
 
-    A person who chose one response over five others has said one thing about it, not five.
+    A person who chose one response over five others has liked it once, not five times.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax import Comparisons

@@ -1,4 +1,4 @@
-"""One decoder for the language models that people use: Llama, Mistral, Qwen2, Qwen3, Gemma, Gemma 2, SmolLM."""
+"""One decoder for common language models: Llama, Mistral, Qwen2, Qwen3, Gemma, Gemma 2, SmolLM."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,11 +20,11 @@ Remat = Literal["none", "full", "dots"]
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """The shape of a decoder, and in what the families differ. `hf_config.read_config` reads it from a config.json.
+    """The shape of a decoder and the options of its family. `hf_config.read_config` reads it from a config.json.
 
     Attributes:
-      vocabulary, width, layers, heads, groups, head_dim, mlp_width: sizes; `groups` heads of key and value.
-      max_length: positions that the model was made for.
+      vocabulary, width, layers, heads, groups, head_dim, mlp_width: sizes; `groups` is the number of key/value heads.
+      max_length: number of positions of the model.
       activation: of the gated MLP.
       norm_epsilon, norm_offset: RMSNorm(x) = x / rms(x) · (offset + scale); Gemma's offset is 1.
       tied: the output layer is the embedding.
@@ -33,9 +33,9 @@ class DecoderConfig:
       post_norms: norms after attention and MLP as well (Gemma 2).
       embedding_scale: of the embedded tokens (Gemma: √width).
       attention_scale: 1/√head_dim where None.
-      attention_softcap, logit_softcap: of Gemma 2; None for none.
-      windows: of each layer, None for all keys; () for all layers.
-      rope: frequencies of the rotary embedding, and the factor of its amplitude (YaRN).
+      attention_softcap, logit_softcap: softcaps of Gemma 2; None for none.
+      windows: attention window per layer, None for all keys; () if no layer has a window.
+      rope: frequencies of the rotary embedding, and its amplitude factor (YaRN).
 
     >>> from fssa_jax import DecoderConfig
     >>> DecoderConfig(vocabulary=50, width=16, layers=2, heads=4, groups=2, head_dim=4, mlp_width=32).tied
@@ -69,13 +69,13 @@ class DecoderConfig:
 
     @property
     def frequencies(self) -> tuple[float, ...]:
-        """Of the rotary embedding, head_dim/2 of them; θ = 10,000 where none are given."""
+        """Frequencies of the rotary embedding, (head_dim/2,); θ = 10,000 if none are given."""
         half = self.head_dim // 2
         return self.rope_frequencies or tuple(10_000 ** (-i / half) for i in range(half))
 
 
 def place_sizes(config: DecoderConfig, places: tuple[str, ...]) -> tuple[tuple[str, int, int], ...]:
-    """(place, inputs, outputs) of projections and of the residual stream of a decoder.
+    """(place, inputs, outputs) of the given places of a decoder: projections and the residual stream.
 
     >>> from fssa_jax import DecoderConfig, place_sizes
     >>> config = DecoderConfig(vocabulary=50, width=16, layers=2, heads=4, groups=2, head_dim=4, mlp_width=32)
@@ -98,7 +98,7 @@ def place_sizes(config: DecoderConfig, places: tuple[str, ...]) -> tuple[tuple[s
 
 
 class Cache(NamedTuple):
-    """Keys and values: an array (batch, length, groups, head_dim) for each layer; slot j holds position j."""
+    """Keys and values: an array (batch, length, groups, head_dim) per layer; slot j holds position j."""
 
     key: tuple[Array, ...]
     value: tuple[Array, ...]
@@ -111,23 +111,23 @@ def empty_cache(config: DecoderConfig, batch: int, length: int, dtype: Any = jnp
 
 
 def rms_norm(x: Float[Array, "*batch d"], scale: Float[Array, " d"], epsilon: float, offset: float = 0.0) -> Array:
-    """x / √(mean x² + ε) · (offset + scale), in float32, in the type of x (arXiv 1910.07467)."""
+    """x / √(mean x² + ε) · (offset + scale), computed in float32, returned in the type of x (arXiv 1910.07467)."""
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)
     lead = (1,) * (x.ndim - 1)
-    if offset:  # Gemma scales in float32; the others after the return to the type of x
+    if offset:  # Gemma scales in float32; the other families scale in the type of x
         return (y * (offset + scale.astype(jnp.float32)).reshape(*lead, -1)).astype(x.dtype)
     return y.astype(x.dtype) * scale.astype(x.dtype).reshape(*lead, -1)
 
 
 def rotate(x: Float[Array, "batch t heads d"], cos: Array, sin: Array) -> Float[Array, "batch t heads d"]:
-    """The rotary embedding of halves: (x₁, x₂) → (x₁ cos − x₂ sin, x₂ cos + x₁ sin)  (arXiv 2104.09864)."""
+    """The rotary embedding on halves: (x₁, x₂) → (x₁ cos − x₂ sin, x₂ cos + x₁ sin)  (arXiv 2104.09864)."""
     a, b = jnp.split(x, 2, axis=-1)
     cos, sin = cos[:, :, None].astype(x.dtype), sin[:, :, None].astype(x.dtype)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-_FAR = 2**30  # a window that leaves nothing out
+_FAR = 2**30  # a window that masks nothing
 _ACTIVATIONS = {
     "silu": jax.nn.silu,
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -147,7 +147,7 @@ def block(
     adapters: AdapterTree | None,
     implementation: Implementation,
 ) -> tuple[Float[Array, "batch t d"], tuple[Array, Array] | None]:
-    """One transformer block, on the parameters of one layer."""
+    """One transformer block, with the parameters of one layer."""
     c = config
     batch, t, _ = x.shape
 
@@ -202,16 +202,16 @@ _Block = Callable[..., tuple[Array, tuple[Array, Array] | None]]
 class Decoder(nn.Module):
     """A causal language model; log p(token | tokens before) is log_softmax of `logits`.
 
-    The parameters hold a list of layers and the loop over them is unrolled: training and decoding take the weights
-    where they are. A scan over stacked layers compiles faster, but copies the weights of a layer before it uses them,
-    which doubles the time of a decoding step on a CPU.
+    The parameters hold a list of layers, and the loop over them is unrolled: training and decoding use the weights in
+    place. A scan over stacked layers compiles faster, but copies the weights of a layer before use, which doubles the
+    time of a decoding step on a CPU.
 
     Attributes:
       config: the shape.
-      dtype: of the computation; norms, softmax and the rotary angles are float32 in any case.
-      remat: what is recomputed in the backward pass: "none", all of a layer ("full"), all but its matrix
-        products ("dots"). Layers are then scanned over, in a stacked copy that lives as long as the call.
-      implementation: of the attention over whole sequences; with a cache it is XLA's.
+      dtype: of the computation; norms, softmax and rotary angles are always float32.
+      remat: what the backward pass recomputes: "none", whole layers ("full"), or everything but the matrix products
+        ("dots"). With "full" and "dots" the layers are scanned, in a stacked copy that lives as long as the call.
+      implementation: of attention over whole sequences; with a cache it is XLA's.
 
     >>> import jax, jax.numpy as jnp
     >>> from fssa_jax import Decoder, DecoderConfig
@@ -248,18 +248,18 @@ class Decoder(nn.Module):
         """Hidden states of tokens, padded on the right.
 
         Args:
-          tokens: ids.
-          adapters: one row for each sequence; see `adapters.py`. None costs nothing.
-          positions: of the tokens, consecutive in a row; 0, 1, … by default, needed with a cache.
-          cache: keys and values of what came before; the new ones are written to their positions.
-          until: number of layers to run, without the final norm; all of them, with it, by default.
-          collect: return the states before the first and after every layer, (layers + 1, batch, t, d), none normed.
+          tokens: token ids.
+          adapters: one row per sequence; see `adapters.py`. None has no cost.
+          positions: of the tokens, consecutive within a row; 0, 1, … by default, required with a cache.
+          cache: keys and values of earlier tokens; new ones are written to their positions.
+          until: number of layers to run, without the final norm; by default all, with it.
+          collect: return the states before the first and after every layer, (layers + 1, batch, t, d), without norm.
 
         Returns:
           The states and the cache (None without one).
 
         Raises:
-          ValueError: adapters of a model of another shape.
+          ValueError: adapters that do not fit the shape of the model.
         """
         c = self.config
         if adapters is not None:
@@ -286,11 +286,11 @@ class Decoder(nn.Module):
     def _unrolled(
         self, run: _Block, x: Array, adapters: AdapterTree | None, cache: Cache | None, count: int, plain: bool
     ) -> tuple[list[Array], Cache | None]:
-        """The states before the first and after every one of `count` layers; the weights are taken where they are."""
+        """The states before the first and after each of `count` layers; the weights are used in place."""
         windows = self.config.windows or (None,) * self.config.layers
         kept = [None] * count if cache is None else zip(*cache, strict=True)
         each = unstack_layers(adapters, self.config.layers)
-        # Queries that stand in a cache are XLA's alone.
+        # Only the XLA implementation supports queries with a cache.
         implementation = self.implementation if plain else "xla"
         states, new = [x], []
         for layer, window, mine, adapter in zip(self.layers[:count], windows, kept, each, strict=False):
@@ -302,11 +302,11 @@ class Decoder(nn.Module):
     def _scanned(self, run: _Block, x: Array, adapters: AdapterTree | None, count: int, plain: bool) -> Array:
         """The state after `count` layers, each recomputed in the backward pass.
 
-        Unrolled, 30 layers take ten times as long to compile, and XLA's CPU backend recomputes nothing.
+        Unrolled, 30 layers would take ten times as long to compile, and XLA's CPU backend would recompute nothing.
         """
         windows = (self.config.windows or (None,) * self.config.layers)[:count]
         same = len(set(windows)) == 1
-        implementation = self.implementation if plain and same else "xla"  # which alone takes a traced window
+        implementation = self.implementation if plain and same else "xla"  # only "xla" takes a traced window
         limits = None if same else jnp.asarray([_FAR if w is None else w for w in windows])
         layers = jax.tree.map(lambda *leaves: jnp.stack(leaves), *self.layers[:count])
 
@@ -321,11 +321,11 @@ class Decoder(nn.Module):
         return jax.lax.scan(jax.checkpoint(step, policy=dots), x, (layers, limits, first))[0]
 
     def output_kernel(self) -> Float[Array, "d vocabulary"]:
-        """The output layer: the embedding, transposed, where it is tied."""
+        """The output layer; the transposed embedding if they are tied."""
         return self.embedding.T if self.config.tied else self.head
 
     def logits(self, hidden: Float[Array, "*batch d"]) -> Float[Array, "*batch vocabulary"]:
-        """Logits in float32 of normed hidden states."""
+        """Float32 logits of normed hidden states."""
         kernel = self.output_kernel().astype(hidden.dtype)
         out = jax.lax.dot_general(
             hidden, kernel, (((hidden.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.float32

@@ -1,4 +1,4 @@
-"""The hypernetwork: a person's latent in, adapters of a language model out. At first they change nothing."""
+"""The hypernetwork maps a person's latent to adapters of a language model. At init the adapters are the identity."""
 
 from typing import Any, Literal
 
@@ -13,26 +13,26 @@ AdapterKind = Literal["film", "lora_core", "lora"]
 
 
 class Hypernetwork(nn.Module):
-    """z ↦ adapters of every layer, one row a latent (arXiv 2412.13998, section 3.2).
+    """z ↦ adapters of every layer, one row per latent (arXiv 2412.13998, section 3.2).
 
-    | kind      | adapted                                   | emitted from z                                          |
-    |-----------|-------------------------------------------|---------------------------------------------------------|
-    | film      | γ ⊙ y + β                                 | γ and β, each linearly in z and in `hidden` units       |
-    |           |                                           | ⅕ gelu(4 U z) of its own; γ = 1, β = 0 at first         |
-    | lora_core | y + B M A x, with A and B of everybody    | M, a diagonal or r × r, linearly; M = 0 at first        |
-    | lora      | y + B A x                                 | A and B, linearly from (U z) ⊙ (1 + g(e)) + b(e) with e |
-    |           |                                           | an embedding of layer and place; B = 0 at first         |
+    | kind      | adapted                       | emitted from z                                                     |
+    |-----------|-------------------------------|--------------------------------------------------------------------|
+    | film      | γ ⊙ y + β                     | γ and β, each linear in z and in its own `hidden` units            |
+    |           |                               | ⅕ gelu(4 U z); init γ = 1, β = 0                                   |
+    | lora_core | y + B M A x, A and B shared   | M, diagonal or r × r, linear in z; init M = 0                      |
+    | lora      | y + B A x                     | A and B, linear in (U z) ⊙ (1 + g(e)) + b(e), where e is an        |
+    |           |                               | embedding of layer and place; init B = 0                           |
 
     Attributes:
       kind: of the adapters.
-      places: (place, inputs, outputs) of each, as `place_sizes` gives them.
+      places: (place, inputs, outputs) of each, from `place_sizes`.
       layers: of the decoder.
       rank: r of the low-rank kinds.
-      core: of "lora_core".
-      hidden: of "film", units beside z; 0 for γ and β linear in z, as published.
-      width: of the embeddings and of the hidden layer of "lora".
-      shared_places, shared_rank, shared_scale: an ordinary LoRA beside, the same for everybody (arXiv 2106.09685):
-        y + scale · B A x with B = 0 at first; rank 0 for none.
+      core: shape of M, for "lora_core".
+      hidden: hidden units, for "film"; 0 for γ and β linear in z, as published.
+      width: of the embeddings and of the hidden layer, for "lora".
+      shared_places, shared_rank, shared_scale: an additional ordinary LoRA, the same for everybody (arXiv 2106.09685):
+        y + scale · B A x, init B = 0; rank 0 for none.
 
     >>> import jax, jax.numpy as jnp
     >>> from fssa_jax import DecoderConfig
@@ -58,7 +58,7 @@ class Hypernetwork(nn.Module):
 
     @nn.compact
     def __call__(self, z: Float[Array, "rows m"]) -> AdapterTree:
-        """Adapters with one row for each latent."""
+        """Adapters with one row per latent."""
         if self.kind == "lora":
             tree = self._factors(z)
         else:
@@ -73,7 +73,7 @@ class Hypernetwork(nn.Module):
         return tree
 
     def _linear(self, z: Array, name: str, shape: tuple[int, ...], start: float = 0.0) -> Array:
-        """start + W z + b with W = 0 and b = 0 at first, as (layers, rows, *shape)."""
+        """start + W z + b, init W = 0 and b = 0, as (layers, rows, *shape)."""
         size = 1
         for n in shape:
             size *= n
@@ -82,13 +82,13 @@ class Hypernetwork(nn.Module):
 
     def _film(self, z: Array, place: str, inputs: int, outputs: int) -> Film:
         del inputs
-        scale, shift = (self._beside_units(z, f"{place}_{name}") for name in ("scale", "shift"))
+        scale, shift = (self._with_hidden_units(z, f"{place}_{name}") for name in ("scale", "shift"))
         return Film(
             self._linear(scale, f"{place}_scale", (outputs,), 1.0), self._linear(shift, f"{place}_shift", (outputs,))
         )
 
-    def _beside_units(self, z: Array, name: str) -> Array:
-        """z with hidden units beside. What they see is scaled up: they differ from z where they bend."""
+    def _with_hidden_units(self, z: Array, name: str) -> Array:
+        """z concatenated with hidden units. Their input is scaled up into the nonlinear range of gelu."""
         if not self.hidden:
             return z
         return jnp.concatenate([z, 0.2 * nn.gelu(nn.Dense(self.hidden, name=f"{name}_h")(4.0 * z))], axis=-1)
@@ -109,7 +109,7 @@ class Hypernetwork(nn.Module):
         tree: AdapterTree = {}
         for i, (place, inputs, outputs) in enumerate(self.places):
             where = (of_layer + of_place[i][None])[:, None]
-            # Linear in z, as what the other kinds emit; an MLP of both learns several times more slowly.
+            # Linear in z, like the other kinds; an MLP of z and the embedding learns several times more slowly.
             hidden = emitted(z)[None] * (1 + gain(where)) + bias(where)
             down = nn.Dense(inputs * r, name=f"{place}_down")(hidden).reshape(layers, rows, inputs, r)
             up = nn.Dense(r * outputs, kernel_init=nn.initializers.zeros, name=f"{place}_up")(hidden)

@@ -1,4 +1,4 @@
-"""Layers that Linen lacks, or that must be exactly those of the published networks."""
+"""Layers that Linen lacks, or that must match the published networks exactly."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch h"]:
-        # One matrix: the weight gradient of a batch with several axes is a slower contraction.
+        # Flattened to one matrix: the weight gradient over several batch axes is a slower contraction.
         y = x.reshape(-1, x.shape[-1])
         for i, width in enumerate(self.widths):
             y = nn.Dense(width, name=f"dense_{i}")(y if i == 0 else nn.relu(y))
@@ -25,9 +25,9 @@ class MLP(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over all but the last axis, as the published reward decoder uses it.
+    """Batch normalisation over all but the last axis, as in the published reward decoder.
 
-    Linen's own keeps the biased batch variance in its running average; torch keeps the unbiased one.
+    Linen's running average uses the biased batch variance; torch's uses the unbiased one, as this layer does.
     Under pmap the statistics are those of the whole batch (`axis_name`).
     """
 
@@ -60,14 +60,14 @@ class BatchNorm(nn.Module):
 
 
 class MaskedSelfAttention(nn.Module):
-    """Multi-head self-attention over the choices of one context; padding is neither read nor counted.
+    """Multi-head self-attention over the choices of one context; padding is masked.
 
-    With `residual` the layer is x + attention(norm(x)), so that the set of choices, not its size, sets the scale of the
-    output. Without it, and without a norm, it is the published layer.
+    With `residual` the layer is x + attention(norm(x)): the scale of the output then depends on the choices, not on
+    their number. Without it the layer is the published one, which has no norm.
 
     Attributes:
-      heads: a divisor of the width of x.
-      residual: whether x is added and normalised before.
+      heads: number of heads, a divisor of the width of x.
+      residual: use a pre-norm and a residual connection.
       dropout: of the attention weights.
     """
 
@@ -88,7 +88,7 @@ class MaskedSelfAttention(nn.Module):
         split = (*x.shape[:-1], self.heads, width // self.heads)
         query, key, value = (nn.Dense(width, name=name)(y).reshape(split) for name in ("query", "key", "value"))
         scores = jnp.einsum("...qhd,...khd->...hqk", query, key) * (width // self.heads) ** -0.5
-        # A finite floor, not −inf: a context without a real row must give finite values and gradients.
+        # A finite floor, not −inf: an empty context must give finite values and gradients.
         scores = jnp.where(mask[..., None, None, :], scores, -1e9)
         weights = nn.Dropout(self.dropout, deterministic=deterministic)(jax.nn.softmax(scores))
         mixed = jnp.einsum("...hqk,...khd->...qhd", weights, value).reshape(x.shape)
@@ -97,7 +97,7 @@ class MaskedSelfAttention(nn.Module):
 
 
 def unstack_layers(tree: PyTree, layers: int) -> list[PyTree]:
-    """A tree whose leaves have a first axis over layers, as a list with a tree for each layer.
+    """Splits a tree whose leaves have a first axis over layers into a list with one tree per layer.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax.models.layers import unstack_layers

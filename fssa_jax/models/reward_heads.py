@@ -1,4 +1,4 @@
-"""The last layers of reward models: what an encoded response and a latent are worth, and what all people share."""
+"""The last layers of reward models: heads on an encoded response and a latent, and the population reward."""
 
 from typing import Literal
 
@@ -15,14 +15,14 @@ Norm = Literal["none", "batch"]
 class ConcatHead(nn.Module):
     """r = MLP([enc(y), z]), one hidden layer without biases; without z, r = MLP(enc(y)).
 
-    The first layer is applied to the response and to z apart, and the two are added. This is the same function as a
-    layer on the concatenation, but z is read once per user, and enc(y) once for all latent samples.
+    The first layer is applied to the response and to z separately, and the results are added. This equals a layer on
+    the concatenation, but z is processed once per user, and enc(y) once for all latent samples.
 
     Attributes:
       width: of the hidden layer.
-      outputs: per response, 1 for a reward, 2 for a mean and a raw scale.
+      outputs: outputs per response, 1 for a reward, 2 for a mean and a raw scale.
       norm: "batch" for batch normalisation before the ReLU, as published.
-      axis_name: of the pmap whose devices share the batch statistics, if any.
+      axis_name: axis of the pmap whose devices share the batch statistics, if any.
     """
 
     width: int
@@ -47,7 +47,7 @@ class ConcatHead(nn.Module):
 class BilinearHead(nn.Module):
     """r = ⟨enc(y), W z + b⟩: linear in the latent, so that people can be blended and compared.
 
-    W starts at the identity: at first z lives in the space of the encoded responses.
+    W is initialised to the identity, so z starts in the space of the encoded responses.
     """
 
     outputs: int = 1
@@ -57,7 +57,7 @@ class BilinearHead(nn.Module):
         self, encoded: Float[Array, "*batch h"], z: Float[Array, "*samples m"], train: bool
     ) -> Float[Array, "*out"]:
         """Rewards (samples, *batch, t, outputs) of responses (*batch, t, h) for latents (samples, *batch, m)."""
-        del train  # the heads are called alike
+        del train  # both heads have the same signature
         h = encoded.shape[-1]
 
         def identity(key: Array, shape: tuple[int, int], dtype: DTypeLike) -> Array:
@@ -69,7 +69,7 @@ class BilinearHead(nn.Module):
 
 
 class PopulationReward(nn.Module):
-    """s(y), the reward of everybody together: linear in the features, or an MLP."""
+    """s(y), the reward shared by everybody: linear in the features, or an MLP."""
 
     kind: Literal["linear", "mlp"]
     width: int

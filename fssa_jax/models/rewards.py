@@ -1,4 +1,4 @@
-"""Reward models: BTL, DPL and NP-BTL from one module (arXiv 2412.13998, section 3)."""
+"""Reward models: BTL, DPL and NP-BTL in one module (arXiv 2412.13998, section 3)."""
 
 from typing import Literal, NamedTuple
 
@@ -19,10 +19,10 @@ Latent = Literal["none", "context", "group"]
 
 
 class Encoded(NamedTuple):
-    """What the model makes of responses before it knows the person; None for a part that it does not have.
+    """The encoding of responses, which does not depend on the person; None for parts that the model lacks.
 
-    f(y) (*batch, m), s(y) (*batch, outputs), and o(y) (*batch, 1), the log-odds that anybody likes y. A `BayesEncoder`
-    that reads responses starts from o(y).
+    f(y) (*batch, m), s(y) (*batch, outputs), and o(y) (*batch, 1), the population's log-odds of liking y, which are the
+    offsets of a `BayesEncoder` that reads responses.
     """
 
     response: Array | None
@@ -34,21 +34,21 @@ class RewardModel(nn.Module):
     """Rewards of responses for a person, r(x, y, z), and the likelihood of choices under them.
 
     * latent "none" is BTL (or DPL with likelihood "dpl"): one reward s(y) for everybody.
-    * latent "context" is NP-BTL: z comes from the `encoder` reading the person's choices.
-    * latent "group" is a specialist for each group: it is told the person's group and learns one latent for each.
+    * latent "context" is NP-BTL: the `encoder` infers z from the person's choices.
+    * latent "group" is a specialist per group: the group is given, and each has one learnt latent.
 
     Attributes:
-      likelihood, link: of choices, BTL or DPL, and the link of DPL.
-      encoder: of contexts; for "group" it says the size of the latents alone.
+      likelihood, link: BTL or DPL, and the link function of DPL.
+      encoder: of contexts; for "group" it only sets the size of the latents.
       groups: number of groups, for "group" only.
-      target: encoder of a response's features, "linear" or "mlp"; "none" with learnt texts alone.
+      target: encoder of a response's features, "linear" or "mlp"; "none" only with learnt texts.
       width: of the encoded response and of hidden layers.
-      head: how the encoded response and z make a reward.
+      head: how the encoded response and z are combined into a reward.
       norm, axis_name: of the heads; see `ConcatHead`.
-      population: in a model with a latent, "none", or a term s(y) added to the reward of the person.
-      learnt_texts: number of texts that have a learnt embedding, added to the encoded response, and a learnt population
-        reward (for new users on known texts); 0 for none. Responses are then given as ids of texts.
-      text_dropout: share of the texts whose learnt embedding is left out of a training step.
+      population: "none", or the network of a term s(y) that is added to the reward of a model with a latent.
+      learnt_texts: number of texts with a learnt embedding, which is added to the encoded response, and a learnt
+        population reward (for new users on known texts); 0 for none. Responses are then given as ids of texts.
+      text_dropout: share of the texts whose learnt embedding is dropped in a training step.
 
     >>> import jax, jax.numpy as jnp
     >>> from fssa_jax import Comparisons, Episode, RewardModel, SetEncoder
@@ -105,12 +105,12 @@ class RewardModel(nn.Module):
 
     @property
     def sampled(self) -> bool:
-        """Whether z is a random variable, q(z | C) a distribution."""
+        """Whether z is sampled from q(z | C)."""
         return self.latent == "context" and self.encoder is not None and self.encoder.gaussian
 
     @property
     def latent_dim(self) -> int:
-        """m, the size of z: of the set encoder, else the width of an encoded response."""
+        """m, the size of z: that of the set encoder, or else the width of an encoded response."""
         return self.encoder.latent_dim if isinstance(self.encoder, SetEncoder) else self.width
 
     @property
@@ -119,12 +119,12 @@ class RewardModel(nn.Module):
 
     @property
     def _reads_responses(self) -> bool:
-        """Whether the encoder takes each response by itself as an observation."""
+        """Whether the encoder reads each response as a separate observation."""
         encoder = self.encoder
         return self.latent == "context" and isinstance(encoder, BayesEncoder) and "responses" in encoder.observations
 
     def text_mask(self) -> Float[Array, " texts"] | None:
-        """Which learnt embeddings a training step keeps, scaled to keep their mean; None without dropout."""
+        """Dropout mask over learnt embeddings, scaled to preserve their mean; None without dropout."""
         if not self.text_dropout or self.latent == "none":
             return None
         keep = 1 - self.text_dropout
@@ -138,16 +138,16 @@ class RewardModel(nn.Module):
         train: bool = False,
         text_mask: Float[Array, " texts"] | None = None,
     ) -> Encoded:
-        """f(y) and s(y) of responses.
+        """Encodes responses independently of the person.
 
         Args:
           responses: features (*batch, d); with a table, ids of its rows (*batch).
-          table: features of all texts. Where it is smaller than the batch it is encoded whole and the
-            results are looked up, which is the same and cheaper.
+          table: features of all texts. If it is smaller than the batch, the whole table is encoded and the results are
+            looked up, which gives the same values faster.
         """
         if table is None:
             return self._encode(responses, None, train, None)
-        # The batch statistics of the population's head are those of the batch, not of the table.
+        # Batch statistics of the population's head must be those of the batch, not of the table.
         of_batch = self.norm == "batch" and self._has_population and self.population != "linear"
         if table.shape[0] > responses.size or of_batch:
             return self._encode(table[responses], responses, train, text_mask)
@@ -160,7 +160,7 @@ class RewardModel(nn.Module):
         if self.latent != "none":
             response = jnp.zeros(()) if self.target == "none" else self.target_encoder(features)
         if self.learnt_texts and ids is not None:
-            # Texts that came after training have features only; their learnt part is 0.
+            # Texts added after training have features only; their learnt part is 0.
             known = (ids < self.learnt_texts)[..., None]
             ids = jnp.minimum(ids, self.learnt_texts - 1)
             if population is not None:
@@ -183,7 +183,7 @@ class RewardModel(nn.Module):
     ) -> DiagGaussian:
         """q(z | C) of contexts: features (*batch, n, d), or, with a table, ids of its rows (*batch, n).
 
-        Only with ids can a response that the context shows several times be counted once.
+        Only with ids can repeated responses of a context be counted once.
         """
         if self.latent != "context":
             raise ValueError(f"infer wants a model with latent 'context', got {self.latent!r}")
@@ -225,11 +225,11 @@ class RewardModel(nn.Module):
           z: latents (samples, *batch, m); None for latent "none".
 
         Returns:
-          (samples, *batch, t, 1), samples 1 without z; with likelihood "dpl" the last axis holds the
-          mean and the standard deviation.
+          (samples, *batch, t, 1), with samples = 1 without z; with likelihood "dpl" the last axis holds the mean and
+          the standard deviation.
 
         Raises:
-          ValueError: the model needs z, or z has another shape.
+          ValueError: z is missing, or has the wrong shape.
         """
         encoded = self.encode_responses(responses, table, train, text_mask)
         out = jnp.zeros(())
@@ -258,7 +258,7 @@ class RewardModel(nn.Module):
     ) -> Float[Array, "*out"]:
         """log p(choice | z) of every target, (samples, *batch, t); targets as features, or ids with a table."""
         n = targets.mask.shape[-1]
-        # One pass over both responses: batch statistics (norm "batch") are those of all options.
+        # One pass over both responses: batch statistics (norm "batch") cover all of them.
         both = jnp.concatenate([targets.chosen, targets.rejected], axis=targets.mask.ndim - 1)
         rewards = self.rewards(both, z, table, train, text_mask)
         chosen, rejected = rewards[..., :n, :], rewards[..., n:, :]

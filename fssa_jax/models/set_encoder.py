@@ -1,4 +1,4 @@
-"""The set encoder of the neural process: a set of choices in, a distribution over the person's latent out."""
+"""The set encoder of the neural process: maps a set of choices to a distribution over the person's latent."""
 
 from typing import Literal, get_args
 
@@ -22,18 +22,18 @@ class SetEncoder(nn.Module):
     prior_choice nor residual.
 
     Attributes:
-      width: of the pair encodings; a multiple of `heads` for "attention".
+      width: of the encoded choices; a multiple of `heads` for "attention".
       latent_dim: m, the size of z.
       pair: encoder of one choice, "linear" or "mlp" (one hidden layer).
-      inputs: what the pair encoder reads of a choice. "margin" is the choice's reward difference under the population
-        model: a choice against the crowd tells more.
+      inputs: inputs of the pair encoder. "margin" is the choice's reward difference under the population model: a
+        choice against the majority is more informative.
       aggregation: "mean", "sum", or "attention" (masked self-attention, then `pool`).
-      pool: how the outputs of attention are brought together, "mean" or "sum".
-      prior_choice: put one learnt pseudo-choice into every context. The mean over k + 1 then tells k apart and is
+      pool: how the outputs of attention are pooled, "mean" or "sum".
+      prior_choice: add one learnt pseudo-choice to every context. The mean over k + 1 choices then depends on k, is
         defined for k = 0, and its norm does not grow with k.
-      residual: attention with a residual connection and a norm before it.
+      residual: attention with a pre-norm and a residual connection.
       heads, dropout: of the attention.
-      gaussian: emit N(μ, diag σ²), from which a model draws z; otherwise z is the mean, and `scale` is 0.
+      gaussian: q is N(μ, diag σ²), and models sample z from it; otherwise z is the mean, and `scale` is 0.
 
     >>> import jax, jax.numpy as jnp
     >>> from fssa_jax import Comparisons, SetEncoder
@@ -71,7 +71,7 @@ class SetEncoder(nn.Module):
           q(z | C), (*batch, m).
 
         Raises:
-          ValueError: shapes do not fit, the aggregation is unknown, or a margin has no rewards.
+          ValueError: shapes do not fit, the aggregation is unknown, or "margin" lacks the rewards.
         """
         check_context(context, rewards=rewards)
         if self.aggregation not in get_args(Aggregation):

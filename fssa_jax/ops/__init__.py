@@ -1,10 +1,10 @@
 """Pure functions of arrays: likelihoods, losses, distributions, metrics, attention, adapters, sampling, episodes.
 
-Importing this room needs jax alone. Every function checks the shapes of its arguments first, and takes NumPy arrays and
-Python numbers where arrays and scalars are meant.
+Importing this room needs only jax. Every function first checks the shapes of its arguments, and accepts NumPy arrays
+for arrays and Python numbers for scalars.
 
-A function that has the name of its module is found in that module, so that neither hides the other:
-`fssa_jax.ops.attention.attention` and `fssa_jax.ops.factorise.factorise`; `fssa_jax.attention` is the former.
+A function with the name of its module is not re-exported here, so that neither hides the other:
+`fssa_jax.ops.attention.attention` (also `fssa_jax.attention`) and `fssa_jax.ops.factorise.factorise`.
 """
 
 from fssa_jax.ops.adapters import (

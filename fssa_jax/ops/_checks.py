@@ -1,4 +1,4 @@
-"""What the public functions of this room ask of their arguments, and what they say where it is not so."""
+"""Argument checks of the public functions of this room, and their error messages."""
 
 import numbers
 from typing import Any
@@ -11,11 +11,11 @@ from jaxtyping import Array
 
 
 def check_shapes(**wanted: tuple[Any, str]) -> None:
-    """Raises ValueError unless the shapes are as wanted, and each dimension is of one size in all of them.
+    """Raises ValueError unless the shapes are as wanted, with the same size for the same dimension name.
 
     Args:
-      wanted: of each argument its value and its dimensions, such as "batch t 3". The first may be "*batch", any number
-        of dimensions; "" is a scalar.
+      wanted: value and dimensions of each argument, such as "batch t 3". The first may be "*batch", for any number of
+        dimensions; "" is a scalar.
     """
     sizes: dict[str, int | tuple[int, ...]] = {}
     for name, (value, dims) in wanted.items():
@@ -39,7 +39,7 @@ def _shape_of(value: Any) -> tuple[int, ...]:
 
 
 def _shape(dims: str, sizes: dict[str, int | tuple[int, ...]]) -> str:
-    """The wanted shape, with the sizes that the arguments before it have."""
+    """The wanted shape, with the sizes known from earlier arguments."""
     words: list[str] = []
     for dim in dims.split():
         size = sizes.get(dim, dim)
@@ -48,9 +48,9 @@ def _shape(dims: str, sizes: dict[str, int | tuple[int, ...]]) -> str:
 
 
 def floats_alike(**values: ArrayLike) -> tuple[Array, ...]:
-    """The arguments as arrays of floating point numbers of one shape.
+    """The arguments as floating-point arrays of one shape.
 
-    Scalars take the shape of the arrays, and numbers of Python their type.
+    Scalars are broadcast to the shape of the arrays. Python numbers take the arrays' type.
 
     Raises:
       ValueError: two arrays of different shapes.
@@ -73,12 +73,12 @@ def _floating(value: ArrayLike, kind: Any) -> Array:
 
 
 def is_known(value: ArrayLike) -> bool:
-    """Whether the value is here to be checked; under jax.jit and jax.grad only its shape is."""
+    """Whether the value can be checked; under jax.jit and jax.grad only its shape is known."""
     return not isinstance(value, Tracer)
 
 
 def as_scalar(name: str, value: ArrayLike) -> float | Array:
-    """A number for a number, a scalar array for a scalar array, which may be traced.
+    """Returns a number as it is, and a scalar array, possibly traced, as an array.
 
     Raises:
       ValueError: an array with dimensions.

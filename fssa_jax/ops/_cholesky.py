@@ -1,7 +1,7 @@
-"""Solves with symmetric positive definite matrices from their Cholesky factors, with cheap gradients.
+"""Solves with symmetric positive definite matrices, given their Cholesky factors, with cheap gradients.
 
-XLA's CPU backend (JAX 0.10) can deadlock where one program runs two LAPACK calls on large batches at the same time.
-Callers make one factorisation at a time, and each LAPACK call waits for the result of the one before.
+XLA's CPU backend (JAX 0.10) can deadlock if one program runs two LAPACK calls on large batches at the same time.
+Callers therefore run one factorisation at a time, and each LAPACK call depends on the result of the previous one.
 """
 
 import jax
@@ -47,7 +47,7 @@ def inverse_diagonal(
     Args:
       matrix: symmetric and positive definite.
       factor: its lower Cholesky factor, without a gradient.
-      after: a result that is computed before, the solution of the last solve; NaN where it is not finite.
+      after: the result of the previous solve, which must finish first; where it is not finite, the diagonal is NaN.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax.ops._cholesky import inverse_diagonal
@@ -60,7 +60,7 @@ def inverse_diagonal(
 
 def _forward(matrix: Array, factor: Array, after: Array) -> tuple[Array, Array]:
     del matrix
-    # The right-hand side depends on `after`: the order of the two LAPACK calls is then fixed.
+    # The right-hand side depends on `after`, which fixes the order of the two LAPACK calls.
     one = jnp.where(jnp.isfinite(after).all(-1), 1.0, jnp.nan)[..., None, None]
     identity = one * jnp.broadcast_to(jnp.eye(factor.shape[-1]), factor.shape)
     inverse_factor = jax.lax.linalg.triangular_solve(factor, identity, left_side=True, lower=True)

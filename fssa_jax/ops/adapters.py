@@ -1,12 +1,11 @@
-"""Adapters that differ from row to row of a batch, applied to plain arrays: FiLM and low-rank.
+"""Adapters that differ per row of a batch, applied to plain arrays: FiLM and low-rank.
 
-An `AdapterTree` maps names of places to adapters. Places are the linear projections of a decoder block (query, key,
-value, out, gate, up, down) and "residual", the residual stream after the block. Every leaf of a tree has a first axis
-over layers; inside a layer it has an axis of rows: one row for each sequence, or one for n sequences that follow each
-other (a person's). Only the factors of a `LowRank` may have none, where all rows share them. A place may hold a tuple
-of adapters, applied one after the other.
+An `AdapterTree` maps places to adapters. Places are the linear projections of a decoder block (query, key, value, out,
+gate, up, down) and "residual", the residual stream after the block. Every leaf has a first axis over layers and a
+second axis over rows. A row belongs to one sequence, or to n consecutive sequences (of one person). The factors of a
+`LowRank` may lack the row axis; all rows then share them. A place may hold a tuple of adapters, applied in order.
 
-Adapters add up: `combine_adapters` scales, interpolates and blends those of several people.
+Adapters add up: `combine_adapters` scales, interpolates and blends the adapters of several people.
 """
 
 import dataclasses
@@ -43,7 +42,7 @@ class LowRank:
     """y ← y + ((x A) M) B: `down` A ([layers, batch,] inputs, r), `up` B ([layers, batch,] r, outputs).
 
     `core` M is (batch, r) for a diagonal, (batch, r, r) for a full one, or None for the identity. `down` and `up`
-    without a batch axis are shared by all rows (LoRA, arXiv 2106.09685, is both shared and no core).
+    without a batch axis are shared by all rows (LoRA, arXiv 2106.09685: both are shared, without a core).
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax import LowRank
@@ -61,15 +60,15 @@ AdapterTree = dict[str, Any]
 PLACES = ("query", "key", "value", "out", "gate", "up", "down", "residual")
 
 
-def _of_rows(x: Float[Array, "batch t d"], rows: int) -> Float[Array, "rows m d"]:
-    """The tokens of the sequences that follow each other for each row of an adapter."""
+def _group_by_row(x: Float[Array, "batch t d"], rows: int) -> Float[Array, "rows m d"]:
+    """The tokens of all sequences of each adapter row."""
     if x.shape[0] % rows:
         raise ValueError(f"adapters of {rows} rows cannot be shared out evenly to {x.shape[0]} sequences")
     return x.reshape(rows, -1, x.shape[-1])
 
 
 def apply_film(film: Film, x: Float[ArrayLike, "batch t d"]) -> Float[Array, "batch t d"]:
-    """γ ⊙ x + β, the same for all tokens of a row; row i of n rows is for the i-th n-th of the batch.
+    """γ ⊙ x + β, the same for all tokens of a row. With n rows the batch is cut into n equal parts, one per row.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax.ops import Film, apply_film
@@ -78,20 +77,20 @@ def apply_film(film: Film, x: Float[ArrayLike, "batch t d"]) -> Float[Array, "ba
     """
     check_shapes(x=(x, "batch t d"), scale=(film.scale, "rows d"), shift=(film.shift, "rows d"))
     x = jnp.asarray(x)
-    rows = _of_rows(x, film.scale.shape[0])
-    # In the type of γ: in half precision what differs from 1 by less than .004 would be lost.
+    rows = _group_by_row(x, film.scale.shape[0])
+    # In the type of γ: half precision would lose differences from 1 below .004.
     return (rows.astype(film.scale.dtype) * film.scale[:, None] + film.shift[:, None]).astype(x.dtype).reshape(x.shape)
 
 
 def apply_low_rank(
     adapter: LowRank, x: Float[ArrayLike, "batch t inputs"], y: Float[ArrayLike, "batch t outputs"]
 ) -> Float[Array, "batch t outputs"]:
-    """y + ((x A) M) B, with A, B shared or one for each row; row i of n rows is for the i-th n-th of the batch.
+    """y + ((x A) M) B, with A, B shared or per row. With n rows the batch is cut into n equal parts, one per row.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax.ops.adapters import LowRank, apply_low_rank
     >>> x, y = jnp.ones((2, 1, 3)), jnp.zeros((2, 1, 1))
-    >>> core = jnp.array([[1.0], [2.0]])  # rank 1, another core in each row
+    >>> core = jnp.array([[1.0], [2.0]])  # rank 1, one core per row
     >>> apply_low_rank(LowRank(jnp.ones((3, 1)), jnp.ones((1, 1)), core), x, y)[:, 0, 0].tolist()
     [3.0, 6.0]
     """
@@ -101,7 +100,7 @@ def apply_low_rank(
     rows = next(
         (a.shape[0] for a, n in ((adapter.core, 0), (down, 3), (up, 3)) if a is not None and a.ndim >= n), x.shape[0]
     )
-    h = _of_rows(x, rows)
+    h = _group_by_row(x, rows)
     h = jnp.einsum("btd,bdr->btr" if down.ndim == 3 else "btd,dr->btr", h, down)
     if adapter.core is not None:
         core = adapter.core.astype(x.dtype)
@@ -114,15 +113,15 @@ def apply_adapter(
     x: Float[ArrayLike, "batch t inputs"],
     y: Float[ArrayLike, "batch t outputs"],
 ) -> Float[Array, "batch t outputs"]:
-    """y, what a place makes of x, adapted; y itself where there is no adapter. On the residual stream x is y.
+    """The adapted output of a place; y itself without an adapter.
 
     Args:
-      adapter: of one layer; a tuple is applied one after the other.
-      x: what the place reads.
-      y: what it makes of it.
+      adapter: of one layer; a tuple is applied in order.
+      x: the input of the place.
+      y: its output. On the residual stream x is y.
 
     Raises:
-      ValueError: shapes that do not fit together, or rows that cannot be shared out evenly to the batch.
+      ValueError: shapes that do not fit together, or a batch that is not a multiple of the rows.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax import Film, apply_adapter
@@ -143,11 +142,11 @@ def apply_adapter(
 
 
 def check_adapters(adapters: AdapterTree, sizes: Iterable[tuple[str, int, int]], layers: int) -> None:
-    """Raises ValueError, in one line, for adapters of a model of another shape.
+    """Raises ValueError, in one line, for adapters that do not fit the shape of a model.
 
     Args:
-      sizes: (place, inputs, outputs) of the places that the model has.
-      layers: of the model.
+      sizes: (place, inputs, outputs) of the places of the model.
+      layers: number of layers of the model.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax.ops import Film, check_adapters
@@ -170,7 +169,7 @@ def check_adapters(adapters: AdapterTree, sizes: Iterable[tuple[str, int, int]],
 
 
 def adapter_rows(adapters: AdapterTree) -> int | None:
-    """How many rows adapters have; None if all of them are shared by everybody.
+    """Number of rows of adapters; None if all of them are shared by everybody.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax.ops import Film, LowRank, adapter_rows
@@ -197,7 +196,7 @@ def adapter_rows(adapters: AdapterTree) -> int | None:
 
 
 def take_adapter_rows(adapters: AdapterTree, rows: Int[ArrayLike, " n"]) -> AdapterTree:
-    """The given rows, in this order and as often as they are named; what all rows share stays as it is.
+    """The given rows, in this order and possibly repeated; leaves shared by all rows do not change.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax.ops.adapters import Film, take_adapter_rows
@@ -221,12 +220,12 @@ def take_adapter_rows(adapters: AdapterTree, rows: Int[ArrayLike, " n"]) -> Adap
 def lora_factors(
     adapter: Film | LowRank | tuple, row: int = 0
 ) -> tuple[Float[Array, "layers inputs r"], Float[Array, "layers r outputs"]]:
-    """A row of low-rank adapters of a place as the factors of one ordinary LoRA: ΔW = A B, the core inside A.
+    """One row of the low-rank adapters of a place as the factors of one ordinary LoRA: ΔW = A B, with the core in A.
 
-    What follows each other on a place adds up, so that the ranks stand side by side.
+    Several adapters of a place add up: their factors are concatenated along the rank.
 
     Raises:
-      ValueError: FiLM, which is no low-rank change of the weights, or factors that do not fit together.
+      ValueError: FiLM, which is not a low-rank change of the weights, or factors that do not fit together.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax.ops.adapters import LowRank, lora_factors
@@ -250,17 +249,17 @@ def lora_factors(
 
 
 def combine_adapters(adapters: AdapterTree, weights: Float[ArrayLike, "out rows"]) -> AdapterTree:
-    """Rows that are weighted sums of rows: what is adapted moves by Σ_i w_i times as far as row i moves it.
+    """Weighted sums of adapter rows: the change that a new row makes is Σ_i w_i times the change that row i makes.
 
-    [[½, ½]] is the mean of two people, [[2]] one person twice as strong, [[0]] the identity. What all rows share
-    stays as it is.
+    [[½, ½]] is the mean of two people, [[2]] one person twice as strong, [[0]] the identity. Leaves shared by all rows
+    do not change.
 
     Args:
-      adapters: every leaf with a first axis over layers, rows second.
-      weights: of each given row in each new one.
+      adapters: first axis over layers, second over rows.
+      weights: weight of each given row in each new row.
 
     Raises:
-      ValueError: not one weight for each row.
+      ValueError: the number of weights per new row is not the number of rows.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax import Film, combine_adapters
@@ -283,7 +282,7 @@ def combine_adapters(adapters: AdapterTree, weights: Float[ArrayLike, "out rows"
             return Film(1 + mix(adapter.scale - 1), mix(adapter.shift))
         if adapter.down.ndim == 3 and adapter.up.ndim == 3:
             return adapter if adapter.core is None else LowRank(adapter.down, adapter.up, mix(adapter.core))
-        # Σ w_i B_i M_i A_i is one product of factors with the ranks side by side.
+        # Σ w_i B_i M_i A_i is one product of factors that are concatenated along the rank.
         layers, rows = adapter.down.shape[:2] if adapter.down.ndim == 4 else adapter.up.shape[:2]
         out = weights.shape[0]
         down, up = adapter.down, adapter.up
@@ -302,12 +301,12 @@ def combine_adapters(adapters: AdapterTree, weights: Float[ArrayLike, "out rows"
 
 
 def _with_rows(factor: Array, rows: int) -> Array:
-    """A factor (layers, [rows,] …) with rows."""
+    """A factor (layers, [rows,] …) with the row axis added if it lacks one."""
     return factor if factor.ndim == 4 else jnp.broadcast_to(factor[:, None], (len(factor), rows, *factor.shape[1:]))
 
 
 def _wanted(adapter: Film | LowRank, layers: bool) -> dict[str, tuple[Any, str]]:
-    """What `check_shapes` is to know of an adapter, of all layers or of one."""
+    """Arguments of `check_shapes` for an adapter, of all layers or of one."""
     lead = "layers " if layers else ""
     if isinstance(adapter, Film):
         return {"scale": (adapter.scale, f"{lead}rows d"), "shift": (adapter.shift, f"{lead}rows d")}

@@ -1,4 +1,4 @@
-"""Attention over sequences: one function, its implementation chosen when the program is compiled."""
+"""Attention over sequences: one function, whose implementation is chosen at compile time."""
 
 from typing import Any, Literal, get_args
 
@@ -27,21 +27,21 @@ def attention(
 ) -> Float[Array, "batch t heads d"]:
     """softmax(softcap · tanh(scale · Q Kᵀ / softcap)) V; the softmax is in float32.
 
-    Sequences are padded on the right, and key j of a row stands at position j, also in a cache. A causal query at
-    position p reads the keys j ≤ p, with a window those with p − window < j ≤ p; so a query of a real token never
-    reads padding. Heads of the query share the groups of key and value evenly.
+    Sequences are padded on the right, and key j of a row is at position j, also in a cache. A causal query at position
+    p attends to the keys j ≤ p, with a window to those with p − window < j ≤ p. A real query thus never attends to
+    padding. Query heads are shared evenly among the groups of key and value.
 
     Args:
       positions: of the queries; 0, 1, … by default.
-      lengths: number of real keys of each row; needed to leave padding out where attention is not causal.
-      window: number of keys that a query reads, itself among them; None for all. May be traced with "xla".
+      lengths: number of real keys per row; masks padding if attention is not causal.
+      window: number of keys that a query attends to, including itself; None for all. May be traced with "xla".
       scale: 1/√d by default.
-      softcap: None for none.
-      implementation: "xla" everywhere; "cudnn" on NVIDIA GPUs in half precision, "splash" (Pallas) on TPUs: neither
-        takes `positions` or a traced window, and cudnn no softcap.
+      softcap: cap of the attention logits; None for none.
+      implementation: "xla" everywhere; "cudnn" on NVIDIA GPUs in half precision, "splash" (Pallas) on TPUs. Neither
+        of the latter supports `positions` or a traced window, and cudnn does not support a softcap.
 
     Raises:
-      ValueError: shapes that do not fit together, or an implementation that does not know an argument.
+      ValueError: shapes that do not fit together, or an argument that the implementation does not support.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax.ops.attention import attention
@@ -110,9 +110,9 @@ def _xla(query, key, value, positions, lengths, causal, window, scale, softcap):
     if lengths is not None:
         mask = mask & (place < lengths[:, None, None])
     scores = scores.reshape(batch, groups, each, t, s)
-    # A finite floor: a row of nothing but padding must not become NaN.
+    # A finite floor: a row of padding only must not become NaN.
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    # softmax(S) V with the division at the end, on d numbers per row and not on s.
+    # softmax(S) V with the division last, on d numbers per row instead of s.
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     total = weights.sum(-1)[..., None]
     weights = weights.astype(v.dtype).reshape(batch, groups, each * t, s)
@@ -139,7 +139,7 @@ def _splash(query, key, value, lengths, causal, window, scale, softcap, interpre
     if lengths is None:
         out = jax.vmap(lambda q, k, v: run(q, k, v))(q, k, v)
     else:
-        # Padding is a segment of its own: its keys are read by nobody real.
+        # Padding is a separate segment: no real query attends to its keys.
         def one(q, k, v, length):
             padding = [(jnp.arange(n) >= length).astype(jnp.int32) for n in (t, s)]
             return run(q, k, v, segment_ids=kernel.SegmentIds(*padding))

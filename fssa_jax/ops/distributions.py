@@ -27,7 +27,7 @@ def gaussian_sample(dist: DiagGaussian, noise: Float[ArrayLike, "*samples m"]) -
     Args:
       dist: mean and scale (*batch, m).
       noise: standard normal ε, (*samples, *batch, m). Passing the noise, not a key, keeps the function
-        pure on arrays and lets callers share or replay it.
+        pure, and callers can share or replay the noise.
 
     Returns:
       z, in the shape of the noise.
@@ -98,7 +98,7 @@ def gaussian_kl(q: DiagGaussian, p: DiagGaussian) -> Float[Array, "*batch"]:
 
 
 def antithetic_noise(key: Key[Array, ""], samples: int, width: int) -> Float[Array, "samples width"]:
-    """Standard normal noise in pairs ε, −ε: averages over few samples vary less, and odd ones cancel.
+    """Standard normal noise in pairs ε, −ε: averages over few samples vary less, and odd moments cancel.
 
     >>> import jax
     >>> from fssa_jax.ops import antithetic_noise

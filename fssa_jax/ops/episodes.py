@@ -1,4 +1,4 @@
-"""Drawing episodes from a table of choices: pure functions of a key, made to run inside jit."""
+"""Drawing episodes from a table of choices: pure functions of a key that run inside jit."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from fssa_jax.types import ChoiceTable, Comparisons, Episode
 def nested_order(key: Key[Array, ""], count: Int[ArrayLike, ""], rows: int) -> Int[Array, " rows"]:
     """A random order of `rows` row numbers with the `count` real ones first.
 
-    The first k of it, for every k, form nested random subsets of the real rows.
+    Its first k numbers are, for every k, a random subset of the real rows, and these subsets are nested.
 
     >>> import jax
     >>> from fssa_jax.ops import nested_order
@@ -55,9 +55,9 @@ def draw_episode(
 ) -> Episode:
     """A random user with k ~ U{0..max_context} context choices and up to max_targets targets.
 
-    Context and targets come from different pools of the user, so that they share no text. With
-    `swap_pools` either pool may serve as the context, which doubles the episodes that the same choices
-    give. k is drawn for this user alone; a user with fewer than k rows shows them all.
+    Context and targets come from different pools of the user, so they share no text. With `swap_pools` either pool may
+    serve as the context, which doubles the number of episodes. Each user has its own k; a user with fewer than k rows
+    shows all of them.
 
     Args:
       key: a typed PRNG key. The episode is a function of it and of the table.
@@ -68,7 +68,7 @@ def draw_episode(
       An `Episode` of text ids, without batch axis. `jax.vmap` over keys gives a batch.
 
     Raises:
-      ValueError: a size is larger than the table's number of rows, or arrays of the table do not fit together.
+      ValueError: a size is larger than the number of rows, or arrays of the table do not fit together.
 
     >>> import jax, jax.numpy as jnp
     >>> from fssa_jax import ChoiceTable, draw_episode
@@ -106,7 +106,7 @@ def evaluation_episode(
     The targets do not depend on the key or on k, and the contexts are nested: curves over k are comparable.
 
     Args:
-      key: of the random order of the context.
+      key: PRNG key for the random order of the context.
       table: choices, (users, 2, rows).
       user: a row of the table.
       max_context: size of the padded context.
@@ -135,7 +135,7 @@ def evaluation_episode(
 
 
 def truncate_context(episode: Episode, k: Int[ArrayLike, ""]) -> Episode:
-    """The same episode with only the first k choices of every context.
+    """The episode with only the first k choices of every context.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax.ops import truncate_context
@@ -152,7 +152,7 @@ def truncate_context(episode: Episode, k: Int[ArrayLike, ""]) -> Episode:
 
 
 def _checked(table: ChoiceTable) -> ChoiceTable:
-    """The table as arrays that may be indexed by traced numbers."""
+    """The table as JAX arrays, which traced numbers can index; its shapes are checked."""
     check_shapes(
         chosen=(table.chosen, "users 2 rows"),
         rejected=(table.rejected, "users 2 rows"),

@@ -1,7 +1,7 @@
-"""A matrix factorisation of choices: where the learnt embeddings of texts start from.
+"""A matrix factorisation of choices: the initial values of the learnt embeddings of texts.
 
-Fitted to the training users alone, with a latent for each of them that is thrown away afterwards. What is
-kept, factors and offsets of texts, is what the encoder and the reward model share.
+It is fitted to the training users. Their latents are discarded afterwards; the factors and offsets of texts are kept.
+The encoder and the reward model share them.
 """
 
 from functools import partial
@@ -22,12 +22,12 @@ _OFFSET_PRECISION = 0.1
 
 
 def observed_responses(table: ChoiceTable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(user, text, liked): every text that a user ever chose (1) or rejected (0), each once.
+    """(user, text, liked): all texts that a user ever chose (1) or rejected (0), without duplicates.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax.ops import observed_responses
     >>> from fssa_jax.types import ChoiceTable
-    >>> chosen, rejected = jnp.array([[[7], [7]]]), jnp.array([[[8], [9]]])  # one user, 7 chosen over 8 and over 9
+    >>> chosen, rejected = jnp.array([[[7], [7]]]), jnp.array([[[8], [9]]])  # one user, chose 7 over 8 and 9
     >>> user, text, liked = observed_responses(ChoiceTable(chosen, rejected, jnp.ones((1, 2), int), jnp.zeros(1, int)))
     >>> text.tolist(), liked.tolist()
     ([7, 8, 9], [1, 0, 0])
@@ -60,13 +60,14 @@ def factorise(
     """Factors F and offsets t of texts that explain which texts users like.
 
     p(u likes y) = σ(t_y + a_u + ⟨z_u, F_y⟩), maximum a posteriori under normal priors
-    z, a ~ N(0, 1), F ~ N(0, 1/8), t ~ N(0, 10), by full-batch Adam. Stopped early on purpose: `steps` is a
+    z, a ~ N(0, 1), F ~ N(0, 1/8), t ~ N(0, 10), by full-batch Adam. It is stopped early on purpose: `steps` is a
     regulariser like the priors.
 
     Args:
-      key: of the random start.
-      user, text, liked: observations, as `observed_responses` gives them.
-      users, texts: how many there are; width: of F and z.
+      key: PRNG key of the random init.
+      user, text, liked: observations, as `observed_responses` returns them.
+      users, texts: numbers of users and texts.
+      width: size of each row of F and of z.
 
     Returns:
       F (texts, width) and t (texts,).
@@ -81,7 +82,7 @@ def factorise(
     >>> factors.shape, bool(offsets[0] > offsets[1])
     ((2, 3), True)
     """
-    import optax  # the rest of the room needs jax alone
+    import optax  # the rest of the room needs only jax
 
     check_shapes(key=(key, ""), user=(user, "n"), text=(text, "n"), liked=(liked, "n"))
     key_f, key_z = jax.random.split(key)

@@ -1,4 +1,4 @@
-"""Log-likelihoods of a pairwise choice given rewards: Bradley-Terry-Luce and its distributional kin."""
+"""Log-likelihoods of a pairwise choice given rewards: Bradley-Terry-Luce and its distributional variant."""
 
 from typing import Literal, get_args
 
@@ -62,7 +62,7 @@ def dpl_log_likelihood(
       chosen_mean, rejected_mean: means of the rewards, (*batch), in nats. Any argument may be a number.
       chosen_scale, rejected_scale: standard deviations of the rewards, (*batch), ≥ 0.
       link: "probit" is the exact log Φ(t); "logistic" is log σ(√(8/π) t), within .018 of Φ;
-        "logistic_published" is log σ(√(2π) t), what the published code computes, off by up to .095.
+        "logistic_published" is log σ(√(2π) t) of the published code, off by up to .095.
 
     Returns:
       One log-probability per choice, (*batch). Finite, with finite gradients, also at zero scales.

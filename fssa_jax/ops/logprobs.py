@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens over a big vocabulary, without ever holding all the logits."""
+"""Log-probabilities of tokens over a large vocabulary, without storing all logits."""
 
 import math
 from collections.abc import Callable
@@ -24,22 +24,22 @@ def token_log_probs(
 ) -> Float[Array, "*batch t"]:
     """log softmax(hidden · kernel)[target] for the tokens where `mask` holds; 0 elsewhere.
 
-    The tokens that count are brought together and taken `chunk` at a time; chunks without any are skipped. Logits,
-    their logsumexp and the difference are float32, whatever the types of hidden and kernel. Memory is
-    O(chunk · vocabulary), forward and backward. Where the output layer is not trained the gradient with respect to
-    hidden, one row per token, is made together with the value, from the same logits; where it is trained the backward
-    pass computes them again. Forward-mode differentiation is not offered.
+    Masked-in tokens are packed and scored in chunks; empty chunks are skipped. Logits, their logsumexp and the
+    difference are float32, whatever the types of hidden and kernel. Memory is O(chunk · vocabulary), forward and
+    backward. If the output layer is frozen, the forward pass also computes the gradient with respect to hidden, one row
+    per token, from the same logits. If it is trained, the backward pass recomputes the logits. Forward-mode
+    differentiation is not supported.
 
-    Where `hidden` lives on a mesh of n devices, tokens are brought together inside each n-th of the batch, so that a
-    batch that is sharded over the mesh stays where it is, and each device scores its own tokens.
+    If `hidden` is on a mesh of n devices, tokens are packed within each n-th of the batch. A batch that is sharded over
+    the mesh is then not moved, and each device scores its own tokens.
 
     Args:
       hidden: normed states of the tokens before the targets.
       kernel: the output layer.
       targets: ids of the tokens to score.
-      mask: which of them count.
-      chunk: tokens at a time, of each n-th of the batch.
-      softcap: of the logits (Gemma 2).
+      mask: which tokens to score.
+      chunk: tokens per chunk, in each n-th of the batch.
+      softcap: cap of the logits (Gemma 2); None for none.
 
     Returns:
       Log-probabilities in nats, float32.
@@ -69,7 +69,7 @@ def token_log_probs(
 
 
 def _packs(hidden: Array) -> int:
-    """In how many parts of the batch tokens are brought together: each device has whole ones."""
+    """Number of parts of the batch that are packed separately: each device holds whole parts."""
     mesh = jax.typeof(hidden).sharding.mesh
     devices = math.prod(size for axis, size in mesh.shape.items() if axis not in mesh.manual_axes)
     return math.gcd(math.prod(hidden.shape[:-2]), devices)
@@ -78,7 +78,7 @@ def _packs(hidden: Array) -> int:
 def _in_chunks(
     score: Callable[[Array], PyTree], mask: Bool[Array, "packs n"], chunk: int, checkpointed: bool = False
 ) -> PyTree:
-    """score(places (packs, chunk)), arrays with a row per place, for all tokens where `mask` holds; 0 elsewhere."""
+    """Applies score(places (packs, chunk)), which returns one row per place, where `mask` holds; 0 elsewhere."""
     packs, n = mask.shape
     order = jnp.argsort(~mask, axis=1, stable=True)
     chunks = -(-n // chunk)
@@ -93,7 +93,7 @@ def _in_chunks(
         return None, jax.lax.cond(start < most, score, lambda _: nothing, at)
 
     if checkpointed:
-        # The whole step is computed again, the choice to skip it too: else each chunk would keep a copy of the kernel.
+        # Recompute the whole step, including the decision to skip it: else each chunk would keep a copy of the kernel.
         step = jax.checkpoint(step, prevent_cse=False)
     _, scores = jax.lax.scan(step, None, (index, jnp.arange(chunks) * chunk))
 
@@ -108,7 +108,7 @@ def _in_chunks(
 
 
 def _take(rows: Shaped[Array, "packs n *rest"], at: Int[Array, "packs chunk"]) -> Shaped[Array, "places *rest"]:
-    """The rows of each pack at its own places, one pack after the other: nothing is read across packs."""
+    """The rows of each pack at its own places, concatenated; no pack reads from another."""
     return jax.vmap(lambda x, i: x[i])(rows, at).reshape(at.size, *rows.shape[2:])
 
 
@@ -133,7 +133,7 @@ _log_probs = jax.custom_vjp(_recomputed, nondiff_argnums=(4, 5))
 
 
 def _forward(hidden: Any, kernel: Any, targets: Any, mask: Any, chunk: int, softcap: float | None):
-    """The value, and what the backward pass needs: the slope of each token, or all that it is computed from again."""
+    """The value and the residuals of the backward pass: the gradient per token, or the inputs to recompute it."""
     trained = kernel.perturbed
     hidden, kernel, targets, mask = (x.value for x in (hidden, kernel, targets, mask))
     if trained:
@@ -141,7 +141,7 @@ def _forward(hidden: Any, kernel: Any, targets: Any, mask: Any, chunk: int, soft
 
     def score(at: Array) -> tuple[Array, Array]:
         value, pull = jax.vjp(lambda h: _score(h, kernel, _take(targets, at), softcap), _take(hidden, at))
-        return value, pull(jnp.ones_like(value))[0]  # a token's score depends on its own state alone
+        return value, pull(jnp.ones_like(value))[0]  # a token's score depends only on its own state
 
     value, slope = _in_chunks(score, mask, chunk)
     return value, (slope, None)
@@ -173,14 +173,14 @@ def response_log_probs(
 ) -> Float[Array, " batch"]:
     """log p(response | prompt) of each row: Σ over starts ≤ i < ends of log p(token i | tokens before i).
 
-    The response is scored from its very first token, by the state one position before it.
+    The response is scored from its first token on; token i is predicted by the state at i − 1.
 
     Args:
       hidden: normed states of `tokens`.
       kernel: the output layer.
       tokens: prompt and response, padded on the right.
-      starts, ends: where the response begins, and one past its last token. Token 0 has nothing before it and
-        is never scored.
+      starts, ends: first token of the response, and one past its last. Token 0 has no token before it and is never
+        scored.
       chunk, softcap: see `token_log_probs`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""All losses: those of policies for preferences, on the smallest unit, and those of neural processes from next door."""
+"""All losses: preference losses of policies, on the smallest unit, and the neural-process losses (re-exported)."""
 
 from typing import Literal, get_args
 
@@ -28,7 +28,7 @@ def dpo_loss(
     kind: Preference = "sigmoid",
     label_smoothing: ArrayLike = 0.0,
 ) -> Float[Array, "*batch"]:
-    """The loss of a policy on a choice, from log-probabilities of the two responses.
+    """The preference loss of a policy on a choice, from the log-probabilities of the two responses.
 
     With the margin h = [log π(y⁺) − log π_ref(y⁺)] − [log π(y⁻) − log π_ref(y⁻)] and label smoothing ε:
 
@@ -41,16 +41,15 @@ def dpo_loss(
 
     Args:
       chosen, rejected: log π(y | x), (*batch), in nats; divided by the numbers of tokens for a length-normalised loss.
-      reference_chosen, reference_rejected: the same of the reference model. They do not depend on the person.
-      beta: how dear it is to leave the reference, > 0. It may be traced.
-      label_smoothing: ε in [0, ½), the share of choices that are taken to be wrong; for sigmoid and robust only. It may
-        be traced.
+      reference_chosen, reference_rejected: log π_ref(y | x), likewise. They do not depend on the person.
+      beta: β > 0; the larger, the closer the policy stays to the reference. It may be traced.
+      label_smoothing: ε in [0, ½), the assumed share of wrong choices; for sigmoid and robust only. It may be traced.
 
     Returns:
       One loss per choice, (*batch).
 
     Raises:
-      ValueError: two arrays of different shapes, an unknown kind, or a β or label smoothing that it does not have.
+      ValueError: two arrays of different shapes, an unknown kind, or a β or label smoothing out of range for the kind.
 
     >>> from fssa_jax import dpo_loss
     >>> print(f"{dpo_loss(-10.0, -12.0, -11.0, -11.0, beta=0.5):.4f}")
@@ -82,12 +81,12 @@ def dpo_loss(
 def implicit_rewards(log_probs: ArrayLike, reference: ArrayLike, beta: ArrayLike) -> Float[Array, "*batch"]:
     """The rewards that a policy is optimal for: r(x, y) = β [log π(y | x) − log π_ref(y | x)].
 
-    Up to a constant of each prompt (arXiv 2305.18290, eq. 5).
+    They are defined up to a constant per prompt (arXiv 2305.18290, eq. 5).
 
     Args:
       log_probs: log π(y | x), (*batch), in nats.
       reference: log π_ref(y | x), (*batch), in nats.
-      beta: as of the policy, > 0. It may be traced.
+      beta: β > 0 of the policy. It may be traced.
 
     Returns:
       Rewards in nats, (*batch).
@@ -106,14 +105,14 @@ def implicit_rewards(log_probs: ArrayLike, reference: ArrayLike, beta: ArrayLike
 def soft_label_loss(
     loss: ArrayLike, reversed_loss: ArrayLike, probability: ArrayLike, share: ArrayLike
 ) -> Float[Array, "*batch"]:
-    """The loss of a choice with labels of a reward model in place of a share of the label that the person gave.
+    """The loss on a choice whose label is a mixture of the person's choice and a reward model's probability.
 
     (1 − s) ℓ(y⁺ ≻ y⁻) + s [p ℓ(y⁺ ≻ y⁻) + (1 − p) ℓ(y⁻ ≻ y⁺)]          (distillation, cf. arXiv 2405.19316)
 
     Args:
-      loss: ℓ(y⁺ ≻ y⁻), (*batch), for instance of `dpo_loss`.
+      loss: ℓ(y⁺ ≻ y⁻), (*batch), for instance from `dpo_loss`.
       reversed_loss: ℓ(y⁻ ≻ y⁺), (*batch), the same with the two responses swapped.
-      probability: p(y⁺ ≻ y⁻) by the reward model, (*batch). No gradient is stopped here.
+      probability: p(y⁺ ≻ y⁻) under the reward model, (*batch). No gradient is stopped here.
       share: s in [0, 1]. It may be traced.
 
     Returns:
@@ -136,7 +135,7 @@ def soft_label_loss(
 def sft_loss(log_probs: ArrayLike, tokens: ArrayLike, mask: Bool[ArrayLike, "*batch t"]) -> Float[Array, "*batch"]:
     """Mean of −log π(y⁺ | x) / |y⁺| over a user's real targets: supervised fine-tuning, per token.
 
-    As the regulariser of a policy: arXiv 2404.19733, eq. 1.
+    Used as the regulariser of a policy in arXiv 2404.19733, eq. 1.
 
     Args:
       log_probs: log π(y⁺ | x) of the chosen responses, (*batch, t), in nats.
@@ -156,22 +155,22 @@ def sft_loss(log_probs: ArrayLike, tokens: ArrayLike, mask: Bool[ArrayLike, "*ba
     """
     log_probs, tokens = floats_alike(log_probs=log_probs, tokens=tokens)
     check_shapes(mask=(mask, "*batch t"), log_probs=(log_probs, "*batch t"))
-    # Padding has no tokens; what it is divided by must not make its gradient NaN.
+    # Padding has no tokens; dividing by its number must not make the gradient NaN.
     return -masked_mean(log_probs / jnp.where(mask, tokens, 1), mask)
 
 
 def imitation_loss(
     chosen: ArrayLike, rejected: ArrayLike, weights: tuple[ArrayLike, ArrayLike], tokens: ArrayLike
 ) -> Float[Array, "*batch"]:
-    """Writing what is worth imitating: −Σ_i w_i log π(y_i | x_i) / n over both responses of all choices of a user.
+    """Weighted imitation: −Σ_i w_i log π(y_i | x_i) / n over both responses of all choices of a user.
 
     Advantage-weighted regression (arXiv 1910.00177) with the weights of `response_weights`.
 
     Args:
       chosen, rejected: log π(y | x) of the two responses of each choice, (*batch, t), in nats.
-      weights: of the chosen and of the rejected ones, each (*batch, t); 0 for padding.
-      tokens: n, the number of tokens of a typical response, one for all: by its own number, a long response would
-        weigh less than its weight says.
+      weights: weights of the chosen and of the rejected responses, each (*batch, t); 0 for padding.
+      tokens: n, the number of tokens of a typical response, the same for all. Dividing by a response's own length
+        would reduce the weight of long responses.
 
     Returns:
       One loss per user, (*batch), in nats per token.
@@ -201,30 +200,32 @@ def response_weights(
     beta: ArrayLike,
     worth: Worth = "advantage",
 ) -> tuple[Float[Array, "*batch t"], Float[Array, "*batch t"]]:
-    """Weights of the responses of a person's choices: what is worth imitating, by a reward model.
+    """Imitation weights of the responses of a person's choices, from a reward model.
 
-    w_i = exp(A_i / β) / Σ_j exp(A_j / β) over both responses of all t choices. What a response is worth, A_i, is
+    w_i = exp(A_i / β) / Σ_j exp(A_j / β) over both responses of all t choices. The worth of a response, A_i, is
 
     * "reward": its reward r_i (reward-weighted regression, Peters and Schaal 2007). A BTL reward is known up to a
-      constant of each prompt, so this is for responses to one prompt, or to prompts of one kind.
-    * "advantage": its reward beyond that of the other one to the same prompt, r_i − r_j = ±m, on which no such constant
-      counts (leave-one-out baseline, arXiv 2402.14740). A good response beside another good one is worth little.
+      constant per prompt, so use this for responses to one prompt, or to prompts of one kind.
+    * "advantage": its reward minus that of the other response to the same prompt, r_i − r_j = ±m, where the constant
+      cancels (leave-one-out baseline, arXiv 2402.14740). A good response next to another good one is worth little.
 
-    With many responses that the reference model could have written, −Σ w_i log π(y_i) is least for the policy that is
-    ∝ π_ref exp(A / β) (arXiv 2305.18290, eq. 4; advantage-weighted regression, arXiv 1910.00177). Of few, at a small β,
-    it imitates little but the best one, which is milder than that policy: the number of choices counts for more than β.
-    What it is for: the loss of a choice says how far two log-probabilities are to be apart, and may be met by making
-    the worse response unlikely at its every token; this term says that the better one is to be written.
+    With many responses sampled from the reference model, −Σ w_i log π(y_i) is minimal for the policy
+    ∝ π_ref exp(A / β) (arXiv 2305.18290, eq. 4; advantage-weighted regression, arXiv 1910.00177). With few responses
+    and a small β it imitates almost only the best one, which is milder than that policy: the number of choices then
+    matters more than β.
+
+    A preference loss only sets the difference of two log-probabilities. A policy can minimise it by making the worse
+    response unlikely at every token. This term makes the better response likely.
 
     Args:
       chosen: rewards of the chosen responses, (*batch, t), in nats.
       rejected: rewards of the rejected ones, (*batch, t).
       mask: which choices are real.
-      beta: as of the policy, > 0. The smaller, the fewer responses count. It may be traced.
-      worth: what a response is weighed by.
+      beta: β > 0 of the policy. The smaller, the fewer responses have weight. It may be traced.
+      worth: how the worth of a response is defined.
 
     Returns:
-      Weights of the chosen and of the rejected responses, together 1 for each person; 0 where no choice is real.
+      Weights of the chosen and of the rejected responses, summing to 1 per person; 0 where no choice is real.
 
     Raises:
       ValueError: two arrays of different shapes, a β that is not positive, or `worth` is not one of the two.
@@ -250,7 +251,7 @@ def response_weights(
         chosen, rejected = chosen - rejected, rejected - chosen
     both = jnp.concatenate([chosen, rejected], axis=-1) / beta
     real = jnp.concatenate([mask, mask], axis=-1)
-    # Finite also where nothing is real.
+    # Finite even if no choice is real.
     weights = jnp.where(real, jax.nn.softmax(jnp.where(real, both, jnp.finfo(both.dtype).min), axis=-1), 0.0)
     of_chosen, of_rejected = jnp.split(weights, 2, axis=-1)
     return of_chosen, of_rejected

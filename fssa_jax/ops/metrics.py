@@ -1,7 +1,7 @@
-"""How predictions of choices are judged: accuracy, calibration, steering, intervals over users.
+"""Metrics of predicted choices: accuracy, calibration, steering, intervals over users.
 
-All targets are ordered (chosen, rejected), so a prediction is p, the probability given to what the
-person really chose, and the outcome is always 1. Pure functions on arrays.
+All targets are ordered (chosen, rejected). A prediction is thus p, the probability of the choice that the person made,
+and the outcome is always 1. Pure functions on arrays.
 """
 
 import jax
@@ -11,15 +11,15 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from fssa_jax.ops._checks import check_shapes, floats_alike
 
-# Equal probabilities that rounding made differ are still ties.
+# Probabilities that differ by rounding only are ties.
 _TIE = 2e-6
 
 
 def preference_accuracy(log_p: ArrayLike) -> Float[Array, "*batch"]:
-    """1 where the choice was the more probable one, ½ at a tie, 0 otherwise.
+    """1 where the person's choice is the more probable one, ½ at a tie, 0 otherwise.
 
     Args:
-      log_p: log-probability given to the choice that was made, (*batch), in nats.
+      log_p: log-probability of the choice that the person made, (*batch), in nats.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax import preference_accuracy
@@ -36,8 +36,8 @@ def calibration_counts(
 ) -> Float[Array, "users bins 3"]:
     """Per user and confidence bin: number of predictions, sum of confidences, sum of hits.
 
-    The confidence is max(p, 1 − p) in [½, 1], cut into `bins` of equal width; ties hit by ½. Arguments as in
-    `expected_calibration_error`.
+    The confidence is max(p, 1 − p) in [½, 1], cut into `bins` of equal width; a tie counts as half a hit. Arguments as
+    in `expected_calibration_error`.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax.ops import calibration_counts
@@ -55,7 +55,7 @@ def calibration_counts(
 
 
 def ece_from_counts(counts: Float[ArrayLike, "*batch bins 3"]) -> Float[Array, "*batch"]:
-    """Expected calibration error from the sums that `calibration_counts` gives, added over users.
+    """Expected calibration error from the counts of `calibration_counts`, summed over users.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax.ops import calibration_counts, ece_from_counts
@@ -75,8 +75,8 @@ def expected_calibration_error(
     """ECE = Σ_b (n_b / n) |mean confidence_b − accuracy_b|          (Guo et al., arXiv 1706.04599, eq. 3)
 
     Args:
-      p: probability given to the choice that was made, in [0, 1].
-      mask: which predictions count; all by default. Without any the error is 0.
+      p: probability of the choice that the person made, in [0, 1].
+      mask: which predictions count; all by default. If none does, the error is 0.
       bins: number of equal bins of the confidence max(p, 1 − p) over [½, 1].
 
     >>> import jax.numpy as jnp
@@ -89,10 +89,10 @@ def expected_calibration_error(
 
 
 def steering_score(accuracy_a: ArrayLike, accuracy_b: ArrayLike) -> Float[Array, "*batch"]:
-    """S = acc_A + acc_B − 1 on pairs where A and B disagree: 0 ignores the person, 1 steers perfectly.
+    """S = acc_A + acc_B − 1 on pairs where A and B disagree: 0 for a model that ignores the person, 1 at best.
 
     Args:
-      accuracy_a, accuracy_b: fractions (*batch) of the choices of A and of B that are predicted; S is a fraction too.
+      accuracy_a, accuracy_b: accuracies on the choices of A and of B, as fractions (*batch); S is a fraction too.
 
     Raises:
       ValueError: two arrays of different shapes.
@@ -113,13 +113,13 @@ def contested_weights(
 ) -> Float[Array, "users targets"]:
     """Weights w that turn accuracies into a steering score over all items that people disagree on.
 
-    An item is an unordered pair of responses; it is contested if among the users somebody chose either
-    side. With w = 1 / (number of users on that side), and 0 where nobody disagrees, the mean over
-    contested items of acc_A + acc_B − 1 is S = 2 Σ w·acc / Σ w − 1.
+    An item is an unordered pair of responses. It is contested if each of its sides was chosen by some user. With
+    w = 1 / (number of users on that side), and 0 for uncontested items, the mean over contested items of
+    acc_A + acc_B − 1 is S = 2 Σ w·acc / Σ w − 1.
 
     Args:
-      item: which pair each target is about, in [0, items).
-      side: which of the pair's responses the user chose.
+      item: index of the pair of each target, in [0, items).
+      side: which response of the pair the user chose.
       mask: which targets are real.
       items: number of items.
 
@@ -154,7 +154,7 @@ def bootstrap_weights(key: Key[Array, ""], users: int, resamples: int) -> Float[
 
 
 def interval(samples: Float[ArrayLike, " n"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The central 95 % of bootstrap samples, those that are NaN left out.
+    """The central 95 % of bootstrap samples, without NaN.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax.ops import interval
@@ -197,19 +197,19 @@ def bayes_log_predictive(
     target_reward: Float[ArrayLike, "*batch t people"],
     log_prior: Float[ArrayLike, " people"],
 ) -> Float[Array, "*batch t"]:
-    """The Bayes limit: log p(choice | context) when the set of possible people is known.
+    """The Bayes limit: log p(choice | context) if the set of possible people is known.
 
     p(u | C) ∝ p(u) Π_i σ(Δr_u(i)),   p(t | C) = Σ_u p(u | C) σ(Δr_u(t))
 
     Args:
-      context_reward: r_u(chosen) − r_u(rejected) of every context choice under every possible person.
+      context_reward: r_u(chosen) − r_u(rejected) of every context choice, for every possible person u.
       mask: which context choices are real.
       target_reward: the same for the targets.
       log_prior: log p(u).
 
     Returns:
-      The log-probability of every target choice under the posterior mean: no model can beat it in
-      expectation, whatever it does with the context.
+      The log-probability of every target choice under the posterior mean. In expectation no model that reads the same
+      context can beat it.
 
     Raises:
       ValueError: shapes that do not fit together.

@@ -15,7 +15,7 @@ Objective = Literal["elbo", "published", "vpl", "predictive"]
 
 
 def masked_mean(values: Float[ArrayLike, "*batch n"], mask: Bool[ArrayLike, "*batch n"]) -> Float[Array, "*batch"]:
-    """Mean over the last axis where `mask` holds; 0, with zero gradient, where nothing does.
+    """Mean over the last axis where `mask` holds; 0, with zero gradient, if it holds nowhere.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax.ops import masked_mean
@@ -34,7 +34,7 @@ def latent_roles(
     q_targets: DiagGaussian | None = None,
     q_union: DiagGaussian | None = None,
 ) -> tuple[DiagGaussian, DiagGaussian]:
-    """The distribution that z is sampled from, and the one its KL divergence is taken to.
+    """The distribution that z is sampled from, and the reference of its KL divergence.
 
     | objective | samples z ~ | KL( · ‖ · )              | source                                     |
     |-----------|-------------|--------------------------|--------------------------------------------|
@@ -46,9 +46,9 @@ def latent_roles(
     "predictive" is for `neural_process_loss(..., marginal=True)`, which averages probabilities.
 
     Args:
-      objective: a name of the table.
-      q_context, q_targets, q_union: q(z | C), q(z | T), q(z | C∪T), (*batch, m); what an objective does not
-        name may be None.
+      objective: a name from the table.
+      q_context, q_targets, q_union: q(z | C), q(z | T), q(z | C∪T), (*batch, m). Those that the objective does not use
+        may be None.
 
     Raises:
       ValueError: the objective is unknown, a distribution that it needs is missing, or shapes differ.
@@ -104,12 +104,12 @@ def neural_process_loss(
 
     Args:
       log_likelihood: log p(t | z_s) for every latent sample s and target t.
-      mask: which targets are real. With none, the likelihood term is 0.
-      sampled_from, reference: the two distributions that `latent_roles` names. None for a
-        deterministic latent: the KL term is then 0.
+      mask: which targets are real. If none is, the likelihood term is 0.
+      sampled_from, reference: the two distributions from `latent_roles`. None for a deterministic latent: the KL term
+        is then 0.
       kl_weight: β ≥ 0, a number, which may be traced.
-      marginal: take −(1/|T|) Σ_t log (1/S) Σ_s p(t | z_s) for the first term: the likelihood of what is
-        predicted when z is integrated out, not a bound on it.
+      marginal: the first term is −(1/|T|) Σ_t log (1/S) Σ_s p(t | z_s): the likelihood with z integrated out, not a
+        bound on it.
 
     Returns:
       The loss and its two terms, scalars.

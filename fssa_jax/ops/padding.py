@@ -1,4 +1,4 @@
-"""Lengths are rounded up to few sizes, so that few programs are compiled and little is padding."""
+"""Padding: lengths are rounded up to a few sizes, to compile few programs and to waste few tokens."""
 
 import itertools
 from collections.abc import Iterable, Sequence
@@ -7,10 +7,10 @@ import numpy as np
 
 from fssa_jax.ops._checks import check_shapes
 
-# How rows are padded that are sorted by length, longest first: (rows, padded length) of one group after the other.
+# How rows, sorted by length with the longest first, are padded: (rows, padded length) of each group in order.
 Plan = tuple[tuple[int, int], ...]
 
-# Each size is at most a quarter, or one step of 8, above the one before: of uniform lengths an eighth is padding.
+# Each size exceeds the previous one by at most a quarter, or by 8: with uniform lengths an eighth is padding.
 _SIZES: list[int] = [8]
 while _SIZES[-1] < 2**24:
     _SIZES.append(max(_SIZES[-1] + 8, int(_SIZES[-1] * 1.25) // 8 * 8))
@@ -29,16 +29,16 @@ def bucket(length: int) -> int:
 def length_batches(
     lengths: Sequence[int], tokens: int, multiple: int = 1, limit: int = 2**24
 ) -> list[tuple[int, np.ndarray]]:
-    """Rows of similar lengths together: (padded length, indices) of each batch, longest first.
+    """Batches of rows of similar lengths: (padded length, indices) of each, longest first.
 
-    Every batch of one padded length has `batch_rows` rows, so that each bucket is one shape; all but the very last,
-    which the caller fills up to `filled_rows`.
+    Every batch of one padded length has `batch_rows` rows, so that each bucket is one shape. Only the very last batch
+    may be smaller; the caller fills it up to `filled_rows`.
 
     Args:
       lengths: of the rows.
-      tokens: of a batch, padding included, at most; a batch has at least `multiple` rows.
+      tokens: maximum tokens of a batch, padding included; a batch has at least `multiple` rows.
       multiple: rows of a batch are a multiple of this (the number of devices).
-      limit: no row is longer, and no padded length is either.
+      limit: maximum length of rows, and of padded lengths.
 
     >>> from fssa_jax.ops import length_batches
     >>> [(size, rows.tolist()) for size, rows in length_batches([9, 30, 3, 12], tokens=32)]
@@ -49,7 +49,7 @@ def length_batches(
     batches, start = [], 0
     while start < len(order):
         longest = max(int(lengths[order[start]]), 1)
-        # Short rows are many: up to 128 every step of 8 is a shape of its own.
+        # Short rows are many: up to 128 every multiple of 8 is a separate shape.
         size = -(-longest // 8) * 8 if longest <= 128 else bucket(longest)
         size = min(size, limit)
         number = batch_rows(size, tokens, multiple)
@@ -69,7 +69,7 @@ def batch_rows(size: int, tokens: int, multiple: int = 1) -> int:
 
 
 def filled_rows(number: int, full: int, multiple: int = 1) -> int:
-    """Rows that a batch of `number` is filled up to: `multiple` times a power of two, `full` at most.
+    """Number of rows to which a batch of `number` rows is padded: `multiple` times a power of two, at most `full`.
 
     >>> from fssa_jax.ops import filled_rows
     >>> filled_rows(5, full=32), filled_rows(30, full=24)
@@ -98,8 +98,8 @@ def best_plan(lengths: Sequence[int] | np.ndarray, groups: int, limit: int = 2**
 
     Args:
       lengths: of the rows, longest first.
-      groups: each is a program of its own to compile.
-      limit: no row is longer, and no padded length is either.
+      groups: maximum number of groups; each is compiled separately.
+      limit: maximum length of rows, and of padded lengths.
 
     >>> from fssa_jax.ops.padding import best_plan
     >>> best_plan([90, 90, 90, 90, 30, 30, 30, 30], groups=2)
@@ -128,7 +128,7 @@ def padded_tokens(plan: Plan) -> int:
 
 
 def fits(plan: Plan, lengths: Sequence[int] | np.ndarray) -> bool:
-    """Whether rows of these lengths, longest first, are no longer than their groups.
+    """Whether rows of these lengths, longest first, fit into the groups of a plan.
 
     >>> from fssa_jax.ops import fits
     >>> fits(((1, 96), (1, 32)), [90, 30]), fits(((1, 96), (1, 32)), [90, 40])
@@ -150,10 +150,10 @@ def cheapest(plans: Iterable[Plan], lengths: Sequence[int] | np.ndarray) -> Plan
 
 
 def few_plans(batches: np.ndarray, groups: int, limit: int, most: int = 4) -> list[Plan]:
-    """A few plans that pad typical batches little, and one that every batch fits into.
+    """A few plans with little padding for typical batches, and one that fits every batch.
 
-    Which of them a batch takes depends on the batch alone (`cheapest`), not on what came before, and no more than
-    `most` + 1 programs are ever compiled. Taken greedily, while one more saves at least a twentieth of all tokens.
+    The plan of a batch depends only on the batch (`cheapest`), and at most `most` + 1 programs are compiled. Plans are
+    added greedily as long as one more saves at least a twentieth of all tokens.
 
     Args:
       batches: (batches, rows) lengths of typical batches, longest first.

@@ -1,4 +1,4 @@
-"""From logits to the next token: pure functions of arrays, one row a sequence."""
+"""From logits to the next token: pure functions of arrays, one row per sequence."""
 
 import dataclasses
 import math
@@ -17,9 +17,9 @@ class Sampling:
 
     Attributes:
       temperature: 0 is greedy.
-      top_k: only the k likeliest tokens; 0 for all.
-      top_p: only the likeliest tokens whose probabilities reach p together; 1 for all.
-      repetition_penalty: logits of tokens that a row has, prompt included, are divided (if positive) or
+      top_k: sample only from the k most likely tokens; 0 for all.
+      top_p: sample only from the most likely tokens whose probabilities sum to p; 1 for all.
+      repetition_penalty: logits of tokens that occur in the row, prompt included, are divided (if positive) or
         multiplied (if negative) by it (arXiv 1909.05858); 1 for none.
 
     >>> from fssa_jax import Sampling
@@ -41,7 +41,7 @@ class Sampling:
 def penalise(
     logits: Float[ArrayLike, "batch vocabulary"], seen: Bool[ArrayLike, "batch vocabulary"], penalty: float
 ) -> Float[Array, "batch vocabulary"]:
-    """Logits with those of seen tokens moved towards unlikely by the factor `penalty` (arXiv 1909.05858).
+    """Lowers the logits of seen tokens by the factor `penalty` (arXiv 1909.05858).
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax.ops import penalise
@@ -56,9 +56,9 @@ def penalise(
 def restrict(
     logits: Float[ArrayLike, "batch vocabulary"], top_k: int, top_p: float
 ) -> Float[Array, "batch vocabulary"]:
-    """−∞ for tokens beyond the k likeliest and, of these, beyond the nucleus of mass p (arXiv 1904.09751).
+    """Sets logits to −∞ outside the k most likely tokens and, among these, outside the nucleus (arXiv 1904.09751).
 
-    The likeliest token is always kept.
+    The nucleus holds the most likely tokens whose probabilities sum to `top_p`. The most likely token is always kept.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax.ops import restrict
@@ -90,7 +90,7 @@ def next_tokens(
     Args:
       logits: of the next token.
       keys: typed PRNG keys.
-      seen: tokens that a row has; needed for a repetition penalty alone.
+      seen: tokens that occur in the row; needed only for a repetition penalty.
       sampling: how tokens are chosen.
 
     Raises:

@@ -1,1 +1,1 @@
-"""One step, one loop, devices, checkpoints."""
+"""The training step, the loop, devices, checkpoints."""

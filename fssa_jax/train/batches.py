@@ -1,4 +1,4 @@
-"""Compiled calls of many steps, in which texts of like length are padded together."""
+"""Compiled calls of many steps; texts of similar length are padded together."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from fssa_jax.train.step import Metrics, Step, many_steps
 Advance = Callable[[TrainState, int, int], tuple[TrainState, Metrics]]
 """(state, step, number) ↦ (state, metrics): `number` steps from `step` on."""
 
-_TYPICAL_CALLS = 32  # whose texts tell how to pad
+_TYPICAL_CALLS = 32  # calls whose text lengths determine the padding plans
 
 
 def plain_calls(step: Step, tables: Any, mode: Literal["none", "pmap"]) -> Advance:
-    """Steps whose arrays have one shape."""
+    """Steps with arrays of one fixed shape."""
     everywhere = parallel.replicate(tables, mode)
     calls: dict[int, Callable] = {}
 
@@ -46,24 +46,24 @@ def padded_calls(
     accumulate: int,
     buckets: int,
 ) -> Advance:
-    """Steps on texts of many lengths: every batch is padded by one of few plans, a function of the batch alone.
+    """Steps on texts of many lengths: every batch is padded by one of a few plans, which depends only on the batch.
 
     Args:
-      step: makes the step of a plan.
-      ids: (step, tables) ↦ the texts of its batch, in the order in which devices and parts take them.
-      tables: with `texts`, a token table (lm/scoring.py).
+      step: makes the step for a plan.
+      ids: (step, tables) ↦ the texts of its batch, in the order in which devices and accumulated parts take them.
+      tables: have a token table `texts` (lm/scoring.py).
       mode: see `parallel.resolve`.
-      steps: of the whole training, from which typical batches are taken.
-      steps_per_call: in one call.
-      accumulate: parts of a batch.
-      buckets: padded lengths within a part.
+      steps: number of training steps, from which typical batches are sampled.
+      steps_per_call: steps per call.
+      accumulate: accumulated parts per batch.
+      buckets: padded lengths per part.
     """
     width = tables.texts.tokens.shape[1]
     parts = accumulate * (jax.device_count() if mode == "pmap" else 1)
 
     @partial(jax.jit, static_argnames="number")
     def ranked(first: jax.Array, tables: Any, number: int) -> jax.Array:
-        """(rows,) of the i-th longest texts of all parts of the coming batches the longest."""
+        """(rows,) for each i, the maximum length of the i-th longest text over all parts of the next batches."""
         ends = tables.texts.ends
         lengths = jax.vmap(lambda s: ends[ids(s, tables)].reshape(parts, -1))(first + jnp.arange(number))
         return jnp.sort(lengths, axis=-1, descending=True).max((0, 1))
@@ -86,7 +86,7 @@ def padded_calls(
     def advance(state: TrainState, first: int, number: int) -> tuple[TrainState, Metrics]:
         coming = ahead.pop((first, number), None)
         plan = cheapest(plans, jax.device_get(lengths(first, number) if coming is None else coming))
-        # Asked for before the steps are under way: the next call then need not wait for them to end.
+        # Dispatched before the steps, so that the next call need not wait for the steps to finish.
         ahead.clear()
         ahead[first + number, number] = lengths(first + number, number)
         size = plan[0][1]

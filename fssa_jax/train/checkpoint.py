@@ -1,11 +1,11 @@
-"""Checkpoints by orbax: the latest few to resume from, and the best by validation to use.
+"""Checkpoints with orbax: the latest few to resume from, and the best by validation to use.
 
 A checkpoint is a directory named by its step:
 
-    arrays/        one orbax checkpoint of parts that are read apart: "variables" to predict with, and what training
-                   needs besides; each a flat dictionary, from the path of an array to the array
-    digests.json   the step, and the checksums of every array and of every file of `arrays`
-    metrics.json   what validation found, if it did
+    arrays/        an orbax checkpoint of separately readable parts: "variables" for prediction, and the rest of the
+                   training state; each is a flat dictionary from paths to arrays
+    digests.json   the step, and the checksums of every array and of every file in `arrays`
+    metrics.json   validation metrics, if any
 """
 
 import json
@@ -39,10 +39,10 @@ class _Digests(TypedDict):
 
 
 class Checkpoints:
-    """One directory of checkpoints, each written whole or not at all, the newest `keep` kept.
+    """A directory of checkpoints, each written atomically; the newest `keep` are kept.
 
-    A checkpoint is removed only after a newer one is complete. With `read_only` nothing is made or removed, so
-    that others may read while a training run writes.
+    A checkpoint is removed only after a newer one is complete. With `read_only` nothing is created or removed, so other
+    programs can read while a training run writes.
     """
 
     def __init__(self, directory: Path, keep: int, read_only: bool = False):
@@ -66,7 +66,7 @@ class Checkpoints:
         return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdecimal() and path.is_dir())
 
     def save(self, step: int, parts: Parts, metrics: dict[str, float] | None = None) -> None:
-        """Writes a checkpoint, in place of one of the same step, and waits until it is complete.
+        """Writes a checkpoint, replacing one of the same step, and waits until it is complete.
 
         Raises:
           UserError: it cannot be written. Older checkpoints are untouched.
@@ -87,39 +87,39 @@ class Checkpoints:
             last = f"the last good checkpoint is step {survivors[-1]}" if survivors else "there is none before"
             reason = _first_line(error.__cause__ or error if isinstance(error, UserError) else error)
             raise UserError(f"{self.directory}: step {step} cannot be written ({reason}); {last}") from error
-        # Later ones were damaged, and training went back before them.
+        # Checkpoints of later steps were damaged, and training resumed from an earlier one.
         kept = [s for s in self.steps if s <= step][-self._keep :]
         for old in set(self.steps) - set(kept):
             removed = self.directory / f".{old}.{os.getpid()}.old"
-            os.replace(self._path(old), removed)  # at once, so that none is ever seen in part
+            os.replace(self._path(old), removed)  # atomic: readers never see a partial one
             shutil.rmtree(removed, ignore_errors=True)
 
     def restore(self, like: Parts) -> tuple[int, Parts] | None:
-        """(step, parts) of the newest checkpoint that can be read, on devices as `like`; None if there is none.
+        """(step, parts) of the newest readable checkpoint, on the devices of `like`; None without checkpoints.
 
-        A damaged one is named in a warning, and the one before is tried.
+        A damaged checkpoint is named in a warning, and the previous one is tried.
 
         Raises:
-          UserError: there are checkpoints, but none can be read; or one holds other arrays than `like`.
+          UserError: there are checkpoints, but none is readable; or one holds other arrays than `like`.
         """
         return self._found(self._newest(lambda step: self._load_parts(step, like)))
 
     def load_variables(self, like: PyTree = None) -> tuple[int, PyTree] | None:
-        """(step, variables) of the newest checkpoint that can be read, as arrays of the host; None if there is none.
+        """(step, variables) of the newest readable checkpoint, as host arrays; None without checkpoints.
 
-        The shapes are the checkpoint's own: no optimiser, no data and no device is needed.
+        The shapes are read from the checkpoint: no optimiser, no data and no device is needed.
 
         Args:
-          like: arrays or shapes that the variables must have, and the tree to return them in. Without it they come
-            in dictionaries.
+          like: a tree with the expected arrays or shapes, in whose structure the variables are returned. Without it
+            they are returned as nested dictionaries.
 
         Raises:
-          UserError: there are checkpoints, but none can be read; or one holds other arrays than `like`.
+          UserError: there are checkpoints, but none is readable; or one holds other arrays than `like`.
         """
         return self._found(self._newest(lambda step: self._load_variables(step, like)))
 
     def metrics(self, step: int) -> dict[str, float]:
-        """The metrics that were saved with a checkpoint; none, with a warning, where their file is damaged."""
+        """The metrics that were saved with a checkpoint; empty, with a warning, if their file is damaged."""
         file = self._path(step) / "metrics.json"
         if not file.exists():
             return {}
@@ -136,10 +136,10 @@ class Checkpoints:
         for step in reversed(self.steps):
             try:
                 return step, read(step)
-            except UserError:  # it is whole, but of another model
+            except UserError:  # intact, but of another model
                 raise
             except Exception as error:  # damaged files surface as many kinds of error
-                if step not in self.steps:  # the run that writes has replaced it meanwhile
+                if step not in self.steps:  # the training run has removed it meanwhile
                     return self._newest(read)
                 _log.warning(
                     "%s: checkpoint %d is damaged (%s); trying the one before", self.directory, step, _first_line(error)
@@ -169,9 +169,9 @@ class Checkpoints:
         return _unflatten(flat, like) if like is not None else _nest(flat)
 
     def _check_files(self, step: int, parts: Collection[str]) -> dict[str, dict[str, Digest]]:
-        """The digests of the arrays, when all files that these parts need are as they were written.
+        """Checks the files that these parts need, and returns the digests of the arrays.
 
-        Orbax must not meet damaged files: its threads print tracebacks that nobody can catch.
+        Orbax must not read damaged files: its threads print tracebacks that cannot be caught.
         """
         path = self._path(step)
         digests: _Digests = unseal(json.loads((path / "digests.json").read_bytes()))
@@ -204,12 +204,12 @@ class Checkpoints:
 
 
 def best_or_latest_variables(best: Checkpoints, latest: Checkpoints, like: PyTree = None) -> tuple[int, PyTree]:
-    """(step, variables) to use: the best by validation, or where that cannot be read the newest.
+    """(step, variables) to use: the best by validation, or the newest if the best is not readable.
 
     See `Checkpoints.load_variables`.
 
     Raises:
-      UserError: neither can be read, or one holds other arrays than `like`.
+      UserError: neither is readable, or one holds other arrays than `like`.
     """
     found = best._newest(lambda step: best._load_variables(step, like))
     if found is None and best.steps:

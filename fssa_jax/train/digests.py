@@ -1,4 +1,4 @@
-"""Checksums (CRC-32): of arrays, piece by piece as they lie on devices, of files, and of the JSON that lists them."""
+"""CRC-32 checksums of arrays (per shard), of files, and of the JSON that lists them."""
 
 import json
 import zlib
@@ -14,7 +14,7 @@ _Corners = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 class Digest(TypedDict):
-    """Shape, type, and of every piece its first corner, its last, and the CRC-32 of its bytes in C order."""
+    """Shape and type of an array, and per piece its first and last corner and the CRC-32 of its bytes in C order."""
 
     shape: list[int]
     dtype: str
@@ -22,16 +22,16 @@ class Digest(TypedDict):
 
 
 def digest_array(x: jax.Array | np.ndarray) -> Digest:
-    """The digest of an array. A sharded array is never gathered: each shard is a piece of its own."""
+    """The digest of an array. A sharded array is never gathered: each shard is one piece."""
     pieces = [(list(start), list(stop), _crc32(data)) for (start, stop), data in _pieces(x).items()]
     return {"shape": list(x.shape), "dtype": x.dtype.name, "pieces": pieces}
 
 
 def check_array(name: str, x: jax.Array | np.ndarray, digest: Digest) -> None:
-    """Compares an array with its digest, whatever the sharding that each of them has.
+    """Checks an array against a digest; their shardings may differ.
 
     Raises:
-      ValueError: the array is not the one that the digest was made of.
+      ValueError: the array does not match the digest.
     """
     if (list(x.shape), x.dtype.name) != (digest["shape"], digest["dtype"]):
         raise ValueError(f"{name} is {x.shape} {x.dtype}, not {digest['shape']} {digest['dtype']}")
@@ -54,15 +54,15 @@ def digest_file(path: Path) -> int:
 
 
 def seal(content: _T) -> dict[str, _T | int]:
-    """JSON content together with its own checksum."""
+    """JSON content with its checksum."""
     return {"content": content, "crc32": _crc32_of_json(content)}
 
 
 def unseal(sealed: Mapping[str, _T]) -> _T:
-    """What was sealed.
+    """The content of `seal`, checked.
 
     Raises:
-      ValueError: it is not what it was.
+      ValueError: the checksum is missing or does not match.
     """
     if not isinstance(sealed, dict) or set(sealed) != {"content", "crc32"}:
         raise ValueError("it has no checksum")
@@ -72,7 +72,7 @@ def unseal(sealed: Mapping[str, _T]) -> _T:
 
 
 def _pieces(x: jax.Array | np.ndarray) -> dict[_Corners, np.ndarray]:
-    """The pieces of an array that this process has, one of each, by their first and last corner."""
+    """The distinct pieces of an array on this process, by their first and last corner."""
     if not isinstance(x, jax.Array):
         return {((0,) * x.ndim, x.shape): x}
     shards = [shard for shard in x.addressable_shards if shard.replica_id == 0]

@@ -1,4 +1,4 @@
-"""The training loop: any pure step, run to its end, killed and resumed, with everything saved that is needed."""
+"""The training loop for any pure step: it can be killed and resumed, and saves all that is needed for that."""
 
 import dataclasses
 import logging
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 class StopSignal:
-    """Remembers a SIGTERM or SIGINT for the loop to act on between two calls; a second one ends the process at once."""
+    """Records a SIGTERM or SIGINT, which the loop handles between two calls; a second one ends the process at once."""
 
     def __init__(self):
         self.received = False
@@ -45,7 +45,7 @@ class StopSignal:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.received = True
-        # The system's own action, which needs no turn of the interpreter: it works where a device hangs, too.
+        # The system's default action does not need the interpreter, so it also works while a device hangs.
         for each in self._previous:
             signal.signal(each, signal.SIG_DFL)
         _log.warning("%s received: saving and stopping; a second one ends at once", signal.Signals(number).name)
@@ -53,16 +53,16 @@ class StopSignal:
 
 @dataclasses.dataclass
 class Run:
-    """What the loop needs to know of one model.
+    """What the loop needs to train one model.
 
     Attributes:
-      name: in messages and on the progress bar.
-      steps: of the whole training.
-      state: at its start, where `advance` wants it.
-      advance: (state, step, number) -> (state, metrics): `number` steps from `step` on; the state is donated, and
-        metrics have a row for each step, among them "loss" and "grad_norm".
-      validate: held-out scores of variables, among them "val/nll", by which the best are chosen; and warnings.
-      culprits: what to add to the message when a step is not finite, from its number.
+      name: shown in messages and on the progress bar.
+      steps: number of training steps.
+      state: initial state, on the devices that `advance` expects.
+      advance: (state, step, number) -> (state, metrics): `number` steps from `step` on. The state is donated; metrics
+        have one row per step, and include "loss" and "grad_norm".
+      validate: held-out scores of variables, including "val/nll", by which the best are chosen; and warnings.
+      culprits: step ↦ names of the batch, for the message if the step is not finite.
       learning_rate: step ↦ learning rate, for the metrics.
     """
 
@@ -78,12 +78,12 @@ class Run:
 def run_to_end(run: Run, settings: Loop, directory: Path, stop: StopSignal) -> PyTree:
     """Trains one model to its end, or goes on with it, and returns its best variables by validation.
 
-    Checkpoints, metrics.jsonl and TensorBoard events go to `directory`. The batch of a step is a function
-    of (seed, step): a run that was killed and resumed equals one that was not, bit for bit.
+    Checkpoints, metrics.jsonl and TensorBoard events go to `directory`. The batch of a step is a function of
+    (seed, step): a run that was killed and resumed equals an uninterrupted one, bit for bit.
 
     Raises:
-      Stopped: a signal came; everything is saved.
-      UserError: the loss is not finite, or something cannot be written.
+      Stopped: a signal was received; everything is saved.
+      UserError: the loss is not finite, or a file cannot be written.
     """
     name, steps, state = run.name, run.steps, run.state
     latest = Checkpoints(directory / "checkpoints" / "latest", settings.keep)
@@ -105,12 +105,12 @@ def run_to_end(run: Run, settings: Loop, directory: Path, stop: StopSignal) -> P
         return f"{good} in {latest.directory}; lower config.optim.learning_rate"
 
     def read(step: int, metrics: dict) -> None:
-        """Looks at metrics only when the next call is under way, so that the device does not wait."""
+        """Reads metrics only after the next call was dispatched, so that the device does not wait."""
         nonlocal clock
         metrics = jax.device_get(metrics)
         finished()
         losses = np.asarray(metrics["loss"])
-        # A finite loss with an infinite gradient ruins the parameters all the same, one step later.
+        # A finite loss with an infinite gradient ruins the parameters too, one step later.
         finite = np.isfinite(losses) & np.isfinite(np.asarray(metrics["grad_norm"]))
         if not finite.all():
             first = int(np.argmin(finite))
@@ -147,7 +147,7 @@ def run_to_end(run: Run, settings: Loop, directory: Path, stop: StopSignal) -> P
                 scores, warnings = run.validate(jax.device_get(state.variables))
                 finished()
                 log.write(step, scores)
-                # Before a quarter of the training a latent that does not vary yet is no collapse.
+                # In the first quarter of the training a latent that does not vary yet has not collapsed.
                 for warning in warnings if step >= steps / 4 else []:
                     kind = warning.split(":")[0]
                     if kind not in warned:
@@ -174,13 +174,13 @@ def run_to_end(run: Run, settings: Loop, directory: Path, stop: StopSignal) -> P
 
 
 def _parts(state: TrainState) -> Parts:
-    """A state as a checkpoint holds it: what one predicts with apart, and nothing twice."""
+    """The state as parts of a checkpoint: variables for prediction separate from the rest, nothing stored twice."""
     optimiser = {"step": state.step, "params": state.params if state.average else {}, "opt_state": state.opt_state}
     return {"variables": state.variables, "optimiser": optimiser}
 
 
 def _state(parts: Parts) -> TrainState:
-    """The state of `_parts`."""
+    """The inverse of `_parts`."""
     variables, optimiser = parts["variables"], parts["optimiser"]
     average = variables["params"] if optimiser["params"] else {}
     return TrainState(

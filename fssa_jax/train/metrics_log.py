@@ -14,9 +14,9 @@ from fssa_jax.files import write_text
 
 
 class MetricsLog:
-    """metrics.jsonl and TensorBoard events; what a killed run wrote past the resumed step is removed.
+    """metrics.jsonl and TensorBoard events; entries that a killed run wrote after the resumed step are removed.
 
-    Both are written at once, without a thread in between: a full disk is the error of the step that met it.
+    Both are written synchronously, without a thread: a full disk is then an error of the step that hit it.
     """
 
     def __init__(self, directory: Path, step: int):
@@ -24,22 +24,22 @@ class MetricsLog:
         lines = self._path.read_text().splitlines() if self._path.exists() else []
         kept = [line for line in lines if _step_of(line) <= step]
         write_text(self._path, "".join(f"{line}\n" for line in kept))
-        with self._told():
+        with self._as_user_errors():
             (directory / "tensorboard").mkdir(exist_ok=True)
             self._file = self._path.open("a", encoding="utf-8")
             self._events = EventsWriter(str(directory / "tensorboard" / "events"))
-            if step:  # TensorBoard hides what an earlier run wrote from here on
+            if step:  # TensorBoard hides entries of an earlier run from this step on
                 start = SessionLog(status=SessionLog.START)
                 self._events.write_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
             self._events.flush()
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """One line of metrics.jsonl and one TensorBoard scalar a value.
+        """Writes one line of metrics.jsonl and one TensorBoard scalar per value.
 
         Raises:
           UserError: the disk is full, or gone.
         """
-        with self._told():
+        with self._as_user_errors():
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
             for name, value in values.items():
@@ -47,13 +47,13 @@ class MetricsLog:
             self._events.flush()
 
     def close(self) -> None:
-        """Closes both files; what could not be written was said before."""
+        """Closes both files; write errors were raised before."""
         for file in (self._file, self._events):
             with contextlib.suppress(OSError):
                 file.close()
 
     @contextlib.contextmanager
-    def _told(self):
+    def _as_user_errors(self):
         try:
             yield
         except OSError as error:

@@ -1,4 +1,4 @@
-"""One pure step on one device, or replicated over all of them by pmap. Nothing else knows of devices."""
+"""One pure step on one device, or replicated over all devices by pmap. No other module handles devices."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -14,10 +14,10 @@ AXIS = "devices"
 
 
 def resolve(mode: str, users: int, name: str = "users") -> Literal["none", "pmap"]:
-    """What "auto" means here: pmap where there is more than one device.
+    """Resolves "auto": pmap if there is more than one device.
 
     Raises:
-      UserError: the users of a batch cannot be shared evenly.
+      UserError: the users of a batch cannot be divided evenly among devices.
     """
     devices = jax.device_count()
     if mode == "none" or (mode == "auto" and devices == 1):
@@ -30,11 +30,11 @@ def resolve(mode: str, users: int, name: str = "users") -> Literal["none", "pmap
 def compile_steps(steps: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]], mode: Literal["none", "pmap"]):
     """Compiles `(state, data) -> (state, metrics)`; the state is donated.
 
-    With pmap, state and data are the same on every device and so are the results, without a device axis.
+    With pmap, state and data are replicated over devices, and so are the results, without a device axis.
     """
     if mode == "none":
         return jax.jit(steps, donate_argnums=0)
-    # jax.pmap wants one mapped argument; the device's number is as good as any.
+    # jax.pmap requires a mapped argument; the device's number serves as one.
     mapped = jax.pmap(
         lambda _, state, data: steps(state, data),
         axis_name=AXIS,
@@ -47,13 +47,13 @@ def compile_steps(steps: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]], mode
 
 
 def wait_for_all(name: str) -> None:
-    """Returns when every process of a run on several hosts has come here; at once where there is one process."""
+    """A barrier for all processes of a run on several hosts; returns at once with a single process."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def replicate(tree: PyTree, mode: Literal["none", "pmap"]) -> PyTree:
-    """Puts arrays where `compile_steps` wants them, once, so that no call has to copy them."""
+    """Puts arrays where `compile_steps` expects them, once, so that no call has to copy them."""
     if mode == "none":
         return jax.device_put(tree, jax.local_devices()[0])
     mesh = jax.sharding.Mesh(jax.devices(), (AXIS,))

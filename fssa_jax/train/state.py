@@ -1,4 +1,4 @@
-"""All that changes in training, and how it begins."""
+"""The training state, its initialisation, and the optimiser."""
 
 import dataclasses
 
@@ -13,13 +13,13 @@ from fssa_jax.types import Leaf, PyTree
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """The state of a training run. Besides the seed, the step is all that a batch depends on.
+    """The state of a training run. A batch depends only on the seed and the step.
 
     Attributes:
-      step: () int32, updates so far.
-      params: what is trained.
+      step: () int32, number of updates so far.
+      params: trained parameters.
       batch_stats: running statistics of batch normalisation; {} without.
-      opt_state: of the optimiser.
+      opt_state: state of the optimiser.
       average: exponential average of the parameters; {} if none is kept.
     """
 
@@ -31,19 +31,19 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, PyTree]:
-        """What to predict with: averaged parameters where they are kept, as `module.apply` takes them."""
+        """Variables for prediction, as `module.apply` takes them: averaged parameters if an average is kept."""
         return _variables(self.average or self.params, self.batch_stats)
 
     @property
     def trained(self) -> dict[str, PyTree]:
-        """What the loss is a function of: the parameters themselves, with the running statistics."""
+        """Variables for the loss: the parameters themselves, with the running statistics."""
         return _variables(self.params, self.batch_stats)
 
     def updated(self, params: PyTree, batch_stats: PyTree, opt_state: PyTree, average_decay: float) -> "TrainState":
-        """The state one step later; the average, where it is kept, moves towards the parameters."""
+        """The state one step later; an average, if kept, moves towards the parameters."""
         average = self.average
         if average:
-            # A short memory at first: the average must not hold the random start.
+            # A short memory at first, so that the average forgets the random init.
             t = self.step.astype(jnp.float32)
             decay = jnp.minimum(average_decay, (1 + t) / (10 + t))
             average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)

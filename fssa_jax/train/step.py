@@ -15,9 +15,9 @@ Metrics = dict[str, Any]
 
 
 class Batch(NamedTuple):
-    """What a loss is computed on: `rows`, a first axis of users or texts on every leaf, and the tables they point into.
+    """The input of a loss: `rows`, with a first axis over users or texts on every leaf, and the tables they index.
 
-    A step cuts the rows over devices and over accumulated parts; tables are the same for all.
+    A step divides the rows among devices and accumulated parts; all of them share the tables.
     """
 
     rows: Any
@@ -25,18 +25,18 @@ class Batch(NamedTuple):
 
 
 Draw = Callable[[Key[Array, " users"], Any], Any]
-"""(keys, tables) ↦ rows: each user's row is drawn with a key of their own."""
+"""(keys, tables) ↦ rows: each user's row is drawn with its own key."""
 
 Loss = Callable[[PyTree, Batch, Key[Array, ""]], tuple[Array, Metrics]]
 """(variables, batch, key) ↦ (mean loss over the rows, metrics). The key is the same on every device and for every part.
 
-A "batch_stats" among the metrics replaces the running statistics of the state."""
+The entry "batch_stats" of the metrics, if present, replaces the running statistics of the state."""
 
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
 def draw_rows(draw: Draw, seed: int, step: int | Int[Array, ""], users: int, tables: Any) -> tuple[Any, Key[Array, ""]]:
-    """The rows of a step's batch, and the key that they share: a function of (seed, step)."""
+    """The rows of a step's batch and the key that they share, as a function of (seed, step)."""
     key_users, key_shared = jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
     return draw(jax.random.split(key_users, users), tables), key_shared
 
@@ -52,23 +52,24 @@ def make_step(
     average_decay: float = 0.0,
     axis_name: str | None = None,
 ) -> Step:
-    """The step: draw the batch of (seed, step), one gradient of its mean loss, one update.
+    """Makes the training step: draw the batch of (seed, step), one gradient of its mean loss, one update.
 
-    With `axis_name` each device takes its share of the rows, so that n devices compute what one would; sums may differ
-    in their last bits.
+    With `axis_name` each device takes its share of the rows. n devices then compute the same as one, except for the
+    last bits of sums.
 
     Args:
-      loss: of a batch; see `Loss`.
-      draw: the rows of a batch; see `Draw`.
+      loss: loss of a batch; see `Loss`.
+      draw: draws the rows of a batch; see `Draw`.
       optimizer: of the parameters.
       users: rows of the whole batch, over all devices.
-      seed: of the batches.
-      accumulate: parts that a device takes one after the other.
-      average_decay: of the average of the parameters, where the state keeps one.
-      axis_name: of the pmap that the step runs in, if any.
+      seed: seed of the batches.
+      accumulate: parts that a device computes one after the other.
+      average_decay: decay of the average of the parameters, if the state keeps one.
+      axis_name: axis of the pmap that the step runs in, if any.
 
     Returns:
-      `(state, tables) -> (state, metrics)`; metrics are means over the batch, "grad_norm" is that of its gradient.
+      `(state, tables) -> (state, metrics)`. Metrics are means over the batch; "grad_norm" is the global norm of the
+      batch's gradient.
     """
 
     def gradient_of(state: TrainState, batch: Batch, key: Array) -> tuple[PyTree, Metrics]:
@@ -100,7 +101,7 @@ def make_step(
             gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
         batch_stats = metrics.pop("batch_stats", state.batch_stats)
         metrics["grad_norm"] = optax.tree.norm(gradients)
-        with jax.numpy_dtype_promotion("standard"):  # optax relies on it; the tests are strict elsewhere
+        with jax.numpy_dtype_promotion("standard"):  # required by optax; the tests are strict elsewhere
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return state.updated(params, batch_stats, opt_state, average_decay), metrics
@@ -109,7 +110,7 @@ def make_step(
 
 
 def many_steps(step: Step, number: int) -> Step:
-    """`number` steps in one call; the metrics are stacked, one row per step."""
+    """Runs `number` steps in one call; the metrics are stacked, one row per step."""
 
     def run(state: TrainState, tables: Any) -> tuple[TrainState, Metrics]:
         return jax.lax.scan(lambda carry, _: step(carry, tables), state, None, length=number)

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from fssa_jax.data.features import Featuriser, GivenFeaturiser, TfidfFeaturiser, read_vectors, vectors_beside
+from fssa_jax.data.features import Featuriser, GivenFeaturiser, TfidfFeaturiser, find_vectors, read_vectors
 from tests.mistakes import complaint
 
 WORDS = ["bread", "rice", "soup", "😊", "!", "slow", "fast", "dough", "crust"]
@@ -148,15 +148,15 @@ def test_vectors_are_found_beside_the_rows(tmp_path, ending, array, texts):
         if name:
             (tmp_path / name).touch()
     expected = str(tmp_path / array), str(tmp_path / texts) if texts else ""
-    assert vectors_beside(str(tmp_path / f"rows.{ending}")) == expected
+    assert find_vectors(str(tmp_path / f"rows.{ending}")) == expected
 
 
 def test_no_array_or_two_or_no_file_are_no_vectors(tmp_path):
     rows = tmp_path / "rows.jsonl"
-    assert vectors_beside(str(rows)) == ("", "")
+    assert find_vectors(str(rows)) == ("", "")
     rows.touch()
-    assert vectors_beside(str(rows)) == ("", "")
+    assert find_vectors(str(rows)) == ("", "")
     (tmp_path / "rows.a.npy").touch()
     (tmp_path / "rows.b.npy").touch()
-    assert vectors_beside(str(rows)) == ("", "")
-    assert vectors_beside(str(tmp_path)) == ("", "")
+    assert find_vectors(str(rows)) == ("", "")
+    assert find_vectors(str(tmp_path)) == ("", "")

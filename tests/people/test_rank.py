@@ -123,7 +123,8 @@ def test_choices_are_tuples_or_rows(person):
     rows = [Row("somebody", *choice) for choice in CHOICES[:2]]
     records = [{"prompt": p, "response_a": b, "response_b": a, "choice": 1, "user_id": "me"} for p, a, b in CHOICES[:2]]
     nameless = [{name: value for name, value in record.items() if name != "user_id"} for record in records]
-    for choices in (rows, records, nameless, [list(choice) for choice in CHOICES[:2]], [rows[0], CHOICES[1]]):
+    null = [{**record, "user_id": None} for record in nameless]  # as tables without the column are read
+    for choices in (rows, records, nameless, null, [list(choice) for choice in CHOICES[:2]], [rows[0], CHOICES[1]]):
         np.testing.assert_allclose(person.infer(choices).mean, expected, atol=1e-6)
     missing = {"prompt": "p", "response_a": "a", "response_b": "b"}
     assert complaint(person.infer, [missing]).startswith("choice 0 of a person: ")

@@ -1,1 +1,1 @@
-"""Benchmarks with a known limit."""
+"""Benchmarks with a known Bayes limit."""

@@ -1,8 +1,8 @@
-"""`styles`: a text benchmark with known people, so that the exact Bayes limit is known too.
+"""`styles`: a text benchmark with simulated people, whose exact Bayes limit is known.
 
-A prompt asks about a topic. A response says the same things in one of 2⁵ styles. A person has a hidden
-weight −1, 0 or +1 on each of the five attributes (3⁵ = 243 possible people) and chooses between two
-responses by Bradley-Terry-Luce:
+A prompt asks about a topic. A response gives the same content in one of 2⁵ styles. A person has a hidden weight −1, 0
+or +1 on each of the five attributes (3⁵ = 243 possible people) and chooses between two responses by
+Bradley-Terry-Luce:
 
     r_u(y) = scale · Σ_a w_u,a x_a(y),   x_a(y) = ±½,   p(y⁺ ≻ y⁻) = σ(r_u(y⁺) − r_u(y⁻))
 
@@ -20,9 +20,8 @@ Text = tuple[str, str]  # (prompt, response)
 
 ATTRIBUTES = ("long", "formal", "emoji", "hedged", "question")
 
-# P(w = −1, 0, +1). Symmetric: for every person there is one who wants the exact opposite and is as likely,
-# and the population has no preference of its own. What a model gets right beyond ½ it has learnt from the
-# person's context, and another person's context is worth nothing.
+# P(w = −1, 0, +1). Symmetric: every person has an equally likely opposite, so the population has no preference. Any
+# accuracy above ½ comes from the person's context, and another person's context is worth nothing.
 WEIGHT_PRIOR = np.array([[0.4, 0.2, 0.4]] * len(ATTRIBUTES))
 SCALE = 2.5
 
@@ -74,7 +73,7 @@ _PROMPTS = (
     "I keep failing at {topic}. What should I change?",
     "Explain {topic} to a beginner.",
 )
-# Two wordings of everything, so that a style is not one fixed string.
+# Two wordings of every sentence, so that a style is not one fixed string.
 _OPENING = {
     (True, False): ("I would recommend that you begin with {a}.", "It is advisable to attend to {a} first."),
     (False, False): ("Just start with {a}, ok.", "Hey, {a} is where you wanna start."),
@@ -131,11 +130,11 @@ def render(topic: str, style: tuple[int, ...], wording: int) -> str:
 
 
 def style_of_text(prompt: str, response: str) -> tuple[np.ndarray, bool]:
-    """(5,) which attributes a response has, as 0/1, and whether it is well-formed.
+    """(5,) the attributes of a response, as 0/1, and whether it is well-formed.
 
-    Well-formed is what `render` can make about the prompt's topic, any wording of each sentence: all sentences in one
-    tone and with that topic's advice. The attributes of all other texts are told by their marks: many words, no slang,
-    an emoji, a word of doubt, a question mark.
+    A well-formed response is one that `render` can produce about the prompt's topic, with any wording per sentence: all
+    sentences have one tone and that topic's advice. The attributes of all other texts are read off surface marks: many
+    words, no slang, an emoji, a word of doubt, a question mark.
     """
     topic = topic_of(prompt)
     style = _responses(topic).get(response) if topic is not None else None
@@ -183,7 +182,7 @@ def _responses(topic: str) -> dict[str, tuple[int, ...]]:
 def texts() -> tuple[list[Text], np.ndarray, np.ndarray]:
     """Every (prompt, response), its style (n, 5) as 0/1, and the number of its prompt (n,).
 
-    Prompts come topic by topic, so that cutting their numbers splits by topic.
+    Prompts are ordered by topic, so a split by prompt number is a split by topic.
     """
     styles = list(itertools.product((0, 1), repeat=len(ATTRIBUTES)))
     rng = np.random.default_rng(0)
@@ -193,7 +192,7 @@ def texts() -> tuple[list[Text], np.ndarray, np.ndarray]:
         for p, template in enumerate(_PROMPTS):
             for style in styles:
                 for variant in (0, 1):
-                    # Wordings differ between prompts and are not a function of the style.
+                    # Wordings differ between prompts and do not depend on the style.
                     wording = int(rng.integers(4)) * 2 + variant
                     out.append((template.format(topic=topic), render(topic, style, wording)))
                     style_of.append(style)
@@ -202,13 +201,13 @@ def texts() -> tuple[list[Text], np.ndarray, np.ndarray]:
 
 
 def person_name(weights: np.ndarray) -> str:
-    """For example "+long −emoji": the attributes that the person minds."""
+    """For example "+long −emoji": the attributes on which the person has a weight."""
     words = [("+" if w > 0 else "−") + name for w, name in zip(weights, ATTRIBUTES, strict=True) if w]
     return " ".join(words) or "indifferent"
 
 
 def topic_of(prompt: str) -> str | None:
-    """What a prompt of `styles` is about.
+    """The topic of a prompt of `styles`.
 
     >>> from fssa_jax.data.benchmarks.styles import topic_of
     >>> topic_of("Explain moving house to a beginner.")
@@ -218,7 +217,7 @@ def topic_of(prompt: str) -> str | None:
 
 
 def prompt_splits() -> dict[str, np.ndarray]:
-    """Numbers of the prompts of each split: 28 topics to train on, 4 to validate, 8 to test."""
+    """Numbers of the prompts of each split: 28 topics for training, 4 for validation, 8 for testing."""
     count = len(_PROMPTS)
     bounds = np.array([0, 28, 32, 40]) * count
     return {name: np.arange(bounds[i], bounds[i + 1]) for i, name in enumerate(("train", "val", "test"))}
@@ -231,7 +230,7 @@ def draw_pairs(
     size = int((prompt_of == prompt_of[0]).sum())
     prompt = rng.choice(prompts, shape)
     first = rng.integers(0, size, shape)
-    # Two texts a style, side by side: an even, non-zero distance changes the style.
+    # Two adjacent texts per style: an even, non-zero distance changes the style.
     second = (first + 2 * rng.integers(1, size // 2, shape)) % size
     return np.stack([first, second], axis=-1) + prompt[..., None] * size
 
@@ -239,7 +238,7 @@ def draw_pairs(
 def choose(
     rng: np.random.Generator, weights: np.ndarray, pairs: np.ndarray, style_of: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """BTL choices of people with `weights` (n, 5) among `pairs` (n, rows, 2): ids chosen, ids rejected."""
+    """BTL choices of people with `weights` (n, 5) among `pairs` (n, rows, 2): chosen ids, rejected ids."""
     style = style_of[pairs].astype(np.float32)
     delta = SCALE * np.einsum("na,nra->nr", weights, style[:, :, 0] - style[:, :, 1])
     first_wins = rng.random(delta.shape) < 1 / (1 + np.exp(-delta))

@@ -1,6 +1,6 @@
 """The paper's synthetic task: two kinds of user on y in [0, 1] (arXiv 2412.13998, section 4.1).
 
-r₀(y) = y below ½, 2y above;  r₁(y) = y below ½, 1 − y above. Pairs are uniform, choices have no noise,
+r₀(y) = y below ½, 2y above;  r₁(y) = y below ½, 1 − y above. Pairs are uniform, choices are noiseless,
 and the two kinds disagree on half of all pairs. Hence the Bayes limit acc(k) = 1 − 2^−(k+2).
 """
 
@@ -12,12 +12,12 @@ from jaxtyping import Array, Float, Int, Key
 from fssa_jax.types import ChoiceTable, Comparisons, Episode
 
 KINDS = ("0", "1")
-# Choices without noise are BTL choices with rewards on a scale where σ is a step.
+# Noiseless choices are BTL choices with rewards scaled so that σ is a step.
 NOISE_FREE = 1e6
 
 
 def reward(y: Float[Array, "*n"], kind: Int[Array, ""] | int) -> Float[Array, "*n"]:
-    """The reward that a user of this kind gives to y."""
+    """The reward of y for a user of this kind."""
     above = jnp.where(jnp.asarray(kind) == 0, 2 * y, 1 - y)
     return jnp.where(y < 0.5, y, above)
 
@@ -29,7 +29,7 @@ def draw_episode(
 
     Args:
       key: the episode is a function of it.
-      pairs: what to draw the pairs from, for a fixed split; None draws them uniformly from [0, 1]².
+      pairs: pairs to draw from, for a fixed split; None draws them uniformly from [0, 1]².
       max_context, max_targets: numbers of pairs.
     """
     key_kind, key_k, key_y = jax.random.split(key, 3)
@@ -53,10 +53,10 @@ def draw_episode(
 def fresh_table(
     rng: np.random.Generator, users: int, context: int, targets: int, first_id: int
 ) -> tuple[np.ndarray, ChoiceTable]:
-    """Values y (texts, 1) and choices of fresh users on them, the two kinds in turn.
+    """Values y (texts, 1) and choices of fresh users on them; the two kinds alternate.
 
-    Users 2i and 2i + 1 are of different kinds and see the same target pairs, so that steering can be
-    scored on the pairs on which they disagree.
+    Users 2i and 2i + 1 are of different kinds and share their target pairs, so that steering can be scored on the pairs
+    on which they disagree.
     """
     shape = ((users + 1) // 2, 2)
     ys = [rng.random((users, context, 2)), np.repeat(rng.random((shape[0], targets, 2)), 2, axis=0)[:users]]
@@ -70,7 +70,7 @@ def fresh_table(
 
 
 def published_pairs(split: str) -> np.ndarray:
-    """The pairs (n, 2) of one split of the published 20,000; both follow from numpy's legacy seed 0."""
+    """The pairs (n, 2) of one split of the published 20,000; pairs and splits follow from numpy's legacy seed 0."""
     rng = np.random.RandomState(0)
     pairs = rng.rand(20_000, 2)
     return pairs[rng.choice(["train", "val", "test"], len(pairs), p=[0.8, 0.1, 0.1]) == split]
@@ -79,7 +79,7 @@ def published_pairs(split: str) -> np.ndarray:
 def published_table(
     rng: np.random.Generator, pairs: np.ndarray, users: int, context: int, targets: int, first_id: int
 ) -> tuple[np.ndarray, ChoiceTable]:
-    """Users of both kinds in turn, each with context and target pairs drawn, all different, from `pairs`."""
+    """Users of alternating kinds, each with context and target pairs drawn without replacement from `pairs`."""
     picks = np.stack([rng.permutation(len(pairs))[: context + targets] for _ in range(users)])
     if users > 1:  # users 2i and 2i + 1 share their targets, as in `fresh_table`
         shared = picks[: users // 2 * 2]
@@ -94,7 +94,7 @@ def published_table(
 
 
 def people_rewards(values: np.ndarray) -> np.ndarray:
-    """(texts, 2): the rewards of both kinds on a scale where BTL choices have no noise."""
+    """(texts, 2): the rewards of both kinds, scaled so that BTL choices are noiseless."""
     y = jnp.asarray(values[:, 0])
     return np.stack([np.asarray(reward(y, kind)) for kind in (0, 1)], axis=1) * NOISE_FREE
 
