@@ -191,6 +191,12 @@ def test_a_person_is_inferred_from_the_texts_as_they_are_numbered_in_training(wo
     assert float(jnp.abs(expected.mean - policy.infer([]).mean).max()) > 1e-2
     reward = PersonModel(task, task.reward, task.reward, {"params": variables["params"]["reward"]})
     np.testing.assert_allclose(reward.infer(choices).mean, expected.mean, atol=1e-5)
+    # New texts come after all others: known by their features, and by no embedding of another text.
+    new = [("a new question", "word1 of a new text"), ("a new question", "word2 word3")]
+    wider = jnp.concatenate([features, jnp.asarray(work.dataset.featuriser.transform(new))])
+    ids = jnp.array([[len(texts)]]), jnp.array([[len(texts) + 1]])
+    expected = task.conditioner().apply(variables, Comparisons(*ids, jnp.ones((1, 1), bool)), wider, method="infer")
+    np.testing.assert_allclose(policy.infer([(*new[0], new[1][1])]).mean, expected.mean, atol=1e-5)
 
 
 def test_a_low_rank_policy_of_a_base_in_bfloat16_writes_and_leaves_as_a_lora(work, tmp_path):

@@ -47,6 +47,15 @@ def test_the_size_of_a_batch_does_not_matter(episodes, variables, monkeypatch):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+def test_everybody_is_predicted_as_if_alone(episodes, variables):
+    predictor = reward_predictor(MODEL, FEATURES, 4)(variables)
+    whole = predictor.predict(episodes, (0, 5))
+    for user in (0, USERS - 1):
+        alone = predictor.predict(jax.tree.map(lambda x, u=user: x[u : u + 1], episodes), (0, 5))
+        np.testing.assert_allclose(whole.log_p[:, user : user + 1], alone.log_p, atol=1e-5)
+        np.testing.assert_allclose(whole.mean[:, user : user + 1], alone.mean, atol=1e-5)
+
+
 def test_probabilities_of_the_two_orders_sum_to_one(episodes, variables):
     targets = episodes.targets
     flipped = Comparisons(targets.rejected, targets.chosen, targets.mask)
