@@ -591,7 +591,7 @@ MISTAKES = {
     ),
     "rank of film": ({"policy.adapter.rank": 4}, "config.policy.adapter.rank: counts for kind=lora_core and kind=lora"),
     "width of film": ({"policy.adapter.width": 32}, "config.policy.adapter.width: counts for kind=lora alone"),
-    "unread by a policy": ({"train.unread": "topics"}, "config.train.unread: only applies to a base trained on styles"),
+    "unread by a policy": ({"train.unread": "topics"}, "config.train.unread: is of bases that are made of styles"),
     "no number": ({"evaluate.generate.temperature": float("nan")}, "config.evaluate.generate: needs temperature"),
     "labels of texts": ({"objective.kind": "sft"}, "config.encoder.init_from: a base is made of texts"),
     "imitation of texts": (
