@@ -74,7 +74,7 @@ def read(path: Path) -> Config:
     kinds = {kind.__name__: kind for kind in KINDS}
     kind = kinds.get(values.pop("kind", None))
     if kind is None:
-        raise UserError(f"{path}: of another version of fssa_jax; train again, into a new work directory")
+        raise UserError(f"{path}: written by another version of fssa_jax; train again, into a new work directory")
     return from_dict(kind, values)
 
 
@@ -131,12 +131,12 @@ def _check_policy(config: PolicyConfig) -> None:
     _check_k(config.evaluate)
     if not config.policy.base:
         raise UserError(
-            "config.policy.base: give the directory or hub name of a checkpoint, such as the model that an sft run made"
+            "config.policy.base: give the directory or hub name of a checkpoint, such as the model of an sft run"
         )
     adapter, encoder = config.policy.adapter, config.encoder
     for name, places in (("places", adapter.places), ("shared.places", adapter.shared.places)):
         if not places or len(set(places)) < len(places):
-            raise UserError(f"config.policy.adapter.{name}: needs one place or more, each once; got {places}")
+            raise UserError(f"config.policy.adapter.{name}: needs one or more places, without duplicates; got {places}")
     if isinstance(encoder, NewEncoder):
         _check_model(encoder.model, "config.encoder.model")
     elif not isinstance(encoder, NoEncoder) and not encoder.init_from:

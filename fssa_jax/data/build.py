@@ -56,7 +56,7 @@ def only_groups(dataset: Dataset, groups: Sequence[str]) -> Dataset:
     for name, split in dataset.splits.items():
         keep = np.flatnonzero(np.isin(np.asarray(split.table.group), wanted))
         if not len(keep):
-            raise UserError(f"config.data.groups: no {name} user is of {', '.join(groups)}")
+            raise UserError(f"config.data.groups: no {name} user is in {', '.join(groups)}")
         table = ChoiceTable(
             **{f.name: np.asarray(getattr(split.table, f.name))[keep] for f in dataclasses.fields(ChoiceTable)}
         )

@@ -70,7 +70,7 @@ def steering_warnings(report: dict[str, Any]) -> list[str]:
 
 def few_people(scored: int) -> list[str]:
     """A warning if too few people are scored."""
-    few = f"only {scored} people are scored: the figures say little; give more people"
+    few = f"only {scored} people are scored: the scores are unreliable; give more people"
     return [few] if scored < _FEW_USERS else []
 
 

@@ -76,7 +76,7 @@ def take_over_settings(config: PolicyConfig) -> PolicyConfig:
     if type(config.data) is type(work.config.data):
         _refuse_other("data", config.data, work.config.data, source)
     else:
-        _log.info("people and texts are those of %s", source)
+        _log.info("using the people and texts of %s", source)
     return dataclasses.replace(config, data=copy.deepcopy(work.config.data))
 
 
@@ -118,14 +118,14 @@ def load_people(config: PolicyConfig, path: Path) -> Dataset:
     source = work.path
     if work.config.model.learn_texts == "yes":
         raise UserError(
-            f"config.encoder.init_from: the model of {source} knows the texts of its own data alone; give the same "
+            f"config.encoder.init_from: the model of {source} knows only the texts of its own data; give the same "
             "data, or train it with --config.model.learn_texts=no"
         )
     width, wanted = dataset.features.shape[1], work.dataset.features.shape[1]
     if getattr(config.data, "features", "auto") != "auto" and width != wanted:
         raise UserError(
-            f"config.encoder.init_from: {source} reads features of {wanted} numbers, these data have {width}; leave "
-            "config.data.features at auto to have them made as they were there"
+            f"config.encoder.init_from: {source} reads features of width {wanted}, these data have width {width}; "
+            "leave config.data.features at auto to compute the same features"
         )
     met = set(work.dataset.splits["train"].users)
     again = sorted(met & {*dataset.splits["val"].users, *dataset.splits["test"].users})

@@ -116,7 +116,7 @@ class Workdir:
         stores = self._stores(name) if name in self.task.names else None
         if stores is None:
             if name == MAIN:
-                raise UserError(f"{self.path}: no checkpoint yet; let launch.train reach its first one")
+                raise UserError(f"{self.path}: no checkpoint yet; run launch.train until its first checkpoint")
             return None
         step, variables = best_or_latest_variables(*stores)
         return variables, step

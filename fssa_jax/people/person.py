@@ -149,9 +149,7 @@ class PersonModel:
     def _checked(self, choices: Sequence[Any], row: int, people: int) -> list[Choice]:
         who = "a person" if people == 1 else f"person {row}"
         if self.limit is not None and len(choices) > self.limit:
-            raise UserError(
-                f"{len(choices)} choices of {who}, but the policy was made for {self.limit}; leave some out"
-            )
+            raise UserError(f"{len(choices)} choices of {who}, but the policy supports {self.limit}; leave some out")
         return [as_choice(choice, f"choice {j} of {who}") for j, choice in enumerate(choices)]
 
     def _table(self, texts: Sequence[Text], size: int) -> tuple[Mapping[Text, int], jax.Array]:
@@ -183,15 +181,13 @@ class PersonModel:
 
     def _warn_of_unknown(self, unjudged: int, total: int) -> None:
         if unjudged and self._texts_alone:
-            said = (
-                "%d of %d texts were never judged in training: what they say about the person is lost; for new texts "
-            )
+            said = "%d of %d texts were never judged in training: they tell nothing about the person; for new texts "
             _log.warning(said + "train with --config.model.learn_texts=no", unjudged, total)
 
     def _warn_of_unread(self, texts: Sequence[Text]) -> None:
         new = sum(text not in self._number or not self._judged[self._number[text]] for text in texts)
         if new and self._texts_alone:
-            said = "%d of %d responses were never judged in training: they are ranked by their general appeal alone; "
+            said = "%d of %d responses were never judged in training: they are ranked only by their general appeal; "
             _log.warning(said + "for new texts train with --config.model.learn_texts=no", new, len(texts))
 
 

@@ -30,7 +30,9 @@ def stored_reference(base: Base, tokens: TokenTable, path: Path) -> np.ndarray:
             raise UserError(f"{path}: damaged ({error}); remove it to have it made again") from error
         for name, what in (("base", "another language model"), ("texts", "other texts or another tokenizer")):
             if before.get(name) != stamp[name]:
-                raise UserError(f"{path}: log-probabilities of {what}; give the base they are of, or another --workdir")
+                raise UserError(
+                    f"{path}: log-probabilities of {what}; give the base that they belong to, or another --workdir"
+                )
         return values
     values = table_log_probs(base, tokens)
     if not np.isfinite(values).all():

@@ -417,7 +417,7 @@ def fit_sizes(train: Any, data: Any, dataset: Dataset, quiet: bool = False) -> N
         return
     for name in ("max_context", "targets"):
         if getattr(train, name) > rows:
-            said = "no training user has more than %d rows in a pool: config.train.%s=%d"
+            said = "no training user has more than %d rows per pool: config.train.%s=%d"
             (_log.debug if quiet else _log.info)(said, rows, name, rows)
             setattr(train, name, rows)
 

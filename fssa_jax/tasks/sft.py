@@ -117,7 +117,7 @@ class SftTask:
 
     def predictor(self, name: str, split: Split) -> Callable[[PyTree], Predictor]:
         """Raises `UserError`: a base does not predict choices."""
-        raise UserError("a language model without a policy predicts nobody's choices; train np_dpo on it")
+        raise UserError("a language model without a policy does not predict choices; train np_dpo on it")
 
     @cached_property
     def _held_out(self) -> TokenTable:

@@ -48,7 +48,9 @@ class StopSignal:
         # The system's default action does not need the interpreter, so it also works while a device hangs.
         for each in self._previous:
             signal.signal(each, signal.SIG_DFL)
-        _log.warning("%s received: saving and stopping; a second one ends at once", signal.Signals(number).name)
+        _log.warning(
+            "%s received: saving and stopping; a second signal ends the process at once", signal.Signals(number).name
+        )
 
 
 @dataclasses.dataclass
@@ -164,7 +166,7 @@ def run_to_end(run: Run, settings: Any, directory: Path, stop: StopSignal) -> Py
             if save or stopping:
                 latest.save(step, _parts(state))
             if stopping and step < steps:
-                raise Stopped(f"{role}: stopped at step {step} of {steps}; the same command goes on from there")
+                raise Stopped(f"{role}: stopped at step {step} of {steps}; run the same command to resume")
             clock = time.perf_counter()
         chosen = best_or_latest_variables(best, latest, state.variables)[1]
     finally:
