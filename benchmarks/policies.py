@@ -6,16 +6,17 @@
   python -m benchmarks.policies --what=polis --data=polis.jsonl.gz --split=test --seeds=0
 
 steering: base model, reward model and policy from the shipped configurations, each seed with users, targets and
-contexts of its own; S(k) beside the Bayes S(k) of the same people, the shuffled control, the population's policy, and,
-with --oracle, the specialists; with --unread, of bases that know less. limit: S beside the Bayes limit, and the
+contexts of its own; S(k) next to the Bayes S(k) of the same people, the shuffled control, the population's policy, and,
+with --specialists, the specialists; with --unread, of bases that know less. limit: S versus the Bayes limit, and the
 controls, of policies that --what=steering left in --room, on all 1,000 held-out people of each seed. ablation: one
 seed, one setting changed at a time. polis: real people; a small base made of their statements, configs/rows.py:np_dpo
-on it, accuracies and gains over the population's policy in points with 95 % intervals over people, beside those of the
+on it, accuracies and gains over the population's policy in points with 95 % intervals over people, next to those of the
 reward model on the same people.
 
 What is shipped was chosen on seeds 0, 1 and 2.
 """
 
+import copy
 import dataclasses
 import json
 import tempfile
@@ -24,27 +25,23 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
 from configs import rows
 from configs.styles import get_config
 from fssa_jax import program
+from fssa_jax.config import NewEncoder, NormalPrior, SetEncoder, WarmEncoder
 from fssa_jax.errors import UserError
 from fssa_jax.evaluate.evaluate import evaluate
-from fssa_jax.evaluate.policy_scores import PolicyScorer
-from fssa_jax.experiment import train_policy as policy_train
-from fssa_jax.experiment import train_reward as reward_train
-from fssa_jax.experiment.policy_workdir import PolicyWorkdir
-from fssa_jax.experiment.trained_policy import trained_policy
-from fssa_jax.report.policy import evaluate_workdir
-from fssa_jax.report.reward import evaluate_workdir as evaluate_reward
+from fssa_jax.experiment.evaluate import evaluate_workdir
+from fssa_jax.experiment.train import train
+from fssa_jax.experiment.workdir import Workdir
 
 _WHAT = flags.DEFINE_enum("what", "steering", ["steering", "limit", "ablation", "polis"], "what to measure")
 _KINDS = flags.DEFINE_list("kinds", ["film", "lora_core", "lora"], "adapter kinds")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "one base, reward model and policy each")
-_ORACLE = flags.DEFINE_bool("oracle", False, "train and score the specialists too")
+_SPECIALISTS = flags.DEFINE_bool("specialists", False, "train and score the specialists too")
 _UNREAD = flags.DEFINE_enum(
     "unread",
     "nothing",
@@ -66,25 +63,25 @@ _HALF = {
     "evaluate.generate.people": 64,
     "evaluate.generate.top_p": 1.0,  # every token that is possible: what is written badly is seen
 }
-_CHOICES = {"objective.distil": 0.0, "objective.sft": "chosen"}  # of the reward model nothing but its encoder
-_COLD = {**_CHOICES, "encoder.init_from": "", "encoder.frozen": False}
+_CHOICES = {"encoder.distil": 0.0, "encoder.imitate": "chosen"}  # of the reward model nothing but its encoder
+_COLD = {"encoder": NewEncoder(model=get_config("np_btl").model)}  # type: ignore[union-attr, arg-type]
 ABLATIONS: dict[str, dict[str, Any]] = {
     "lora_core": {},
-    "a normal prior": {"reward": {"model.encoder.support": 0, "model.encoder.rounds": 2, "optim.learning_rate": 3e-3}},
+    "a normal prior": {"reward": {"model.encoder.prior": NormalPrior(rounds=2), "optim.learning_rate": 3e-3}},
     "a base that has not read the target prompts": {"base": {"train.unread": "targets"}},
     "a base that has not read the held-out topics": {"base": {"train.unread": "topics"}},
-    "imitates by advantage": {"objective.sft": "advantage"},
-    "imitates what was chosen": {"objective.sft": "chosen"},
-    "no SFT term": {"objective.sft": "chosen", "objective.sft_weight": 0.0},
+    "imitates by advantage": {"encoder.imitate": "advantage"},
+    "imitates what was chosen": {"encoder.imitate": "chosen"},
+    "no SFT term": {"encoder.imitate": "chosen", "objective.sft_weight": 0.0},
     "choices for labels": _CHOICES,
-    "choices for labels, encoder trained on": {**_CHOICES, "encoder.frozen": False},
-    "choices for labels, encoder from chance": _COLD,
+    "choices for labels, encoder trained on": {"encoder": WarmEncoder()},
+    "choices for labels, encoder from random init": _COLD,
     "beta 1": {"objective.beta": 1.0},
     "beta 1/2": {"objective.beta": 0.5},
     "beta .1": {"objective.beta": 0.1},
     "32 people of 2 choices": {"train.users": 32, "train.targets": 2},
     "a diagonal core": {"policy.adapter.core": "diagonal"},
-    "a LoRA of everybody beside": {"policy.adapter.shared_rank": 8},
+    "a LoRA of everybody next to it": {"policy.adapter.shared.rank": 8},
     "lora": {"kind": "lora"},
     "film": {"kind": "film"},
     "film linear in z": {"kind": "film", "policy.adapter.hidden": 0},
@@ -96,16 +93,11 @@ ABLATIONS: dict[str, dict[str, Any]] = {
         "objective.sft_weight": 0.0,
         "policy.adapter.hidden": 0,
         "policy.adapter.places": ("residual",),
-        "policy.adapter.shared_rank": 8,
+        "policy.adapter.shared.rank": 8,
         "optim.learning_rate": 1e-3,
         "train.users": 32,
         "train.targets": 2,
-        "model.encoder.aggregation": "attention",
-        "model.encoder.support": 0,
-        "model.encoder.residual": False,
-        "model.encoder.pool": "sum",
-        "model.encoder.prior_choice": False,
-        "model.encoder.width": 32,
+        "encoder.model.encoder": SetEncoder(width=32, latent_dim=32, residual=False, pool="sum", prior_choice=False),
     },
 }
 
@@ -119,7 +111,7 @@ def change(config: Any, settings: dict[str, Any]) -> Any:
             target = getattr(target, name)
         if not hasattr(target, last):
             raise UserError(f"config.{key}: no such setting")
-        setattr(target, last, value)
+        setattr(target, last, copy.deepcopy(value))
     return config
 
 
@@ -142,14 +134,11 @@ def ablated(settings: dict[str, Any]) -> tuple[str, Changes]:
 def start(seed: int, room: Path, changes: Changes) -> tuple[Path, Path]:
     """(base, reward work directory) of a seed, made once."""
     made = []
-    for name, variant, its, train in (
-        ("base", "sft", changes.base, policy_train.train),
-        ("reward", "np_btl", changes.reward, reward_train.train),
-    ):
+    for name, variant, its in (("base", "sft", changes.base), ("reward", "np_btl", changes.reward)):
         config: Any = get_config(variant)
         config.seed = config.data.split_seed = seed
         if name == "reward":
-            config.train.oracle_steps = 0
+            config.train.specialist_steps = 0
         made.append(room / "-".join([name, str(seed), *(f"{key}={value}" for key, value in its.items())]))
         train(change(config, its), made[-1])
     return made[0] / "model", made[1]
@@ -160,16 +149,16 @@ def policy(kind: str, seed: int, room: Path, name: str, changes: Changes) -> dic
     base, reward = start(seed, room, changes)
     config: Any = get_config(f"np_dpo_{kind}")
     config.seed = config.data.split_seed = seed
-    config.policy.base, config.encoder.init_from = str(base), str(reward)
-    if changes.policy.get("encoder.init_from") == "":  # else it is that of the work directory
-        config.model = get_config("np_btl").model
-    if not _ORACLE.value:
-        config.train.oracle_steps = 0
+    config.policy.base = str(base)
+    if not _SPECIALISTS.value:
+        config.train.specialist_steps = 0
     config.evaluate.users, config.evaluate.targets, config.evaluate.generate.people = 200, 12, 192
-    config.evaluate.in_context_users = 16 if _ORACLE.value else 0
+    config.evaluate.in_context_users = 16 if _SPECIALISTS.value else 0
     change(config, changes.policy)
+    if not isinstance(config.encoder, NewEncoder):
+        config.encoder.init_from = str(reward)
     begun = time.perf_counter()
-    policy_train.train(config, room / name)
+    train(config, room / name)
     seconds = time.perf_counter() - begun
     report = evaluate_workdir(room / name)
     means = {
@@ -179,7 +168,7 @@ def policy(kind: str, seed: int, room: Path, name: str, changes: Changes) -> dic
             "bayes_steering",
             "control_steering",
             "scrambled_steering",
-            "oracle_steering",
+            "specialist_steering",
             "steering_gap",
             "in_context_steering",
             "accuracy",
@@ -206,9 +195,10 @@ def policy(kind: str, seed: int, room: Path, name: str, changes: Changes) -> dic
         "kl": {k: round(out["kl"], 2) for k, out in written.items()},
         "reward": {k: round(out["reward"], 2) for k, out in written.items()},
         "specialists": {
-            name: round(report["generation"]["oracle"][name], 3) for name in ("reward", "kl", "well_formed", "movement")
+            name: round(report["generation"]["specialist"][name], 3)
+            for name in ("reward", "kl", "well_formed", "movement")
         }
-        if "oracle" in report["generation"]
+        if "specialist" in report["generation"]
         else None,
         "share_of_specialists_reward": {k: out.get("reward_of_specialists") for k, out in written.items()},
         "share_of_who_knows": {k: out.get("reward_of_known") for k, out in written.items()},
@@ -240,7 +230,7 @@ def steering(room: Path) -> dict[str, Any]:
                 "steering_gap",
                 "control_steering",
                 "scrambled_steering",
-                "oracle_steering",
+                "specialist_steering",
                 "movement",
                 "well_formed",
                 "movement_at_temperature_1",
@@ -259,27 +249,17 @@ def steering(room: Path) -> dict[str, Any]:
 def limit(room: Path) -> dict[str, Any]:
     """S of trained policies less that of the Bayes limit, paired within all held-out people: ten choices of each.
 
-    Beside it S with another person's context and with a mixed one.
+    Next to it S with another person's context and with a mixed one.
     """
     out: dict[str, Any] = {}
     for kind in _KINDS.value:
         for seed in _SEEDS.value:
-            work = PolicyWorkdir.open(room / _name(kind, seed))
+            work = Workdir.open(room / _name(kind, seed))
             settings = dataclasses.replace(work.config.evaluate, k=(1, 3, 5, 10), shuffles=1)
-            main = trained_policy(work)
-            assert main is not None
-            split = work.dataset.splits["test"]
-            data = dataclasses.replace(work.data("test"), choices=jax.tree.map(jnp.asarray, split.table))
-            scorer = PolicyScorer(main.conditioner, work.base.decoder, data, work.config.objective)
-            report = evaluate(
-                scorer.predictor(main.variables),
-                split,
-                work.dataset,
-                settings,
-                seed=work.config.seed,
-                max_targets=10,
-                scramble=True,
-            ).report
+            found, split = work.trained(), work.dataset.splits["test"]
+            assert found is not None
+            main = work.task.predictor("main", split)(found[0])
+            report = evaluate(main, split, work.dataset, settings, seed=work.config.seed, max_targets=10).report
             out[f"{kind} {seed}"] = {
                 name: {k: [round(100 * cell[part], 1) for part in ("mean", "low", "high")] for k, cell in its.items()}
                 for name in ("steering", "bayes_steering", "steering_gap", "control_steering", "scrambled_steering")
@@ -322,8 +302,9 @@ def polis(room: Path) -> dict[str, Any]:
         for variant, path in paths.items():
             config: Any = rows.get_config(variant)
             config.seed, config.data.path = seed, _DATA.value
-            config.evaluate.k, config.evaluate.draws, config.evaluate.shuffles = (0, 5, 10, 20), 1, 1
-            config.train.oracle_steps = 0
+            if variant != "sft":
+                config.evaluate.k, config.evaluate.draws, config.evaluate.shuffles = (0, 5, 10, 20), 1, 1
+                config.train.specialist_steps = 0
             if variant != "np_btl":
                 config.policy.max_length = 96
             if variant == "np_dpo":
@@ -333,11 +314,11 @@ def polis(room: Path) -> dict[str, Any]:
                 config.evaluate.in_context_users = 0
                 config.evaluate.generate.people = 0
             begun = time.perf_counter()
-            (reward_train if variant == "np_btl" else policy_train).train(config, path)
+            train(config, path)
             out.setdefault("seconds_of_training", {})[f"{variant} {seed}"] = round(time.perf_counter() - begun)
         reports = {
             "policy": evaluate_workdir(paths["np_dpo"], split=_SPLIT.value),
-            "reward model": evaluate_reward(paths["np_btl"], split=_SPLIT.value),
+            "reward model": evaluate_workdir(paths["np_btl"], split=_SPLIT.value),
         }
         for name, report in reports.items():
             series = {
@@ -353,12 +334,12 @@ def polis(room: Path) -> dict[str, Any]:
 def _refuse_unused() -> None:
     """A flag that a measurement does not read is a mistake."""
     used = {
-        "steering": ("kinds", "oracle", "unread"),
+        "steering": ("kinds", "specialists", "unread"),
         "limit": ("kinds", "unread"),
         "ablation": ("entry",),
         "polis": ("data", "split"),
     }
-    for name in ("kinds", "oracle", "unread", "entry", "data", "split"):
+    for name in ("kinds", "specialists", "unread", "entry", "data", "split"):
         if flags.FLAGS[name].present and name not in used[_WHAT.value]:
             raise UserError(f"--{name}: --what={_WHAT.value} does not use it; leave it out")
     unknown = [name for name in (_ENTRIES.value if _WHAT.value == "ablation" else ()) if name not in ABLATIONS]

@@ -1,14 +1,14 @@
-"""The speed of policies: a step of NP-DPO on random weights, beside plain LoRA-DPO, and choices to adapters. JSON.
+"""The speed of policies: a step of NP-DPO on random weights, versus plain LoRA-DPO, and choices to adapters. JSON.
 
-  python -m benchmarks.policy_speed --adapters=lora_core          (two x86-64 cores: under a minute a kind)
+  python -m benchmarks.policy_speed --adapters=lora_core          (two x86-64 cores: under a minute per kind)
   python -m benchmarks.policy_speed --adapters=published,lora_core,lora,film                     (needs PyTorch)
   python -m benchmarks.policy_speed --shape=qwen2.5-1.5b --peak_tflops=989               (a GPU, bfloat16)
   python -m benchmarks.policy_speed --adapters= --policy=WORKDIR
 
 A step takes 36 sequences of 2 people with 9 targets each. --shape=small is a Qwen2 of width 256, 4 layers and a
-vocabulary of 32,000 in float32, 256 tokens a sequence, for which the published code takes 10.1 s and 6.7 GB on two
+vocabulary of 32,000 in float32, 256 tokens per sequence, for which the published code takes 10.1 s and 6.7 GB on two
 cores; qwen2.5-1.5b has the sizes of Qwen2.5-1.5B in bfloat16 with 512 tokens and full rematerialisation; tiny is for
-tests. Kinds: film (on every block, beside a LoRA of everybody of rank 128, as published), lora_core and lora (on query
+tests. Kinds: film (on every block, next to a LoRA of everybody of rank 128, as published), lora_core and lora (on query
 and value), and plain, that LoRA alone and the same for everybody: what the others cost beyond it is the cost of
 conditioning. Model FLOPs are 4 N a token, N the parameters of the frozen base: 2 N forward, 2 N back through
 activations. published is the published network in PyTorch, where that is installed, in float32 on the CPU
@@ -31,19 +31,22 @@ import numpy as np
 from absl import flags
 
 from benchmarks import published
-from fssa_jax import program
-from fssa_jax.config.policy import PolicyConfig
+from fssa_jax import load, program
+from fssa_jax.config import PolicyConfig
 from fssa_jax.errors import UserError
-from fssa_jax.experiment.train_policy import new_state
+from fssa_jax.lm.scoring import Texts
 from fssa_jax.models.conditioner import Conditioner
 from fssa_jax.models.decoder import Decoder, DecoderConfig, place_sizes
 from fssa_jax.models.hypernetwork import Hypernetwork
 from fssa_jax.models.rewards import RewardModel
 from fssa_jax.models.set_encoder import SetEncoder
-from fssa_jax.people.person import Steerer, as_choices
-from fssa_jax.people.rank import read_choices
-from fssa_jax.tasks.policy import PolicyData, draw_batch, make_policy_step
-from fssa_jax.train.step import make_optimizer, many_steps
+from fssa_jax.ops.episodes import draw_episode
+from fssa_jax.people.choices import read_choices
+from fssa_jax.people.person import PersonPolicy
+from fssa_jax.tasks.policy import PolicyTables, policy_loss
+from fssa_jax.tasks.reward import draw_people
+from fssa_jax.train.state import make_optimizer, start_state
+from fssa_jax.train.step import make_step, many_steps
 from fssa_jax.types import ChoiceTable, Comparisons
 
 KINDS = ("plain", "film", "lora_core", "lora")
@@ -121,7 +124,7 @@ def peak_memory_gb() -> float:
 
 
 def step_speed(kind: str, shape: Shape, base: Any, peak_tflops: float = 0.0, repeats: int = 3) -> dict[str, Any]:
-    """Seconds a step, tokens a second, and milliseconds from ten choices to adapters."""
+    """Seconds per step, tokens per second, and milliseconds from ten choices to adapters."""
     rng = np.random.default_rng(0)
     texts, features, vocabulary = 200, 64, shape.config.vocabulary
     table = ChoiceTable(
@@ -129,34 +132,38 @@ def step_speed(kind: str, shape: Shape, base: Any, peak_tflops: float = 0.0, rep
         jnp.full((50, 2), 12, jnp.int32),
         jnp.zeros(50, jnp.int32),
     )
-    data = PolicyData(
-        jnp.asarray(rng.integers(0, vocabulary, (texts, shape.length)), jnp.int32),
-        jnp.full(texts, shape.length * 2 // 5, jnp.int32),
-        jnp.full(texts, shape.length, jnp.int32),
-        base,
+    tables = PolicyTables(
+        Texts(
+            jnp.asarray(rng.integers(0, vocabulary, (texts, shape.length)), jnp.int32),
+            jnp.full(texts, shape.length * 2 // 5, jnp.int32),
+            jnp.full(texts, shape.length, jnp.int32),
+        ),
         jnp.full(texts, -1600.0),
         table,
         jnp.asarray(rng.normal(size=(texts, features)), jnp.float32),
+        base,
     )
     reward = RewardModel(encoder=SetEncoder(width=64, latent_dim=64, heads=8), width=64)
     conditional = kind != "plain"
     hyper = hypernetwork(kind, shape.config)
     conditioner = Conditioner(hyper, "context", reward) if conditional else Conditioner(hyper, "none")
     settings = PolicyConfig()
-    settings.train.users, settings.train.targets, settings.train.max_context = _USERS, _TARGETS, _CONTEXT
-    settings.train.accumulate = shape.accumulate
     optimizer = make_optimizer(settings.optim, 100)
-    episode, _ = draw_batch(jax.random.key(0), data, _USERS, _CONTEXT if conditional else 0, _TARGETS)
-    variables: Any = jax.jit(conditioner.init)(jax.random.key(0), episode, data.features)
+    context = _CONTEXT if conditional else 0
+    draw = draw_people(lambda key, tables: draw_episode(key, tables.choices, max_context=context, max_targets=_TARGETS))
+    rows = draw(jax.random.split(jax.random.key(0), _USERS), tables)
+    variables: Any = jax.jit(conditioner.init)(jax.random.key(0), rows.episode, tables.features)
     trained = sum(x.size for x in jax.tree.leaves(variables["params"]))
-    state = new_state(variables["params"], {}, optimizer, average=False)
+    state = start_state(variables, optimizer)
     decoder = Decoder(shape.config, shape.dtype, shape.remat)
-    step = jax.jit(many_steps(make_policy_step(conditioner, decoder, optimizer, settings), 1), donate_argnums=0)
-    state, _ = step(state, data)
+    loss = policy_loss(conditioner, decoder, settings.objective, settings.encoder)
+    one = make_step(loss, draw, optimizer, users=_USERS, seed=0, accumulate=shape.accumulate)
+    step = jax.jit(many_steps(one, 1), donate_argnums=0)
+    state, _ = step(state, tables)
     times = []
     for _ in range(repeats):
         begun = time.perf_counter()
-        state, metrics = step(state, data)
+        state, metrics = step(state, tables)
         jax.block_until_ready(metrics)
         times.append(time.perf_counter() - begun)
     speed = 2 * _USERS * _TARGETS * shape.length / min(times)
@@ -170,7 +177,7 @@ def step_speed(kind: str, shape: Shape, base: Any, peak_tflops: float = 0.0, rep
         flops = 4 * sum(x.size for x in jax.tree.leaves(base))
         out["mfu"] = round(flops * speed / (1e12 * peak_tflops), 3)
     if conditional:
-        out["choices_to_adapters_p50_ms"] = _readiness(conditioner, {"params": state.params}, data.features)
+        out["choices_to_adapters_p50_ms"] = _readiness(conditioner, {"params": state.params}, tables.features)
     return out
 
 
@@ -195,13 +202,15 @@ def _readiness(conditioner: Conditioner, variables: Any, features: jax.Array) ->
 
 def trained_readiness(workdir: Path) -> dict[str, float]:
     """Milliseconds from k choices, whose texts are new to the policy, to adapters that are ready to write."""
-    steerer = Steerer.load(workdir)
-    choices = as_choices(read_choices(str(workdir / "report" / "person_a.jsonl")))
+    policy = load(workdir)
+    if not isinstance(policy, PersonPolicy):
+        raise UserError(f"--policy: {workdir} is a reward model; give the work directory of a policy")
+    choices = read_choices(workdir / "report" / "person_a.jsonl")
     waits = []
     for i in range(60):
         new = [(f"{prompt} {i}", chosen, rejected) for prompt, chosen, rejected in choices]
         begun = time.perf_counter()
-        jax.block_until_ready(steerer.adapt(steerer.infer(new)))
+        jax.block_until_ready(policy.adapt(policy.infer(new)))
         waits.append(1000 * (time.perf_counter() - begun))
     return {
         "choices": len(choices),

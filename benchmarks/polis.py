@@ -24,16 +24,18 @@ from absl import flags
 
 from configs import rows
 from fssa_jax import program
-from fssa_jax.config.reward import Config
-from fssa_jax.evaluate import controls, evaluate
-from fssa_jax.evaluate.predictor import evaluation_episodes, make_predictor
-from fssa_jax.experiment import train_reward as train
+from fssa_jax.config import NpBtl, RewardConfig, Rows
+from fssa_jax.evaluate.controls import other_owners, with_contexts_of
+from fssa_jax.evaluate.episodes import eligible_users, evaluation_episodes
+from fssa_jax.evaluate.evaluate import evaluate
+from fssa_jax.experiment.train import train
 from fssa_jax.experiment.workdir import Workdir
 from fssa_jax.ops.episodes import truncate_context
 from fssa_jax.ops.metrics import preference_accuracy
-from fssa_jax.types import ChoiceTable, Episode
+from fssa_jax.tasks.predictor import Predictor
+from fssa_jax.types import ChoiceTable, Episode, PyTree
 
-_DATA = flags.DEFINE_string("data", None, "rows of the Polis data")
+_DATA = flags.DEFINE_string("data", "", "rows of the Polis data")
 _SPLIT = flags.DEFINE_enum("split", "val", ["val", "test"], "whom to score")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds of the models")
 _DRAWS = flags.DEFINE_integer("draws", 8, "random nested contexts a user")
@@ -131,24 +133,31 @@ def gain(accuracy: np.ndarray, other: np.ndarray) -> dict:
     }
 
 
-def train_one(seed: int, unseen: bool = False) -> tuple[Workdir, evaluate.Trained, evaluate.Trained]:
-    """A work directory's content, the model, and its population model."""
-    config: Config = rows.get_config("np_btl")
+def train_one(seed: int, unseen: bool = False) -> tuple[Workdir, PyTree, PyTree]:
+    """A work directory's content, the variables of the model, and those of its population model."""
+    config = rows.get_config("np_btl")
+    assert isinstance(config, RewardConfig)
+    assert isinstance(config.data, Rows)
+    assert isinstance(config.model, NpBtl)
     config.seed = seed
     config.data.path = _DATA.value
     config.data.hold_out_items = unseen
     config.evaluate.k = _KS
-    config.train.oracle_steps = 0
+    config.train.specialist_steps = 0
     if unseen:  # new texts have features only
-        config.model.target, config.model.text_dropout, config.model.learn_texts = "linear", 0.2, "yes"
+        config.model.response, config.model.text_dropout, config.model.learn_texts = "linear", 0.2, "yes"
     with TemporaryDirectory() as directory:
-        train.train(config, Path(directory))
-        work = Workdir.open(Path(directory))
+        work = train(config, Path(directory))
         main, population = work.trained("main"), work.trained("population")
         work.dataset.features = np.array(work.dataset.features)  # the directory goes away
     assert main is not None
     assert population is not None
-    return work, main, population
+    return work, main[0], population[0]
+
+
+def predictor(work: Workdir, name: str, variables: PyTree) -> Predictor:
+    """What a model predicts of the people who are scored."""
+    return work.task.predictor(name, work.dataset.splits[_SPLIT.value])(variables)
 
 
 def main() -> None:
@@ -158,25 +167,25 @@ def main() -> None:
     dataset = trained[0][0].dataset
     split = dataset.splits[_SPLIT.value]
     table = jax.tree.map(jnp.asarray, split.table)
-    users, _ = evaluate.eligible_users(split, max(_KS))
+    users, _ = eligible_users(split, max(_KS))
     features = jnp.asarray(dataset.features)
     episodes = [evaluation_episodes(0, d, table, jnp.asarray(users), max_context=max(_KS)) for d in range(_DRAWS.value)]
     mask = np.asarray(episodes[0].targets.mask)
 
-    def predict(model: evaluate.Trained, es) -> np.ndarray:
-        run = make_predictor(model.model, 1)
-        return np.stack([run(model.variables, features, e, _KS)[0] for e in es])
+    mains = [predictor(work, "main", main) for work, main, _ in trained]
+
+    def predict(main: Predictor, es: list[Episode]) -> np.ndarray:
+        return np.stack([main.predict(e, _KS).log_p for e in es])
 
     populations = [
-        make_predictor(population.model, 1)(population.variables, features, episodes[0], (0,))[0][0]
-        for _, _, population in trained
+        predictor(work, "population", population).predict(episodes[0], (0,)).log_p[0] for work, _, population in trained
     ]
     scores = Scores(mask, populations)
-    models = [predict(model, episodes) for _, model, _ in trained]
+    models = [predict(main, episodes) for main in mains]
     margins = np.mean([log_p - np.log(-np.expm1(np.minimum(log_p, -1e-7))) for log_p in models], axis=0)
     ensemble = -np.logaddexp(0, -margins)
 
-    params = trained[0][2].variables["params"]
+    params = trained[0][2]["params"]
     bias = params["text_bias"]["embedding"][:, 0]
     start_rewards = np.asarray(features @ params["population_reward"]["out"]["kernel"])[:, 0] + np.asarray(bias)
     reference = []
@@ -186,9 +195,7 @@ def main() -> None:
     group = np.asarray(table.group)[users]
     shuffled = []
     for draw, episode in enumerate(episodes):
-        owner = controls.other_owners(np.random.default_rng(draw), group)
-        context = jax.tree.map(lambda x, owner=owner: x[owner], episode.context)
-        shuffled.append(Episode(context, episode.targets, episode.user, episode.group))
+        shuffled.append(with_contexts_of(episode, other_owners(np.random.default_rng(draw), group)))
 
     own = np.mean([scores.by_user(m) for m in models], axis=0)
     theirs = np.mean([scores.by_user(m) for m in reference], axis=0)
@@ -201,7 +208,7 @@ def main() -> None:
         "ensemble": scores.summary(ensemble),
         "map_reference": scores.summary(*reference),
         "np_btl_minus_map": {str(k): gain(a, b) for k, a, b in zip(_KS, own, theirs, strict=True)},
-        "another_persons_context": scores.summary(*[predict(model, shuffled) for _, model, _ in trained]),
+        "another_persons_context": scores.summary(*[predict(main, shuffled) for main in mains]),
     }
     if _UNSEEN.value:
         out["unseen_statements"] = unseen_statements(int(_SEEDS.value[0]))
@@ -211,14 +218,12 @@ def main() -> None:
 
 def unseen_statements(seed: int) -> dict:
     """Both texts of the target unseen: a model trained without the held-out items, on their rows alone."""
-    work, main_model, population = train_one(seed, unseen=True)
+    work, main, population = train_one(seed, unseen=True)
     settings = copy.deepcopy(work.config.evaluate)
     settings.draws, settings.shuffles = _DRAWS.value, 1
     split = work.dataset.splits[_SPLIT.value]
-    own, theirs = (
-        evaluate.reward_predictor(model, work.dataset, settings.samples) for model in (main_model, population)
-    )
-    report = evaluate.evaluate(own, split, work.dataset, settings, population=theirs).report
+    others = {"population": predictor(work, "population", population)}
+    report = evaluate(predictor(work, "main", main), split, work.dataset, settings, others=others).report
     return {
         "rows": report["targets"]["unseen"],
         "np_btl": report.get("accuracy_unseen"),

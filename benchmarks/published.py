@@ -1,4 +1,4 @@
-"""The published networks in PyTorch, written from their description, to be timed beside ours in one run."""
+"""The published networks in PyTorch, written from their description, to be timed next to ours in one run."""
 
 import copy
 import itertools
@@ -73,7 +73,7 @@ def policy_step_seconds(config: DecoderConfig, length: int, pairs: int, latent: 
 
     A Qwen2 of the Transformers library, frozen, with a LoRA of rank 128 on query and value, FiLM from a latent on the
     output of every block, DPO with the reference's log-probabilities from a second copy of the base at every step, and
-    AdamW; the encoder, which is small beside it, and the loading of data are left out. `pairs` is a step's number of
+    AdamW; the encoder, which is small next to it, and the loading of data are left out. `pairs` is a step's number of
     choices: twice as many sequences of `length` tokens.
     """
     from transformers import Qwen2Config, Qwen2ForCausalLM

@@ -1,11 +1,11 @@
-"""NP-BTL training steps a second at the published shapes, and how time and memory grow; prints JSON.
+"""NP-BTL training steps per second at the published shapes, and how time and memory grow; prints JSON.
 
   python -m benchmarks.speed
 
 Published shapes: 64 users, 20 targets, k = 10 for everybody, hidden and latent width 256, self-attention, batch
 norm in the head; at d = 1 an MLP on pairs and a Gaussian z with the published objective, at d = 4096 one linear
 layer and a deterministic z, as the published configurations have it. The published code reaches 7.2 loop steps/s
-(59 ms model step, 72 ms loader) at d = 1 and 151 ms a step at d = 4096 on two cores. Times here are of the whole
+(59 ms model step, 72 ms loader) at d = 1 and 151 ms per step at d = 4096 on two cores. Times here are of the whole
 step: drawing the batch from a table on the device, forward, backward, AdamW. Each figure is the median over calls
 of 10 steps. With torch installed its published network is timed in the same run (benchmarks/published.py).
 """
@@ -23,12 +23,14 @@ from absl import flags
 
 from benchmarks.published import step_milliseconds
 from fssa_jax import program
-from fssa_jax.config.reward import ObjectiveConfig, OptimConfig
+from fssa_jax.config import AdamW, NeuralProcess
 from fssa_jax.data.dataset import make_table
 from fssa_jax.models.rewards import RewardModel
 from fssa_jax.models.set_encoder import SetEncoder
 from fssa_jax.ops.episodes import draw_episode
-from fssa_jax.train.step import Data, init_state, make_optimizer, make_train_step, many_steps
+from fssa_jax.tasks.reward import Tables, draw_people, reward_loss
+from fssa_jax.train.state import make_optimizer, start_state
+from fssa_jax.train.step import make_step, many_steps
 
 _CALLS = flags.DEFINE_integer("calls", 5, "timed calls of 10 steps")
 _GROWTH = flags.DEFINE_bool("growth", True, "also measure other numbers of users, targets, choices and features")
@@ -36,13 +38,13 @@ _STEPS = 10
 
 
 def measure(*, d: int, users: int = 64, targets: int = 20, k: int = 10, published: bool = False) -> dict:
-    """Milliseconds a step and memory of the compiled program."""
+    """Milliseconds per step and memory of the compiled program."""
     rng = np.random.default_rng(0)
     texts, people, rows = 2000, 200, max(k, targets)
     ids = rng.integers(0, texts, (people, 2, 2, rows))
     table = make_table([[(pool[0], pool[1]) for pool in person] for person in ids], [0] * people)
     features = jnp.asarray(rng.normal(size=(texts, d)), jnp.float32)
-    data = Data(jax.tree.map(jnp.asarray, table), features)
+    tables = Tables(jax.tree.map(jnp.asarray, table), features)
     extra: dict = {"gaussian": True}
     if published:
         extra = {"pool": "sum", "prior_choice": False, "residual": False, "gaussian": d == 1}
@@ -50,19 +52,18 @@ def measure(*, d: int, users: int = 64, targets: int = 20, k: int = 10, publishe
     encoder = SetEncoder(width=256, latent_dim=256, **extra)
     model = RewardModel(encoder=encoder, width=256, norm="batch" if published else "none")
 
-    def draw(key, data):
-        return draw_episode(key, data.choices, max_context=k, max_targets=targets)
-
-    optimizer = make_optimizer(OptimConfig(), 1000)
-    objective = ObjectiveConfig(kind="published" if published else "vpl")
-    state = init_state(model, optimizer, 0, data, draw)
-    step = make_train_step(model, optimizer, draw, objective, users=users, seed=0)
-    compiled = jax.jit(many_steps(step, _STEPS), donate_argnums=0).lower(state, data).compile()
+    draw = draw_people(lambda key, tables: draw_episode(key, tables.choices, max_context=k, max_targets=targets))
+    optimizer = make_optimizer(AdamW(), 1000)
+    objective = NeuralProcess(kind="published" if published else "vpl")
+    two = draw(jax.random.split(jax.random.key(0), 2), tables)
+    state = start_state(jax.jit(model.init)(jax.random.key(0), two.episode, features), optimizer)
+    step = make_step(reward_loss(model, objective), draw, optimizer, users=users, seed=0)
+    compiled = jax.jit(many_steps(step, _STEPS), donate_argnums=0).lower(state, tables).compile()
     memory = compiled.memory_analysis()
     times = []
     for call in range(_CALLS.value + 1):
         start = time.perf_counter()
-        state, metrics = compiled(state, data)
+        state, metrics = compiled(state, tables)
         jax.block_until_ready(metrics)
         if call:  # the first call warms up
             times.append((time.perf_counter() - start) / _STEPS)

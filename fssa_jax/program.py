@@ -18,7 +18,7 @@ from ml_collections import config_flags
 
 from fssa_jax.config import UltraFeedback
 from fssa_jax.config.experiment import KINDS
-from fssa_jax.config.fields import all_kinds, fields_of
+from fssa_jax.config.fields import all_kinds, fields_of, kinds_of
 from fssa_jax.errors import Stopped, UserError
 from fssa_jax.watchdog import watch
 
@@ -162,6 +162,11 @@ def _reason(error: Exception) -> str:
     if missing := re.search(r"No such file or directory: '([^']+\.py)'", text):
         return f"--config: no such file {missing[1]}; give one such as configs/rows.py:np_btl"
     kinds = {kind.__name__: kind for kind in all_kinds(*KINDS)}
+    if "ambiguous type: " in text or " as instance of <class 'fssa_jax.config." in text:
+        names = re.findall(r"fssa_jax\.config\.\w+\.(\w+)", text)
+        what = f"of {names[0]}" if len(names) == 1 else f"one of {', '.join(names)}"
+        chosen = "--config=FILE.py:VARIANT chooses it, flags set its keys"
+        return f"{_group_flag(names)}: a group of settings, {what}; {chosen}"
     missing_section = r"Attribute <class '[\w.]+\.(?P<kind>\w+)'>\.(?P<name>\w+) does not exist"
     if (section := re.search(missing_section, text)) and section["kind"] in kinds:
         text = f"Field {section['name']} not found on dataclass <class 'x.{section['kind']}'>"
@@ -173,6 +178,18 @@ def _reason(error: Exception) -> str:
     if re.search(r"Unknown command line flag 'config\.", text) and "config" in flags.FLAGS:
         return f"{text}; --config=FILE.py:VARIANT comes first"
     return text
+
+
+def _group_flag(kinds: list[str]) -> str:
+    """The flag that was given where a group of settings of these kinds is."""
+    groups = {
+        field.name
+        for kind in all_kinds(*KINDS)
+        for field, hint in fields_of(kind)
+        if [inner.__name__ for inner in kinds_of(hint)] == kinds
+    }
+    given = (argument.split("=")[0] for argument in sys.argv[1:])
+    return next((key for key in given if key.startswith("--config.") and key.split(".")[-1] in groups), "--config")
 
 
 def _fail(message: str) -> None:

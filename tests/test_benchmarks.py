@@ -5,11 +5,10 @@ import json
 
 import pytest
 from absl.testing import flagsaver
-from fssa_jax.config.reward import check as check_reward
 
 from benchmarks import intervals, policies, policy_speed, published
 from configs.styles import get_config
-from fssa_jax.config.policy import check
+from fssa_jax.config import NewEncoder, PolicyConfig, SetEncoder, check
 from tests.mistakes import complaint
 from tests.programs import run
 
@@ -18,15 +17,32 @@ from tests.programs import run
 def test_every_row_of_the_ablation_changes_settings_that_there_are(name):
     kind, changes = policies.ablated(policies.ABLATIONS[name])
     config = get_config(f"np_dpo_{kind}")
-    config.policy.base, config.encoder.init_from = "base", "reward"
+    assert isinstance(config, PolicyConfig)
+    config.policy.base = "base"
     changed = policies.change(config, changes.policy)
     for key, value in changes.policy.items():
-        assert functools.reduce(getattr, key.split("."), changed) == value
+        if not any(other.startswith(f"{key}.") for other in changes.policy):  # a group may be changed further
+            assert functools.reduce(getattr, key.split("."), changed) == value
+    if not isinstance(changed.encoder, NewEncoder):
+        assert "config.encoder.init_from: name" in complaint(check, changed)
+        changed.encoder.init_from = "reward"
     assert check(changed) is None
     reward = policies.change(get_config("np_btl"), changes.reward)
-    assert check_reward(reward) is None
+    assert check(reward) is None
     assert (reward == get_config("np_btl")) == (not changes.reward)
     assert check(policies.change(get_config("sft"), changes.base)) is None
+
+
+def test_an_entry_of_the_ablation_leaves_the_next_as_it_is():
+    """Groups of settings that an entry sets are copies."""
+    _, changes = policies.ablated(policies.ABLATIONS["published recipe"])
+    changed = policies.change(get_config("np_dpo_film"), changes.policy)
+    _, again = policies.ablated(policies.ABLATIONS["choices for labels, encoder from random init"])
+    other = policies.change(get_config("np_dpo_lora_core"), again.policy)
+    assert changed.encoder.model.encoder == SetEncoder(
+        width=32, latent_dim=32, residual=False, pool="sum", prior_choice=False
+    )
+    assert other.encoder.model == get_config("np_btl").model
 
 
 def test_a_setting_that_is_not_there_is_named():
@@ -34,7 +50,7 @@ def test_a_setting_that_is_not_there_is_named():
     assert message == "config.train.user: no such setting"
 
 
-def test_every_kind_of_adapter_is_timed_beside_a_plain_one(monkeypatch):
+def test_every_kind_of_adapter_is_timed_next_to_a_plain_one(monkeypatch):
     out = {kind: policy_speed.measure(kind, "tiny", peak_tflops=1.0) for kind in ("plain", "lora_core")}
     assert out["lora_core"]["tokens_a_second"] > 0
     assert out["lora_core"]["trained_parameters"] > 0
@@ -59,8 +75,8 @@ def test_intervals_of_what_says_nothing_hold_zero():
 
 
 def test_flags_that_a_measurement_does_not_read_are_refused():
-    with flagsaver.as_parsed(what="ablation", oracle="true"):
-        assert "--oracle: --what=ablation does not use it" in complaint(policies.main)
+    with flagsaver.as_parsed(what="ablation", specialists="true"):
+        assert "--specialists: --what=ablation does not use it" in complaint(policies.main)
     with flagsaver.as_parsed(what="ablation", entry=["beta 2"]):
         assert "--entry: no entry 'beta 2'; there are: lora_core; " in complaint(policies.main)
     with flagsaver.as_parsed(what="limit", room=""):
@@ -69,7 +85,7 @@ def test_flags_that_a_measurement_does_not_read_are_refused():
         assert "--data: give the rows" in complaint(policies.main)
 
 
-def test_the_means_of_every_series_stand_beside_the_limit():
+def test_the_means_of_every_series_stand_next_to_the_limit():
     done = run(
         "accuracy",
         "--config=configs/synthetic.py:np_btl",
@@ -80,7 +96,7 @@ def test_the_means_of_every_series_stand_beside_the_limit():
         "--config.train.validate_every=1",
         "--config.train.checkpoint_every=1",
         "--config.train.population_steps=1",
-        "--config.train.oracle_steps=1",
+        "--config.train.specialist_steps=1",
         "--config.train.users=8",
         "--config.evaluate.draws=1",
         "--config.evaluate.bootstrap=10",

@@ -1,9 +1,15 @@
 """A language model, a policy and its configuration, small enough to train in seconds."""
 
+import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from fssa_jax.config import FrozenEncoder, NewEncoder, PolicyConfig, SftConfig
+from fssa_jax.tasks.policy import PolicyTask
+from fssa_jax.types import PyTree
 from tests import small_lm, tiny
 
 STEPS = 4
@@ -53,3 +59,18 @@ def change(config: Any, settings: dict[str, Any]) -> Any:
             target = getattr(target, part)
         setattr(target, last, value)
     return config
+
+
+def moved(variables: PyTree) -> PyTree:
+    """The variables of a policy, away from the identity so that the person matters."""
+    hyper = variables["params"]["hyper"]
+    keys = jax.random.split(jax.random.key(0), len(jax.tree.leaves(hyper)))
+    noise = [x + 0.5 * jax.random.normal(k, x.shape) for x, k in zip(jax.tree.leaves(hyper), keys, strict=True)]
+    return {"params": {**variables["params"], "hyper": jax.tree.unflatten(jax.tree.structure(hyper), noise)}}
+
+
+def with_encoder(task: PolicyTask, encoder: Any, **model: Any) -> PolicyTask:
+    """The task with a new encoder, whose reward model has other settings."""
+    settings = dataclasses.replace(task.config.encoder.model, encoder=encoder, **model)
+    config = dataclasses.replace(copy.deepcopy(task.config), encoder=NewEncoder(model=settings))
+    return dataclasses.replace(task, config=config)

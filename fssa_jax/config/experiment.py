@@ -2,13 +2,23 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from fssa_jax.config.data import Data, Rows, Styles
 from fssa_jax.config.evaluate import Evaluation, PolicyEvaluation
 from fssa_jax.config.fields import check_fields, from_dict, group, number, read_json
 from fssa_jax.config.model import BayesEncoder, NpBtl, RewardModel
 from fssa_jax.config.objective import AdamW, Dpo, NeuralProcess, PreferenceLoss
-from fssa_jax.config.policy import NewEncoder, NoEncoder, PolicyEncoder, SteeredModel, TrainedModel
+from fssa_jax.config.policy import (
+    FrozenEncoder,
+    NewEncoder,
+    NoEncoder,
+    PolicyEncoder,
+    SharedLora,
+    SteeredModel,
+    TrainedModel,
+    WarmEncoder,
+)
 from fssa_jax.config.train import PolicyTraining, RewardTraining, SftTraining
 from fssa_jax.errors import UserError
 
@@ -22,11 +32,17 @@ class RewardConfig:
     seed: int = number(0, least=0, below=2**32)
     """Seed of parameters and batches."""
     data: Data = group(Rows)
+    """Where choices come from."""
     model: RewardModel = group(NpBtl)
+    """The reward model, and the encoder that reads choices."""
     objective: NeuralProcess = group(NeuralProcess)
+    """The loss."""
     optim: AdamW = group(AdamW)
+    """The optimiser."""
     train: RewardTraining = group(RewardTraining)
+    """Batches, steps and checkpoints."""
     evaluate: Evaluation = group(Evaluation)
+    """How held-out people are scored."""
 
 
 @dataclasses.dataclass
@@ -38,12 +54,19 @@ class PolicyConfig:
     seed: int = number(0, least=0, below=2**32)
     """Seed of parameters and batches."""
     data: Data = group(Rows)
+    """Where choices come from."""
     encoder: PolicyEncoder = group(NewEncoder)
+    """What reads choices."""
     policy: SteeredModel = group(SteeredModel)
+    """The language model, and what adapts it to a person."""
     objective: PreferenceLoss = group(Dpo)
+    """The loss; h is the difference of log π / π_ref of both responses."""
     optim: AdamW = group(AdamW)
+    """The optimiser."""
     train: PolicyTraining = group(PolicyTraining)
+    """Batches, steps and checkpoints."""
     evaluate: PolicyEvaluation = group(PolicyEvaluation)
+    """How held-out people are scored, and what is written for them."""
 
 
 @dataclasses.dataclass
@@ -55,9 +78,13 @@ class SftConfig:
     seed: int = number(0, least=0, below=2**32)
     """Seed of parameters and batches."""
     data: Data = group(Rows)
+    """Where choices come from."""
     policy: TrainedModel = group(TrainedModel)
+    """The language model."""
     optim: AdamW = group(AdamW)
+    """The optimiser."""
     train: SftTraining = group(SftTraining)
+    """Batches, steps and checkpoints."""
 
 
 Config = RewardConfig | PolicyConfig | SftConfig
@@ -71,8 +98,8 @@ def read(path: Path) -> Config:
       UserError: it is damaged, or was written by another version.
     """
     values = read_json(path)
-    kinds = {kind.__name__: kind for kind in KINDS}
-    kind = kinds.get(values.pop("kind", None))
+    name = values.pop("kind", None)
+    kind = next((kind for kind in KINDS if kind.__name__ == name), None)
     if kind is None:
         raise UserError(f"{path}: written by another version of fssa_jax; train again, into a new work directory")
     return from_dict(kind, values)
@@ -137,10 +164,42 @@ def _check_policy(config: PolicyConfig) -> None:
     for name, places in (("places", adapter.places), ("shared.places", adapter.shared.places)):
         if not places or len(set(places)) < len(places):
             raise UserError(f"config.policy.adapter.{name}: needs one or more places, without duplicates; got {places}")
+    if not adapter.shared.rank and (unused := _given(adapter.shared, SharedLora())):
+        place = "config.policy.adapter.shared"
+        raise UserError(f"{place}.{unused}: only applies with {place}.rank > 0; leave it out")
     if isinstance(encoder, NewEncoder):
         _check_model(encoder.model, "config.encoder.model")
+        _check_no_dropout(encoder.model)
     elif not isinstance(encoder, NoEncoder) and not encoder.init_from:
         raise UserError("config.encoder.init_from: name the work directory of a trained np_btl model")
+    if isinstance(encoder, FrozenEncoder) and encoder.imitate != "chosen" and not config.objective.sft_weight:
+        raise UserError(
+            "config.encoder.imitate: weights the responses of the SFT term, but config.objective.sft_weight is 0; give "
+            "config.encoder.imitate=chosen"
+        )
+    if isinstance(encoder, WarmEncoder | NewEncoder) and not encoder.model.encoder.gaussian:
+        plain = dataclasses.replace(encoder, divergence="vpl", kl_weight=0.0)
+        if unused := _given(encoder, plain):
+            raise UserError(f"config.encoder.{unused}: only applies to a Gaussian latent; leave it out")
+
+
+def _check_no_dropout(model: NpBtl) -> None:
+    """Raises `UserError` for dropout, which the training of a policy does not apply."""
+    for name, share in {
+        "encoder.dropout": getattr(model.encoder, "dropout", 0.0),
+        "text_dropout": model.text_dropout,
+    }.items():
+        if share:
+            raise UserError(
+                f"config.encoder.model.{name}: is not used in the training of a policy; leave it out, or train np_btl "
+                "with it and name its work directory in config.encoder.init_from"
+            )
+
+
+def _given(settings: Any, default: Any) -> str | None:
+    """The first field whose value is not the default."""
+    names = (field.name for field in dataclasses.fields(settings))
+    return next((name for name in names if getattr(settings, name) != getattr(default, name)), None)
 
 
 def _check_sft(config: SftConfig) -> None:

@@ -70,6 +70,14 @@ def to_dict(config: Any) -> dict[str, Any]:
     return out
 
 
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of `to_dict` by their dotted keys."""
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        out |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return out
+
+
 def to_json(config: Any) -> str:
     """An experiment as JSON text: `to_dict` and the name of its class."""
     return json.dumps({"kind": type(config).__name__} | to_dict(config), indent=2)
@@ -90,7 +98,19 @@ def from_dict(kind: type, values: dict[str, Any], place: str = "config") -> Any:
 
 def check_fields(config: Any) -> None:
     """Raises `UserError` for a value that its field does not allow, naming the key."""
+    _check_kinds(config, "config")
     from_dict(type(config), to_dict(config))
+
+
+def _check_kinds(config: Any, place: str) -> None:
+    for field, hint in fields_of(type(config)):
+        value, kinds = getattr(config, field.name), kinds_of(hint)
+        if not dataclasses.is_dataclass(value):
+            continue
+        if type(value) not in kinds:
+            known = ", ".join(kind.__name__ for kind in kinds)
+            raise UserError(f"{place}.{field.name}: must be one of {known}; got {type(value).__name__}")
+        _check_kinds(value, f"{place}.{field.name}")
 
 
 def read_json(path: Path) -> Any:
@@ -140,11 +160,11 @@ def _group(kinds: tuple[type, ...], hint: Any, value: Any, place: str) -> Any:
     if not isinstance(hint, types.UnionType):
         return from_dict(kinds[0], value, place)
     values = dict(value)
-    named = {kind.__name__: kind for kind in kinds}
     name = values.pop("kind", None)
-    if name not in named:
-        raise UserError(f"{place}.kind: must be one of {', '.join(named)}; got {name!r}")
-    return from_dict(named[name], values, place)
+    kind = next((kind for kind in kinds if kind.__name__ == name), None)
+    if kind is None:
+        raise UserError(f"{place}.kind: must be one of {', '.join(k.__name__ for k in kinds)}; got {name!r}")
+    return from_dict(kind, values, place)
 
 
 def _plain(hint: Any, value: Any, place: str) -> Any:

@@ -30,6 +30,7 @@ class Film:
     hidden: int = number(0, least=0)
     """Hidden units per scale and shift, concatenated with z; 0 for linear in z, as published."""
     shared: SharedLora = group(SharedLora)
+    """A LoRA of everybody next to it."""
 
 
 @dataclasses.dataclass
@@ -43,6 +44,7 @@ class LoraCore:
     core: Literal["diagonal", "full"] = "diagonal"
     """Shape of M."""
     shared: SharedLora = group(SharedLora)
+    """A LoRA of everybody next to it."""
 
 
 @dataclasses.dataclass
@@ -56,6 +58,7 @@ class Lora:
     width: int = positive(64)
     """Width of the embeddings and of the hidden layer of the hypernetwork."""
     shared: SharedLora = group(SharedLora)
+    """A LoRA of everybody next to it."""
 
 
 Adapter = Film | LoraCore | Lora
@@ -98,6 +101,7 @@ class NewEncoder:
     """An encoder from random init, trained together with the policy, as published."""
 
     model: NpBtl = group(NpBtl)
+    """The reward model whose encoder it is."""
     auxiliary_weight: float = number(0.0, least=0)
     """As in `WarmEncoder`."""
     divergence: Literal["vpl", "elbo", "published"] = "vpl"
@@ -135,6 +139,7 @@ class SteeredModel(_LanguageModel):
     """The frozen language model that is steered, and its adapter."""
 
     adapter: Adapter = group(Film)
+    """What adapts it to a person."""
 
 
 @dataclasses.dataclass
@@ -162,3 +167,4 @@ class TrainedModel(_LanguageModel):
     """The language model that supervised fine-tuning trains."""
 
     new: NewModel = group(NewModel)
+    """The shape of the model that is made where `base` is empty."""

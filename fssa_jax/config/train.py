@@ -7,7 +7,9 @@ from fssa_jax.config.fields import number, positive
 
 
 @dataclasses.dataclass
-class _Loop:
+class Loop:
+    """What every training loop needs."""
+
     steps: int = positive(3000)
     """Number of training steps."""
     steps_per_call: int = positive(50)
@@ -25,7 +27,7 @@ class _Loop:
 
 
 @dataclasses.dataclass
-class RewardTraining(_Loop):
+class RewardTraining(Loop):
     """A batch is `users` people with up to `max_context` choices to read and `targets` to predict."""
 
     users: int = positive(64)
@@ -45,7 +47,7 @@ class RewardTraining(_Loop):
 
 
 @dataclasses.dataclass
-class _TokenLoop(_Loop):
+class _TokenLoop(Loop):
     steps: int = positive(600)
     steps_per_call: int = positive(10)
     validate_every: int = positive(200)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fssa_jax.config import Data, Rows, Styles, Synthetic
-from fssa_jax.config.fields import to_dict
+from fssa_jax.config.fields import flat, to_dict
 from fssa_jax.data import dataset as datasets
 from fssa_jax.data.benchmarks import styles, synthetic
 from fssa_jax.data.dataset import SPLITS, Dataset, Split, Truth, make_table
@@ -65,12 +65,12 @@ def only_groups(dataset: Dataset, groups: Sequence[str]) -> Dataset:
 
 
 def _refuse_other_settings(data: Rows, report: dict[str, Any]) -> None:
-    """Raises `UserError` for a setting of the rows that differs from the one that they were prepared with."""
-    prepared = dict(report.get("settings", {}))
-    if report.get("schema") != "ultrafeedback":  # these settings do not apply to other rows
+    """Raises `UserError` for a setting of the rows that is given, but was another when they were prepared."""
+    prepared = flat(report.get("settings", {}))
+    if report.get("schema") != "ultrafeedback":  # these say nothing of other rows
         prepared = {key: value for key, value in prepared.items() if key not in ("labels", "conflicting")}
-    default = to_dict(type(data)())
-    for name, given in to_dict(data).items():
+    default = flat(to_dict(type(data)()))
+    for name, given in flat(to_dict(data)).items():
         before = prepared.get(name, given)
         if name not in ("path", "groups") and given != before and given != default[name]:  # a default was not asked for
             raise UserError(

@@ -56,6 +56,12 @@ class Dataset:
     featuriser: Featuriser
     truth: Truth | None = None
     report: dict[str, Any] = dataclasses.field(default_factory=dict)
+    trained_texts: int | None = None  # where texts of other people were appended: how many there were at training
+
+    @property
+    def known_texts(self) -> int:
+        """The number of texts that training could learn."""
+        return len(self.texts) if self.trained_texts is None else self.trained_texts
 
 
 def make_table(choices: list[list[tuple[np.ndarray, np.ndarray]]], group: list[int]) -> ChoiceTable:

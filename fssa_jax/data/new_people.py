@@ -37,10 +37,10 @@ def with_people(
         _log.warning("%d people of %s were trained on and are left out: %s", len(again), path, names)
     number = number_texts(texts_in(rows), dataset.texts)
     rng = np.random.default_rng(settings.split_seed)
-    left_out: list[str] = []
+    groups, left_out = list(dataset.groups), list[str]()
     dropped: Counter[str] = Counter()
     here = dataclasses.replace(settings, path=path) if isinstance(settings, Rows) else Rows(path=path)
-    split = rows_split(here, "test", rows_by_user(rows), number, dataset.groups, rng, left_out, dropped)
+    split = rows_split(here, "test", rows_by_user(rows), number, groups, rng, left_out, dropped)
     report = dataset.report | {
         "duplicates": reading.duplicates,
         "skipped": reading.skipped,
@@ -48,7 +48,15 @@ def with_people(
         "left_out_rows": dict(dropped),
     }
     texts, features = append_texts(dataset, number)
-    # The true rewards of other people are unknown, even on a built-in benchmark.
-    wider = dataclasses.replace(dataset, texts=texts, features=features, truth=None, report=report)
+    # What other people would choose is not known, even on a benchmark of our own.
+    wider = dataclasses.replace(
+        dataset,
+        texts=texts,
+        features=features,
+        groups=groups,
+        truth=None,
+        report=report,
+        trained_texts=dataset.known_texts,
+    )
     log_left_out(wider)
     return wider, split

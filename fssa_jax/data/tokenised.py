@@ -36,8 +36,14 @@ def only_with_tokens(dataset: Dataset, tokens: TokenTable) -> None:
     for split in dataset.splits.values():
         split.table, lost = table_with_tokens(split.table, tokens)
         total += lost
-    dataset.report.setdefault("left_out_rows", {})["of texts that are too long"] = total
-    _log.warning("%d choices about texts that are too long are left out", total)
+    note_too_long(dataset, total)
+
+
+def note_too_long(dataset: Dataset, number: int) -> None:
+    """Says how many choices are left out since their texts have no tokens, in the data set's report too."""
+    dataset.report.setdefault("left_out_rows", {})["of texts that are too long"] = number
+    if number:
+        _log.warning("%d choices about texts that are too long are left out", number)
 
 
 def table_with_tokens(table: ChoiceTable, tokens: TokenTable) -> tuple[ChoiceTable, int]:

@@ -15,27 +15,27 @@ _PEOPLE = 200  # people per call
 
 def bayes_log_p(truth: Truth, episodes: Episode, ks: tuple[int, ...]) -> np.ndarray:
     """log p (ks, users, targets) of the Bayes predictor, which knows the set of possible people."""
-    rewards = jnp.asarray(truth.rewards)
-    log_prior = jnp.asarray(truth.log_prior)
-
-    @jax.jit
-    def batch(episode: Episode) -> Array:
-        def delta(c: Comparisons) -> Array:
-            return rewards[c.chosen] - rewards[c.rejected]
-
-        context, targets = delta(episode.context), delta(episode.targets)
-
-        def at(k: Array) -> Array:
-            mask = truncate_context(episode, k).context.mask
-            return bayes_log_predictive(context, mask, targets, log_prior)
-
-        return jax.lax.map(at, jnp.asarray(ks))
-
+    rewards, log_prior, sizes = jnp.asarray(truth.rewards), jnp.asarray(truth.log_prior), jnp.asarray(ks)
     users = episodes.user.shape[0]
     parts = [
-        np.asarray(batch(jax.tree.map(lambda x, i=i: x[i : i + _PEOPLE], episodes))) for i in range(0, users, _PEOPLE)
+        np.asarray(_log_p(rewards, log_prior, jax.tree.map(lambda x, i=i: x[i : i + _PEOPLE], episodes), sizes))
+        for i in range(0, users, _PEOPLE)
     ]
     return np.concatenate(parts, axis=1)
+
+
+@jax.jit
+def _log_p(rewards: Array, log_prior: Array, episode: Episode, ks: Array) -> Array:
+    def delta(c: Comparisons) -> Array:
+        return rewards[c.chosen] - rewards[c.rejected]
+
+    context, targets = delta(episode.context), delta(episode.targets)
+
+    def at(k: Array) -> Array:
+        mask = truncate_context(episode, k).context.mask
+        return bayes_log_predictive(context, mask, targets, log_prior)
+
+    return jax.lax.map(at, ks)
 
 
 def posterior(truth: Truth, context: Comparisons) -> np.ndarray:

@@ -34,12 +34,7 @@ class Scores:
         together = _drawn_together(item.reshape(chosen.shape), mask)
         weights = metrics.bootstrap_weights(jax.random.key(seed), int(together.max(initial=-1)) + 1, settings.bootstrap)
         self._weights = np.asarray(weights, np.float64)[:, together]
-        self._contested = np.asarray(
-            metrics.contested_weights(
-                jnp.asarray(item.reshape(chosen.shape)), jnp.asarray(chosen < rejected), jnp.asarray(mask), len(unique)
-            ),
-            np.float64,
-        )
+        self._item, self._side, self._items = item.reshape(chosen.shape), chosen < rejected, len(unique)
 
     def add(self, name: str, log_p: np.ndarray, mask: np.ndarray | None = None) -> None:
         """Adds the series of one predictor; the name of the main model is empty."""
@@ -64,8 +59,8 @@ class Scores:
             lambda k, w: metrics.ece_from_counts(jnp.asarray((w @ flat[k]).reshape(len(w), *counts.shape[2:])))
         )
         self.report[f"{prefix}steering"] = None  # if no two people disagree about a pair
-        if (self._contested * mask).sum() > 0:
-            weight = self._contested * mask
+        weight = self._contested(mask)
+        if weight.sum() > 0:
             gain, total = (hits * weight).sum(-1), weight.sum(-1)
             self.report[f"{prefix}steering"] = self._over_k(
                 lambda k, w: 2 * (w @ gain[k]) / np.maximum(w @ total, 1e-12) - 1
@@ -79,7 +74,7 @@ class Scores:
 
     def add_steering_gap(self, limit: str) -> None:
         """Adds steering_gap, S minus that of another predictor on the same choices, paired, and their ratio."""
-        weight = self._contested * self.mask
+        weight = self._contested(self.mask)
         if not weight.sum():
             return
         own, other = (
@@ -91,6 +86,11 @@ class Scores:
         self.report[f"share_of_{limit}_steering"] = {
             k: reached[k]["mean"] / cell["mean"] if cell["mean"] > 0.01 else None for k, cell in possible.items()
         }
+
+    def _contested(self, mask: np.ndarray) -> np.ndarray:
+        """(users, targets) weights of the steering score; see `metrics.contested_weights`."""
+        item, side, real = (jnp.asarray(x) for x in (self._item, self._side, mask))
+        return np.asarray(metrics.contested_weights(item, side, real, self._items), np.float64)
 
     def accuracies(self, names: tuple[str, ...], mask: np.ndarray) -> dict[str, Any]:
         """The accuracies of predictors that were added before, on a subset of target rows."""

@@ -53,7 +53,7 @@ def evaluate_workdir(
         raise UserError(f"{workdir}: holds a language model, not a policy; its checkpoint is {workdir / 'model'}")
     work, people = trained_on.with_people(data) if data else (trained_on, trained_on.dataset.splits[split])
     task: RewardTask | PolicyTask = work.task  # type: ignore[assignment]
-    found = {name: work.trained(name) for name in task.names}
+    found = {name: trained_on.trained(name) for name in trained_on.task.names}
     if data:  # no specialists: other people may have other groups
         found.pop(SPECIALIST, None)
     variables = {name: of[0] for name, of in found.items() if of is not None}
@@ -78,7 +78,7 @@ def evaluate_workdir(
         report["generation"] = written.report
     reward = _reward_model(task)
     texts_alone = reward is not None and bool(reward.learnt_texts) and reward.target == "none"
-    report["warnings"] = work.unfinished() + report_warnings(report, texts_alone)
+    report["warnings"] = trained_on.unfinished() + report_warnings(report, texts_alone)
     with whole_directory(report_directory(workdir, data, split)) as target:
         _write(work, people, result, predictors[MAIN], variables[MAIN], written, target, example=not data)
     return report
@@ -113,9 +113,11 @@ def score(
         episodes = episodes_of(people, result.users, seed, max(settings.k))
         reward = _reward_model(task)
         undecided = reward is not None and reward.population != "none"
-        # Choices of the synthetic task are noiseless, so its rewards are not in nats.
-        truth = None if isinstance(task.config.data, Synthetic) else task.dataset.truth
-        report["latent"] |= drift(main, episodes, settings.k, seed, truth, undecided)
+        # Choices of the synthetic task are noiseless: its rewards are not in nats, and since no user contradicts
+        # themselves, contradicting choices have no correct reading.
+        noiseless = isinstance(task.config.data, Synthetic)
+        truth = None if noiseless else task.dataset.truth
+        report["latent"] |= drift(main, episodes, settings.k, seed, truth, undecided or noiseless)
     return result
 
 

@@ -64,7 +64,8 @@ def make(config: Config, path: Path) -> Workdir:
     if has_checkpoints(path):
         return _resume(config, path)
     _refuse_foreign(path)
-    (path / "reference.npz").unlink(missing_ok=True)  # left by a start that failed
+    if path.is_dir():
+        (path / "reference.npz").unlink(missing_ok=True)  # left by a start that failed
     dataset = _load(config, path)
     log_left_out(dataset)
     base, tokens = None, None

@@ -54,7 +54,7 @@ def fit(work: Workdir, name: str, trained: Mapping[str, PyTree], stop: StopSigna
 
     def step(plan=None):
         return make_step(
-            task.loss(name, plan=plan, axis_name=axis_name),
+            task.loss(name, plan),
             draw,
             optimizer,
             users=task.rows,

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from fssa_jax.config import FrozenEncoder, NpBtl, PolicyConfig, RewardTraining, Rows, WarmEncoder
-from fssa_jax.config.fields import first_difference, to_dict
 from fssa_jax.data.build import load_dataset
 from fssa_jax.data.dataset import Dataset
 from fssa_jax.errors import UserError
@@ -82,14 +81,19 @@ def take_over_settings(config: PolicyConfig) -> PolicyConfig:
 
 def _refuse_other(key: str, given: Any, theirs: Any, source: str) -> None:
     """Raises `UserError` for a given setting that differs from the one in `source`; defaults do not count as given."""
-    usual, wanted, before = (to_dict(settings) for settings in (type(given)(), given, theirs))
-    for name in wanted:
-        if wanted[name] != usual[name] and wanted[name] != before.get(name) and name != "path":
-            found = first_difference({name: before.get(name)}, {name: wanted[name]}, f"{key}.")
-            assert found is not None
+    usual = type(given)()
+    for field in dataclasses.fields(given):
+        name, wanted, default = f"{key}.{field.name}", getattr(given, field.name), getattr(usual, field.name)
+        before = getattr(theirs, field.name, None)
+        if dataclasses.is_dataclass(wanted):
+            if type(wanted) is type(before):
+                _refuse_other(name, wanted, before, source)
+                continue
+            name, wanted, default, before = f"{name}.kind", *(type(x).__name__ for x in (wanted, default, before))
+        if field.name != "path" and wanted not in (before, default):
             raise UserError(
-                f"config.{found[0]}: {source} was trained with {found[1]!r}, not {found[2]!r}; give that, or train the "
-                "encoder with this one too"
+                f"config.{name}: {source} was trained with {before!r}, not {wanted!r}; give that, or train the encoder "
+                "with this one too"
             )
 
 

@@ -13,6 +13,8 @@ DIR/
 """
 
 import dataclasses
+import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from fssa_jax.data import dataset as datasets
 from fssa_jax.data.dataset import Dataset, Split, load_tokens
 from fssa_jax.data.features import EncoderFeaturiser
 from fssa_jax.data.new_people import with_people
-from fssa_jax.data.tokenised import table_with_tokens, tokenise
+from fssa_jax.data.tokenised import note_too_long, table_with_tokens, tokenise
 from fssa_jax.errors import UserError
 from fssa_jax.lm.base import Base, load_base
 from fssa_jax.lm.scoring import table_log_probs
@@ -38,6 +40,8 @@ from fssa_jax.tasks.sft import SftTask
 from fssa_jax.tasks.task import MAIN
 from fssa_jax.train.checkpoint import Checkpoints, best_or_latest_variables
 from fssa_jax.types import PyTree
+
+_log = logging.getLogger(__name__)
 
 MET = "people_of_the_encoder"
 """Key of the data set's report: people in the training data of an encoder that was trained on other rows."""
@@ -159,14 +163,14 @@ class Workdir:
         tokens = join_tables(task.tokens, new)
         split.table, lost = table_with_tokens(split.table, tokens)
         reference = np.concatenate([task.reference, table_log_probs(task.base, new)])
-        dataset.report.setdefault("left_out_rows", {})["of texts that are too long"] = lost
+        note_too_long(dataset, lost)
         wider = dataclasses.replace(task, dataset=dataset, tokens=tokens, reference=reference)
         return dataclasses.replace(self, task=wider), split
 
-    def unfinished(self) -> list[str]:
-        """One warning for every model whose training is not finished."""
+    def unfinished(self, names: Collection[str] = ()) -> list[str]:
+        """One warning per model, of these or of all, whose training is not finished."""
         out = []
-        for name in self.task.names:
+        for name in names or self.task.names:
             done = max((step for store in self._stores(name) or () for step in store.steps), default=0)
             if done < self.task.steps(name):
                 whole = self.task.steps(name)
@@ -269,4 +273,8 @@ def load(workdir: str | Path, base: str = "") -> PersonModel:
     >>> model.infer([("question 0", "word1 word2", "word3")]).mean.shape[0]
     1
     """
-    return Workdir.open(Path(workdir), base).person()
+    work = Workdir.open(Path(workdir), base)
+    person = work.person()
+    for warning in work.unfinished((MAIN,)):
+        _log.warning("%s", warning)
+    return person

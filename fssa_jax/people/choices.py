@@ -18,7 +18,7 @@ def as_choice(choice: Any, place: str) -> Choice:
       UserError: neither of these, or its responses are empty or identical.
     """
     if isinstance(choice, Mapping):
-        choice = parse_row({"user_id": "you", **choice}, place)
+        choice = parse_row({**choice, "user_id": "you"}, place)
     if isinstance(choice, Row):
         choice = (choice.prompt, choice.chosen, choice.rejected)
     if not (isinstance(choice, tuple | list) and len(choice) == 3 and all(isinstance(text, str) for text in choice)):

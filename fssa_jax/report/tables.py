@@ -6,7 +6,7 @@ from fssa_jax.report.series import series_of
 
 
 def format_table(report: dict[str, Any]) -> str:
-    """The series as a text table, in per cent, one column per k."""
+    """The series as a text table, one column per k: accuracies in per cent, S and gains in points."""
     ks = [str(k) for k in report["k"]]
     lines = [f"{'':34s}" + "".join(f"{'k = ' + k:>16s}" for k in ks)]
     rows = [(name, label) for name, label in series_of(report).items() if report.get(name)]
@@ -25,7 +25,8 @@ def format_table(report: dict[str, Any]) -> str:
     rows += [("gain", "gain over population")] if report.get("gain") else []
     for name, label in rows:
         cells = (f"{100 * report[name][k]['mean']:.1f} ±{_half_width(report[name][k]):.1f}" for k in ks)
-        lines.append(f"{label + ', %':34s}" + "".join(f"{cell:>16s}" for cell in cells))
+        unit = "points" if "steering" in name or name == "gain" else "%"
+        lines.append(f"{label + ', ' + unit:34s}" + "".join(f"{cell:>16s}" for cell in cells))
     for group, series in report.get("by_group", {}).items():
         for name, cells in series.items():
             label = group if name == "accuracy" else f"{group}, {name}"

@@ -6,6 +6,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +29,7 @@ from fssa_jax.config import (
     WarmEncoder,
 )
 from fssa_jax.data.dataset import Dataset, Split
+from fssa_jax.errors import UserError
 from fssa_jax.lm.base import Base
 from fssa_jax.lm.scoring import Texts, device_texts, text_log_probs
 from fssa_jax.lm.token_table import TokenTable
@@ -160,8 +162,7 @@ class PolicyTask:
         variables = dict(jax.jit(init)(jax.random.key(self.config.seed), dataclasses.replace(tables, base=None)))
         teacher = trained.get(TEACHER)
         if conditioner.latent == "context" and teacher is not None:
-            theirs = jax.tree.map(jnp.asarray, teacher["params"])
-            variables["params"] = {**variables["params"], "reward": theirs}
+            variables["params"] = {**variables["params"], "reward": _fitting(teacher["params"], variables["params"])}
         return variables
 
     def draw(self, name: str) -> Draw:
@@ -189,9 +190,8 @@ class PolicyTask:
             base=self.base.variables,
         )
 
-    def loss(self, name: str, *, plan: Plan | None = None, axis_name: str | None = None) -> Loss:
+    def loss(self, name: str, plan: Plan | None = None) -> Loss:
         """See `Task`."""
-        del axis_name
         return policy_loss(self.conditioner(name), self.base.decoder, self.config.objective, self.config.encoder, plan)
 
     def texts(self, rows: People) -> Int[Array, "users targets 2"]:
@@ -213,6 +213,18 @@ class PolicyTask:
 
     def finish(self, directory: Path, variables: PyTree) -> None:
         """See `Task`; nothing is written."""
+
+
+def _fitting(teacher: PyTree, params: PyTree) -> PyTree:
+    """The teacher's parameters, if they have the structure and the shapes of those that the policy would start from."""
+    theirs = jax.tree.map(jnp.asarray, teacher)
+    try:
+        chex.assert_trees_all_equal_shapes_and_dtypes(params["reward"], theirs)
+    except AssertionError as error:
+        raise UserError(
+            "config.encoder.init_from: its model has other sizes than these data ask for; give the same data"
+        ) from error
+    return theirs
 
 
 def make_hypernetwork(adapter: Any, decoder: DecoderConfig) -> Hypernetwork:

@@ -116,9 +116,9 @@ class RewardTask:
         table = jax.tree.map(jnp.asarray, self.dataset.splits[split].table)
         return Tables(table, jnp.asarray(self.dataset.features))
 
-    def loss(self, name: str, *, plan: Plan | None = None, axis_name: str | None = None) -> Loss:
+    def loss(self, name: str, plan: Plan | None = None) -> Loss:
         """See `Task`."""
-        del plan, axis_name  # features need no padding, and the loss no batch statistics
+        del plan  # features need no padding
         return reward_loss(self.model(name), self.config.objective)
 
     def start(self, name: str, trained: Mapping[str, PyTree]) -> PyTree:
@@ -204,7 +204,7 @@ def make_model(settings: Any, dataset: Dataset, name: str = MAIN) -> rewards.Rew
     "population" is BTL on everybody. "specialist" is the main model with one learnt latent per group instead of the
     context: one specialist per group, with a shared encoder of responses.
     """
-    learnt_texts = len(dataset.texts) if settings.learn_texts == "yes" else 0
+    learnt_texts = dataset.known_texts if settings.learn_texts == "yes" else 0
     if isinstance(settings, NpBtl):
         population = rewards.RewardModel(
             latent="none", width=settings.width, population=settings.population, learnt_texts=learnt_texts

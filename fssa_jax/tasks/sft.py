@@ -41,7 +41,6 @@ class SftTables:
 
     texts: Texts
     rows: Leaf
-    base: PyTree = None
 
 
 @jax.tree_util.register_dataclass
@@ -101,9 +100,8 @@ class SftTask:
         """See `Task`; texts are drawn with replacement."""
         return draw_texts
 
-    def loss(self, name: str, *, plan: Plan | None = None, axis_name: str | None = None) -> Loss:
+    def loss(self, name: str, plan: Plan | None = None) -> Loss:
         """See `Task`."""
-        del axis_name
         return sft_loss_of(self.base.decoder, plan)
 
     def texts(self, rows: DrawnTexts) -> Int[Array, " texts"]:

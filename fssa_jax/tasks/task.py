@@ -70,7 +70,7 @@ class Task(Protocol):
         """The function that draws the rows of a batch; see `train.step`."""
         ...
 
-    def loss(self, name: str, *, plan: Plan | None = None, axis_name: str | None = None) -> Loss:
+    def loss(self, name: str, plan: Plan | None = None) -> Loss:
         """The loss of a model; texts are padded by `plan`."""
         ...
 

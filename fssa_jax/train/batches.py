@@ -69,7 +69,7 @@ def padded_calls(
         return jnp.sort(lengths, axis=-1, descending=True).max((0, 1))
 
     short = dataclasses.replace(tables.texts, tokens=tables.texts.tokens[:, :1])
-    host = dataclasses.replace(tables, texts=short, base=None)
+    host = dataclasses.replace(tables, texts=short)
 
     def lengths(first: int, number: int) -> jax.Array:
         return ranked(jax.device_put(np.int32(first)), host, number)

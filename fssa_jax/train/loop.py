@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import jax
 import numpy as np
 import optax
 from tqdm import tqdm
 
+from fssa_jax.config.train import Loop
 from fssa_jax.errors import Stopped, UserError
 from fssa_jax.train.checkpoint import Checkpoints, Parts, best_or_latest_variables
 from fssa_jax.train.metrics_log import MetricsLog
@@ -77,8 +77,8 @@ class Run:
     learning_rate: optax.Schedule | None = None
 
 
-def run_to_end(run: Run, settings: Any, directory: Path, stop: StopSignal) -> PyTree:
-    """Trains one model to its end, or resumes it, and returns its best variables by validation.
+def run_to_end(run: Run, settings: Loop, directory: Path, stop: StopSignal) -> PyTree:
+    """Trains one model to its end, or goes on with it, and returns its best variables by validation.
 
     Checkpoints, metrics.jsonl and TensorBoard events go to `directory`. The batch of a step is a function of
     (seed, step): a run that was killed and resumed equals an uninterrupted one, bit for bit.
@@ -87,7 +87,7 @@ def run_to_end(run: Run, settings: Any, directory: Path, stop: StopSignal) -> Py
       Stopped: a signal was received; everything is saved.
       UserError: the loss is not finite, or a file cannot be written.
     """
-    role, steps, state = run.name, run.steps, run.state
+    name, steps, state = run.name, run.steps, run.state
     latest = Checkpoints(directory / "checkpoints" / "latest", settings.keep)
     best = Checkpoints(directory / "checkpoints" / "best", 1)
     restored = latest.restore(_parts(state))
@@ -96,7 +96,7 @@ def run_to_end(run: Run, settings: Any, directory: Path, stop: StopSignal) -> Py
     step = int(state.step)
     best_nll = min((best.metrics(s).get("nll", np.inf) for s in best.steps if s <= step), default=np.inf)
     log = MetricsLog(directory, step)
-    bar = tqdm(total=steps, initial=step, desc=role, unit="step", disable=None, file=sys.stderr)
+    bar = tqdm(total=steps, initial=step, desc=name, unit="step", disable=None, file=sys.stderr)
     warned: set[str] = set()
     pending: tuple[int, dict] | None = None
     clock = time.perf_counter()
@@ -118,11 +118,11 @@ def run_to_end(run: Run, settings: Any, directory: Path, stop: StopSignal) -> Py
             first = int(np.argmin(finite))
             what = f"the loss is {losses[first]}" if not np.isfinite(losses[first]) else "the gradient is not finite"
             number = step - len(losses) + first + 1
-            raise UserError(f"{role}: {what} at step {number}{run.culprits(number)}; {last_good()}")
+            raise UserError(f"{name}: {what} at step {number}{run.culprits(number)}; {last_good()}")
         now = time.perf_counter()
         speed = len(losses) / (now - clock)
         clock = now
-        values = {name: float(np.mean(value)) for name, value in metrics.items()}
+        values = {key: float(np.mean(value)) for key, value in metrics.items()}
         if run.learning_rate is not None:
             with jax.numpy_dtype_promotion("standard"):  # optax relies on it
                 values["learning_rate"] = float(np.asarray(run.learning_rate(step - 1)))
@@ -151,22 +151,22 @@ def run_to_end(run: Run, settings: Any, directory: Path, stop: StopSignal) -> Py
                 log.write(step, scores)
                 # In the first quarter of the training a latent that does not vary yet has not collapsed.
                 for warning in warnings if step >= steps / 4 else []:
-                    name = warning.split(":")[0]
-                    if name not in warned:
-                        warned.add(name)
+                    kind = warning.split(":")[0]
+                    if kind not in warned:
+                        warned.add(kind)
                         _log.warning("step %d: %s", step, warning)
                 if not np.isfinite(scores["val/nll"]):
-                    raise UserError(f"{role}: validation is not finite at step {step}; {last_good()}")
+                    raise UserError(f"{name}: validation is not finite at step {step}; {last_good()}")
                 if scores["val/nll"] < best_nll:
                     best_nll = scores["val/nll"]
                     best.save(step, _parts(state), {"nll": best_nll})
                 if bar.disable:
-                    _log.info("%s: step %d of %d, val NLL %.4f", role, step, steps, scores["val/nll"])
-            stopping = stop.received  # a signal may have arrived during the validation
+                    _log.info("%s: step %d of %d, val NLL %.4f", name, step, steps, scores["val/nll"])
+            stopping = stop.received  # a signal may have come during the validation
             if save or stopping:
                 latest.save(step, _parts(state))
             if stopping and step < steps:
-                raise Stopped(f"{role}: stopped at step {step} of {steps}; run the same command to resume")
+                raise Stopped(f"{name}: stopped at step {step} of {steps}; run the same command to resume")
             clock = time.perf_counter()
         chosen = best_or_latest_variables(best, latest, state.variables)[1]
     finally:

@@ -1,17 +1,38 @@
 """Settings: they survive a file, and a wrong one is an error that names its key."""
 
+import copy
+import dataclasses
 import json
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from fssa_jax.config import reward as configs
-from fssa_jax.config.reward import Config
+from fssa_jax import config as configs
+from fssa_jax.config import (
+    BayesEncoder,
+    Btl,
+    FrozenEncoder,
+    Lora,
+    NewEncoder,
+    NoEncoder,
+    PolicyConfig,
+    RewardConfig,
+    Rows,
+    SetEncoder,
+    SftConfig,
+    SharedLora,
+    Styles,
+    WarmEncoder,
+)
+from fssa_jax.config.experiment import read
+from fssa_jax.config.fields import all_kinds, fields_of, kinds_of
 from tests.mistakes import complaint
 
 
-def changed(key: str, value) -> Config:
-    """The default configuration with one field set, whatever its type."""
-    config = Config()
+def changed(key: str, value: Any, config: Any = None) -> Any:
+    """A configuration with one field set, whatever its type; the default one of a reward model if none is given."""
+    config = RewardConfig() if config is None else config
     *groups, name = key.split(".")
     node = config
     for group in groups:
@@ -21,10 +42,19 @@ def changed(key: str, value) -> Config:
     return config
 
 
-def nested(key: str, value) -> dict:
-    for name in reversed(key.split(".")):
-        value = {name: value}
-    return value
+def nested(key: str, value: Any, kinds: dict[str, str]) -> dict:
+    """A dictionary of dictionaries in which a dotted key has the value; `kinds` are those of the groups on its way."""
+    *groups, name = key.split(".")
+    out = {name: value}
+    for i in range(len(groups), 0, -1):
+        kind = kinds.get(".".join(groups[:i]))
+        out = {groups[i - 1]: ({"kind": kind} if kind else {}) | out}
+    return out
+
+
+def write(path, values: dict, kind: str = "RewardConfig"):
+    path.write_text(json.dumps({"kind": kind} | values))
+    return path
 
 
 def test_a_configuration_survives_its_file(tmp_path):
@@ -34,12 +64,35 @@ def test_a_configuration_survives_its_file(tmp_path):
     config.data.path = "größe.jsonl"
     path = tmp_path / "config.json"
     path.write_text(configs.to_json(config))
-    assert configs.read(path) == config
-    assert configs.read(path) != Config()
+    assert read(path) == config
+    assert read(path) != RewardConfig()
+
+
+def variants(kind: type) -> Iterator[Any]:
+    """The defaults of a configuration, and with each kind of each group in turn, also of groups inside groups."""
+    yield kind()
+    for field, hint in fields_of(kind):
+        for option in kinds_of(hint):
+            for value in variants(option):
+                yield dataclasses.replace(kind(), **{field.name: value})
+
+
+@pytest.mark.parametrize(("kind", "number"), [(RewardConfig, 8), (PolicyConfig, 18), (SftConfig, 4)])
+def test_every_kind_of_every_group_survives_its_file(tmp_path, kind, number):
+    path = tmp_path / "config.json"
+    made = list(variants(kind))
+    for config in made:
+        path.write_text(configs.to_json(config))
+        assert read(path) == config
+        assert type(read(path)) is kind
+    assert len({configs.to_json(config) for config in made}) == number
 
 
 def test_the_defaults_are_allowed():
-    assert configs.check(Config()) is None
+    assert configs.check(RewardConfig()) is None
+    assert configs.check(SftConfig()) is None
+    assert "config.policy.base: give" in complaint(configs.check, PolicyConfig())
+    assert configs.check(changed("policy.base", "base", PolicyConfig())) is None
 
 
 @pytest.mark.parametrize(
@@ -60,30 +113,68 @@ def test_the_defaults_are_allowed():
         ("model.encoder.inputs", [1]),
         ("evaluate.k", 5),
         ("evaluate.k", [0, 1.5]),
-        ("data.source", "row"),
+        ("data.features", "tf-idf"),
         ("data.on_error", "ignore"),
         ("model.encoder.aggregation", "max"),
         ("model.kind", ["btl"]),
+        ("model.kind", "SetEncoder"),
+        ("model.encoder.kind", "NpBtl"),
+        ("data.kind", "rows"),
+        ("data.kind", None),
         ("train.parallel", ""),
     ],
 )
 def test_an_unknown_or_ill_typed_key_of_a_file_is_named_in_full(tmp_path, key, value):
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(nested(key, value)))
-    assert complaint(configs.read, path).startswith(f"config.{key}: ")
+    kinds = {"model": "NpBtl", "model.encoder": "SetEncoder", "data": "Rows"}
+    path = write(tmp_path / "config.json", nested(key, value, kinds))
+    assert complaint(read, path).startswith(f"config.{key}: ")
+
+
+@pytest.mark.parametrize(
+    ("config", "key", "kinds"),
+    [
+        ("RewardConfig", "model.encoder", {"model": "Btl"}),
+        ("RewardConfig", "model.link", {"model": "Btl"}),
+        ("RewardConfig", "model.encoder.heads", {"model": "NpBtl", "model.encoder": "BayesEncoder"}),
+        ("RewardConfig", "model.encoder.observations", {"model": "NpBtl", "model.encoder": "SetEncoder"}),
+        ("RewardConfig", "data.hold_out_items", {"data": "Styles"}),
+        ("RewardConfig", "data.labels", {"data": "Rows"}),
+        ("RewardConfig", "data.features", {"data": "Synthetic"}),
+        ("RewardConfig", "policy", {}),
+        ("PolicyConfig", "model", {}),
+        ("PolicyConfig", "encoder.distil", {"encoder": "WarmEncoder"}),
+        ("PolicyConfig", "encoder.auxiliary_weight", {"encoder": "FrozenEncoder"}),
+        ("PolicyConfig", "encoder.init_from", {"encoder": "NoEncoder"}),
+        ("PolicyConfig", "policy.adapter.core", {"policy.adapter": "Film"}),
+        ("PolicyConfig", "policy.adapter.hidden", {"policy.adapter": "Lora"}),
+        ("PolicyConfig", "policy.new", {}),
+        ("PolicyConfig", "objective.label_smoothing", {"objective": "Ipo"}),
+        ("PolicyConfig", "train.texts", {}),
+        ("SftConfig", "objective", {}),
+        ("SftConfig", "policy.adapter", {}),
+    ],
+)
+def test_a_key_of_another_kind_is_unknown(tmp_path, config, key, kinds):
+    """What has no meaning for a kind cannot be said of it."""
+    path = write(tmp_path / "config.json", nested(key, 1, kinds), config)
+    assert complaint(read, path).startswith(f"config.{key}: unknown key; known are ")
 
 
 @pytest.mark.parametrize("content", ["{", "", "[]", "3", "null"])
 def test_a_file_that_is_no_object_is_an_error(tmp_path, content):
     path = tmp_path / "config.json"
     path.write_text(content)
-    assert complaint(configs.read, path)
+    assert complaint(read, path)
+
+
+@pytest.mark.parametrize("kind", ["Config", "NpBtl", "", None, 3, ["RewardConfig"]])
+def test_a_file_of_another_version_asks_to_train_again(tmp_path, kind):
+    path = write(tmp_path / "config.json", {"kind": kind})
+    assert "another version of fssa_jax; train again" in complaint(read, path)
 
 
 def test_whole_numbers_are_numbers(tmp_path):
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps({"optim": {"learning_rate": 1}}))
-    rate = configs.read(path).optim.learning_rate
+    rate = read(write(tmp_path / "config.json", {"optim": {"learning_rate": 1}})).optim.learning_rate
     assert (rate, type(rate)) == (1.0, float)
 
 
@@ -100,25 +191,98 @@ def test_whole_numbers_are_numbers(tmp_path):
         ("objective.samples", 0),
         ("optim.learning_rate", 0.0),
         ("optim.learning_rate", -1e-3),
+        ("optim.learning_rate", float("nan")),
+        ("optim.learning_rate", float("inf")),
         ("model.encoder.width", 0),
         ("model.encoder.heads", 0),
         ("evaluate.k", (0, -1)),
         ("evaluate.k", ()),
         ("train.validate_every", 75),
         ("train.checkpoint_every", 10),
+        ("train.accumulate", 3),
         ("model.encoder.inputs", ()),
         ("model.encoder.inputs", ("chosen", "text")),
-        ("model.encoder.observations", ("margin",)),
-        ("model.encoder.support", -1),
-        ("model.encoder.rounds", 0),
         ("model.encoder.inputs", ("margin",)),
         ("model.encoder.width", 100),
+        ("model.encoder.dropout", 1.0),
         ("train.steps", "many"),
-        ("data.source", "nowhere"),
+        ("data.features", "nowhere"),
+        ("data.split_seed", -1),
+        ("seed", 2**32),
     ],
 )
 def test_a_value_that_is_not_allowed_is_named_in_full(key, value):
     assert complaint(configs.check, changed(key, value)).startswith(f"config.{key}: ")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("observations", ("margin",)), ("observations", ()), ("prior.rounds", 0), ("prior.kinds", -1)]
+)
+def test_a_value_that_is_not_allowed_for_the_bayes_encoder_is_named_in_full(key, value):
+    encoder = BayesEncoder()
+    if key == "prior.kinds":
+        encoder.prior = configs.DiscretePrior()
+    config = changed("model.encoder", encoder)
+    assert configs.check(config) is None
+    assert complaint(configs.check, changed(f"model.encoder.{key}", value, config)).startswith(
+        f"config.model.encoder.{key}: "
+    )
+
+
+def policy(**groups: Any) -> PolicyConfig:
+    config = PolicyConfig(**groups)
+    config.policy.base = "base"
+    return config
+
+
+@pytest.mark.parametrize(
+    ("config", "key", "value"),
+    [
+        (policy(), "objective.beta", 0.0),
+        (policy(), "objective.label_smoothing", 0.5),
+        (policy(), "policy.adapter.places", ()),
+        (policy(), "policy.adapter.places", ("query", "query")),
+        (policy(), "policy.adapter.places", ("query", "nowhere")),
+        (policy(), "policy.adapter.shared.places", ()),
+        (policy(), "policy.adapter.shared.places", ("residual",)),
+        (policy(), "policy.adapter.shared.rank", -1),
+        (policy(), "encoder.model.encoder.inputs", ("margin",)),
+        (policy(), "encoder.divergence", "predictive"),
+        (policy(encoder=FrozenEncoder()), "encoder.init_from", ""),
+        (policy(encoder=FrozenEncoder(init_from="reward")), "encoder.distil", 1.5),
+        (policy(encoder=FrozenEncoder(init_from="reward")), "encoder.imitate", "rejected"),
+        (policy(encoder=WarmEncoder()), "encoder.init_from", ""),
+        (policy(), "evaluate.samples", 2),
+        (policy(), "evaluate.generate.top_p", 0.0),
+        (policy(), "evaluate.generate.people", -1),
+        (policy(), "train.length_buckets", 9),
+        (policy(), "train.accumulate", 3),
+        (SftConfig(), "train.unread", "topics"),
+        (SftConfig(), "train.unread", "everything"),
+        (SftConfig(), "policy.new.kv_heads", 3),
+        (SftConfig(), "policy.new.width", 60),
+        (SftConfig(), "policy.new.vocabulary", 260),
+        (SftConfig(), "policy.dtype", "float16"),
+        (SftConfig(), "train.accumulate", 5),
+    ],
+)
+def test_a_value_that_is_not_allowed_for_a_language_model_is_named_in_full(config, key, value):
+    assert complaint(configs.check, changed(key, value, copy.deepcopy(config))).startswith(f"config.{key}: ")
+
+
+def test_what_needs_something_else_is_allowed_with_it():
+    config = SftConfig(data=Styles())
+    config.train.unread = "topics"
+    assert configs.check(config) is None
+    config = RewardConfig(model=Btl())
+    assert configs.check(config) is None
+    config.train.factor_steps = 10
+    assert complaint(configs.check, config).startswith("config.train.factor_steps: needs a model whose texts have")
+    margin = changed("model.encoder.inputs", ("margin",))
+    margin.model.population = "linear"
+    assert configs.check(margin) is None
+    assert configs.check(policy(encoder=NoEncoder())) is None
+    assert configs.check(policy(encoder=NewEncoder())) is None
 
 
 def test_heads_must_divide_the_width_only_where_there_are_heads():
@@ -126,3 +290,9 @@ def test_heads_must_divide_the_width_only_where_there_are_heads():
     assert "heads (7)" in complaint(configs.check, config)
     config.model.encoder.aggregation = "mean"
     configs.check(config)
+
+
+def test_kinds_are_listed_once_and_wherever_they_are():
+    kinds = all_kinds(RewardConfig, PolicyConfig, SftConfig)
+    assert len(kinds) == len(set(kinds))
+    assert {Rows, Lora, SharedLora, SetEncoder, BayesEncoder, NoEncoder} <= set(kinds)

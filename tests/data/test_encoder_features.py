@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fssa_jax.config.reward import DataConfig
-from fssa_jax.data import build
+from fssa_jax.config import Rows, TextEncoder
 from fssa_jax.data import dataset as datasets
 from fssa_jax.data.features import EncoderFeaturiser
+from fssa_jax.data.row_dataset import rows_dataset
 from fssa_jax.lm import text_encoder
 from fssa_jax.lm.hf_config import read_config
 from fssa_jax.lm.safetensors import load_params
@@ -35,8 +35,8 @@ def directory(tmp_path_factory):
 
 def test_rows_with_an_encoder_are_saved_and_read_with_it(directory, tmp_path):
     rows = tiny.write_rows(tmp_path / "rows.jsonl", tiny.rows(users=6))
-    data = DataConfig(path=str(rows), features="encoder", encoder=str(directory / "bert"))
-    dataset = build.rows_dataset(data, scratch=tmp_path / "scratch")
+    data = Rows(path=str(rows), features="encoder", text_encoder=TextEncoder(name=str(directory / "bert")))
+    dataset = rows_dataset(data, scratch=tmp_path / "scratch")
     assert dataset.features.shape == (len(dataset.texts), 16)
     known = datasets.seen_in_training(dataset)
     np.testing.assert_allclose(dataset.features[known].mean(0), 0, atol=1e-4)

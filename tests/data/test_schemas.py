@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from fssa_jax.config.reward import Config, DataConfig
-from fssa_jax.data import build
+from fssa_jax.config import Rows, UltraFeedback
 from fssa_jax.data import dataset as datasets
+from fssa_jax.data.build import load_dataset, only_groups
+from fssa_jax.data.row_dataset import rows_dataset
 from fssa_jax.data.rows import RowReport
 from fssa_jax.data.schemas import conversation_rows, ultrafeedback_rows
 from tests import tiny
@@ -105,13 +106,13 @@ def test_conversations_are_cut_at_the_last_answer():
 def test_a_file_of_the_schema_becomes_a_data_set(tmp_path, groups):
     path = tmp_path / "uf.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in records(300)))
-    data = DataConfig(path=str(path), features="tfidf", components=8, labels=LABELS)
-    dataset = build.only_groups(build.rows_dataset(data), groups)
+    data = UltraFeedback(path=str(path), features="tfidf", components=8, labels=LABELS)
+    dataset = only_groups(rows_dataset(data), groups)
     assert dataset.report["schema"] == "ultrafeedback"
     assert dataset.groups == ["helpfulness", "honesty"]
     shown = {name.split("-")[0] for split in dataset.splits.values() for name in split.users}
     assert shown == (set(groups) or set(LABELS))
-    assert "no group 'kindness'" in complaint(build.only_groups, dataset, ("kindness",))
+    assert "no group 'kindness'" in complaint(only_groups, dataset, ("kindness",))
 
 
 def test_pairs_of_conversations_become_a_data_set(tmp_path):
@@ -123,7 +124,7 @@ def test_pairs_of_conversations_become_a_data_set(tmp_path):
         for i in range(300)
     ]
     path = tiny.write_rows(tmp_path / "hh.jsonl", rows)
-    dataset = build.rows_dataset(DataConfig(path=str(path), features="tfidf", components=8))
+    dataset = rows_dataset(Rows(path=str(path), features="tfidf", components=8))
     assert dataset.groups == ["annotators"]
 
 
@@ -154,17 +155,16 @@ def test_a_completion_without_a_response_is_not_rated():
 def test_prepared_data_does_not_ask_for_labels_that_are_none_of_its_own(tmp_path):
     """The defaults of another experiment are no wish; labels that are given are."""
     (tmp_path / "uf.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records(300)))
-    made = build.load_dataset(config_of(tmp_path / "uf.jsonl", labels=("honesty",)))
+    made = load_dataset(ratings_in(tmp_path / "uf.jsonl", labels=("honesty",)), 10, 20)
     datasets.save(made, tmp_path / "uf")
-    assert build.load_dataset(config_of(tmp_path / "uf")).groups == ["honesty"]
-    message = complaint(build.load_dataset, config_of(tmp_path / "uf", labels=LABELS))
+    assert load_dataset(ratings_in(tmp_path / "uf"), 10, 20).groups == ["honesty"]
+    assert load_dataset(Rows(path=str(tmp_path / "uf"), components=4, features="tfidf"), 10, 20).groups == ["honesty"]
+    message = complaint(load_dataset, ratings_in(tmp_path / "uf", labels=LABELS), 10, 20)
     assert "prepared with config.data.labels" in message
-    plain = build.load_dataset(config_of(tiny.write_rows(tmp_path / "rows.jsonl", tiny.rows())))
+    plain = load_dataset(ratings_in(tiny.write_rows(tmp_path / "rows.jsonl", tiny.rows())), 10, 20)
     datasets.save(plain, tmp_path / "plain")
-    assert build.load_dataset(config_of(tmp_path / "plain", labels=LABELS)).texts == plain.texts
+    assert load_dataset(ratings_in(tmp_path / "plain", labels=LABELS), 10, 20).texts == plain.texts
 
 
-def config_of(path, **data):
-    config = Config()
-    config.data = DataConfig(path=str(path), components=4, features="tfidf", **data)
-    return config
+def ratings_in(path, **settings) -> UltraFeedback:
+    return UltraFeedback(path=str(path), components=4, features="tfidf", **settings)

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fssa_jax.config.reward import DataConfig
-from fssa_jax.data import build
+from fssa_jax.config import Styles, TextEncoder
+from fssa_jax.data import featurise
 from fssa_jax.data.benchmarks import styles
 from fssa_jax.data.build import styles_dataset
 from fssa_jax.data.dataset import SPLITS
+from fssa_jax.data.features import EncoderFeaturiser
 from tests.mistakes import complaint
 
 
@@ -21,7 +22,7 @@ def texts():
 
 @pytest.fixture(scope="module")
 def data():
-    return styles_dataset(DataConfig(source="styles", train_users=300, eval_users=101), context=10, targets=12)
+    return styles_dataset(Styles(train_users=300, eval_users=101), context=10, targets=12)
 
 
 def texts_of(split, pool: int) -> np.ndarray:
@@ -33,21 +34,14 @@ def test_features_may_be_those_of_a_language_model(monkeypatch, texts):
     """Centred and scaled by the texts of training prompts alone."""
     calls = []
 
-    class Recorded(build.EncoderFeaturiser):
+    class Recorded(EncoderFeaturiser):
         def fit_transform(self, texts, train, scratch):
             calls.append((self._settings, train, scratch))
             return np.zeros((len(texts), 3), np.float32)
 
-    monkeypatch.setattr(build, "EncoderFeaturiser", Recorded)
-    config = DataConfig(
-        source="styles",
-        train_users=10,
-        eval_users=4,
-        features="encoder",
-        encoder="base",
-        encoder_pool="response",
-        encoder_layer=1,
-    )
+    monkeypatch.setattr(featurise, "EncoderFeaturiser", Recorded)
+    text_encoder = TextEncoder(name="base", pool="response", layer=1)
+    config = Styles(train_users=10, eval_users=4, features="encoder", text_encoder=text_encoder)
     made = styles_dataset(config, context=3, targets=2, scratch=Path("scratch"))
     assert made.features.shape == (len(made.texts), 3)
     settings, train, scratch = calls[0]
@@ -56,8 +50,6 @@ def test_features_may_be_those_of_a_language_model(monkeypatch, texts):
     assert set(prompt_of[train]) == set(styles.prompt_splits()["train"])
     wrong = dataclasses.replace(config, features="given")
     assert "styles makes its own texts" in complaint(styles_dataset, wrong, 3, 2)
-    wrong = DataConfig(source="styles", hold_out_items=True)
-    assert "config.data.hold_out_items: styles always holds topics out" in complaint(styles_dataset, wrong, 3, 2)
 
 
 def test_texts_are_distinct_and_every_style_answers_every_prompt(texts):

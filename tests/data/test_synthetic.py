@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fssa_jax.config.reward import DataConfig
+from fssa_jax.config import Synthetic
 from fssa_jax.data.benchmarks import synthetic
 from fssa_jax.data.build import synthetic_dataset
 from fssa_jax.data.dataset import SPLITS
+from fssa_jax.data.features import NumberFeaturiser
 from fssa_jax.errors import UserError
 
 
@@ -122,9 +123,9 @@ def test_a_published_user_sees_every_pair_once(users):
         assert not np.array_equal(context[0], context[1])
 
 
-@pytest.mark.parametrize("source", ["synthetic", "synthetic_published"])
-def test_the_data_set_looks_up_the_right_values(source):
-    settings = DataConfig(source=source, train_users=6, eval_users=4)
+@pytest.mark.parametrize("published", [False, True])
+def test_the_data_set_looks_up_the_right_values(published):
+    settings = Synthetic(published=published, train_users=6, eval_users=4)
     data = synthetic_dataset(settings, context=3, targets=5)
     assert {name: len(data.splits[name].users) for name in SPLITS} == {"train": 6, "val": 4, "test": 4}
     assert len(data.texts) == len(data.features) == len(data.truth.rewards)
@@ -143,7 +144,7 @@ def test_the_data_set_looks_up_the_right_values(source):
 
 
 def test_a_response_that_is_no_number_is_an_error():
-    featuriser = synthetic.NumberFeaturiser()
+    featuriser = NumberFeaturiser()
     assert featuriser.transform([("", "0.5"), ("", "1")]).tolist() == [[0.5], [1.0]]
     assert featuriser.transform([]).shape == (0, 1)
     with pytest.raises(UserError, match="numbers"):

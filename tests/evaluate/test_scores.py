@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fssa_jax.config.reward import EvaluateConfig
+from fssa_jax.config import Evaluation
 from fssa_jax.evaluate.scores import Scores
 from fssa_jax.ops import metrics
 from fssa_jax.types import Comparisons
 
-SETTINGS = EvaluateConfig(k=(0,), bootstrap=200)
+SETTINGS = Evaluation(k=(0,), bootstrap=200)
 
 
 def scored(chosen, rejected, mask, log_p):
@@ -100,3 +100,21 @@ def test_settings_of_the_bootstrap_count():
         cells.append(score.report["accuracy"]["0"])
     assert cells[0]["mean"] == cells[1]["mean"]
     assert cells[0]["low"] != cells[1]["low"]
+
+
+def test_who_is_left_out_of_a_score_does_not_make_a_pair_contested():
+    """A predictor that ignores people has S = 0 also where it is asked about some of them only."""
+    pairs = np.tile(np.arange(6)[None], (4, 1))
+    flip = np.array([[False], [False], [True], [True]]) & np.ones((4, 6), bool)
+    chosen, rejected = np.where(flip, pairs + 6, pairs), np.where(flip, pairs, pairs + 6)
+    mask = np.ones((4, 6), bool)
+    likes_first = np.log(np.where(flip, 0.3, 0.7)).astype(np.float32)
+    targets = Comparisons(jnp.asarray(chosen), jnp.asarray(rejected), jnp.asarray(mask))
+    score = Scores((0,), mask, targets, SETTINGS, seed=0)
+    score.add("", likes_first[None, None])
+    some = mask & np.array([[True], [True], [True], [False]])
+    score.add("specialist", likes_first[None, None], some)
+    np.testing.assert_allclose(score.report["specialist_steering"]["0"]["mean"], 0, atol=1e-6)
+    one_side = mask & np.array([[True], [True], [False], [False]])
+    score.add("population", likes_first[None, None], one_side)
+    assert score.report["population_steering"] is None

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 
 from configs.styles import get_config
-from fssa_jax.config.reward import DataConfig
+from fssa_jax.config import SftConfig, Styles
 from fssa_jax.data import build
 from fssa_jax.data.benchmarks import styles
 from fssa_jax.data.dataset import Truth, texts_of
-from fssa_jax.experiment import train_policy as training
-from fssa_jax.experiment import warm_start as adopt
-from fssa_jax.experiment.policy_workdir import PolicyWorkdir, asked_prompts
-from fssa_jax.report.policy import evaluate_workdir
+from fssa_jax.experiment import make, warm_start
+from fssa_jax.experiment.evaluate import evaluate_workdir
+from fssa_jax.experiment.train import train
+from fssa_jax.experiment.workdir import Workdir
+from fssa_jax.tasks.sft import SftTask, asked_prompts
 from tests import tiny_policy
 
 KS = ("0", "1", "3")
@@ -22,7 +23,7 @@ KS = ("0", "1", "3")
 
 def few_styles():
     """`styles` with few people, and no texts but those that they judge."""
-    whole = build.styles_dataset(DataConfig(source="styles", train_users=6, eval_users=4), context=3, targets=4)
+    whole = build.styles_dataset(Styles(train_users=6, eval_users=4), context=3, targets=4)
     used = np.unique(np.concatenate([texts_of(split.table) for split in whole.splits.values()]))
     place = np.zeros(len(whole.texts), np.int32)
     place[used] = np.arange(len(used))
@@ -39,14 +40,14 @@ def few_styles():
 @pytest.fixture(scope="module")
 def written(tiny_base, tmp_path_factory):
     """(directory, report) of a policy of two steps."""
-    config = tiny_policy.config("", tiny_base, steps=2, oracle_steps=0)
-    config.data = DataConfig(source="styles", train_users=6, eval_users=4)
+    config = tiny_policy.config("", tiny_base, steps=2, specialist_steps=0)
+    config.data = Styles(train_users=6, eval_users=4)
     config.evaluate.targets, config.evaluate.in_context_users = 4, 0
     config.policy.max_length = 256
     directory = tmp_path_factory.mktemp("styles") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adopt, "load_dataset", lambda config, scratch: few_styles())
-        training.train(config, directory)
+        patch.setattr(warm_start, "load_dataset", lambda *arguments: few_styles())
+        train(config, directory)
     return directory / "report", evaluate_workdir(directory)
 
 
@@ -92,7 +93,7 @@ def test_the_page_has_movement_rewards_and_the_continuum(written):
     assert len(report["generation"]["blend"]["towards_first"]) == 5
     page = (directory / "report.html").read_text()
     assert "NaN" not in (directory / "report.json").read_text()
-    for words in ("moves by", "true reward", "wins over base", "over population", "exact posterior of who knows"):
+    for words in ("moves by", "true reward", "wins over base", "over population", "exact posterior of optimal"):
         assert words in page, words
     for picture in ("steering.png", "movement.png", "continuum.png"):
         assert (directory / picture).read_bytes().startswith(b"\x89PNG")
@@ -100,12 +101,13 @@ def test_the_page_has_movement_rewards_and_the_continuum(written):
 
 def test_a_base_reads_all_but_what_it_is_to_leave_out(written):
     directory, _ = written
-    work = PolicyWorkdir.open(directory.parent)
+    work = Workdir.open(directory.parent)
 
     def read(unread):
-        train = dataclasses.replace(work.config.train, unread=unread)
-        one = dataclasses.replace(work, config=dataclasses.replace(work.config, train=train))
-        return {*one._texts("train").tolist(), *one._texts("val").tolist()}
+        config = SftConfig(data=work.config.data)
+        config.train.unread = unread
+        task = SftTask(config, work.dataset, work.task.base, work.task.tokens)
+        return {*task.split_texts("train").tolist(), *task.split_texts("val").tolist()}
 
     mine = {name: set(texts_of(split.table).tolist()) for name, split in work.dataset.splits.items()}
     assert read("nothing") == set.union(*mine.values())
@@ -116,13 +118,13 @@ def test_a_base_reads_all_but_what_it_is_to_leave_out(written):
     assert left & mine["test"]  # it knows of the topics from other prompts
 
 
-def test_the_base_leaves_out_the_prompts_of_the_people_of_the_reward_model():
+def test_the_base_leaves_out_the_prompts_of_the_people_of_the_reward_model(tmp_path):
     datasets = []
     for variant in ("sft", "np_btl"):
         config = get_config(variant)
         config.seed = config.data.split_seed = 3
         config.data.train_users, config.data.eval_users = 30, 20
-        datasets.append(build.load_dataset(config))
+        datasets.append(make._load(config, tmp_path))
     base, reward = (data.splits["test"].table for data in datasets)
     np.testing.assert_array_equal(base.chosen, reward.chosen)
     asked = asked_prompts(datasets[0])

@@ -20,7 +20,7 @@ TINY = [
     "--config.train.max_context=3",
     "--config.train.targets=3",
     "--config.train.population_steps=5",
-    "--config.train.oracle_steps=5",
+    "--config.train.specialist_steps=5",
     "--config.evaluate.k=(0,1,3)",
     "--config.evaluate.bootstrap=20",
     "--config.train.factor_steps=5",
@@ -55,16 +55,25 @@ def trained(once):
 def test_evaluate_writes_the_whole_report(trained):
     directory, _, _, printed = trained
     report = json.loads((directory / "run" / "report" / "report.json").read_text())
-    for name in ("accuracy", "nll", "ece", "control", "population", "oracle"):
+    for name in ("accuracy", "nll", "ece", "control", "scrambled", "population", "specialist"):
         for k in ("0", "1", "3"):
             cell = report[name][k]
             assert cell["low"] <= cell["mean"] + 1e-6, name
             assert cell["mean"] <= cell["high"] + 1e-6, name
     assert 0 <= report["accuracy"]["3"]["mean"] <= 1
     assert report["population"]["0"] == report["population"]["3"]
+    # What a policy's report says of its latent, a reward model's says too.
+    latent = report["latent"]
+    for name in ("norm", "norm_scrambled", "norm_contradicted"):
+        assert set(latent[name]) == {"0", "1", "3"}, name
+        assert latent[name]["0"] <= latent[name]["3"], name
+    assert latent["active_share"] == latent["active_units"] / latent["units"]
+    assert "counted" not in latent  # next to a population model, to be undecided is news
     page = (directory / "run" / "report" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3
     assert "http" not in page.replace("http://www.w3.org", "")
+    for words in ("choices of many people mixed", "choices that contradict each other"):
+        assert words in page, words
     for picture in ("accuracy.png", "curves.png", "latents.png"):
         assert (directory / "run" / "report" / picture).read_bytes().startswith(b"\x89PNG")
     assert "k = 3" in printed
@@ -109,7 +118,7 @@ def test_the_defaults_fit_a_small_file(tmp_path):
     few = [a for a in TINY if "max_context" not in a and "targets" not in a and "factor" not in a]
     command = ["--config=configs/rows.py:np_btl", f"--config.data.path={rows}", f"--workdir={tmp_path / 'run'}"]
     assert_one_clear_line(run("train", *command), "config.evaluate.k: 10", '"--config.evaluate.k=(0,1,3,5,7,)"')
-    done = run("train", *command, *few, "--config.train.oracle_steps=0", "--config.model.learn_texts=no")
+    done = run("train", *command, *few, "--config.train.specialist_steps=0", "--config.model.learn_texts=no")
     assert done.returncode == 0, done.stderr
     assert "config.train.max_context=7" in done.stderr
 
@@ -230,8 +239,12 @@ def test_vectors_that_do_not_fit_are_named(tmp_path):
 TRAIN_MISTAKES = {
     "unknown key": (["--config.optim.learning_rat=1"], ["'learning_rat'", "did you mean learning_rate?"]),
     "unknown section": (["--config.modl.width=1"], ["'modl'", "did you mean model?"]),
+    "setting of another kind": (
+        ["--config.model.encoder.heads=4"],
+        ["'heads' of BayesEncoder", "did you mean observations, prior, gaussian?"],
+    ),
     "ill-typed": (["--config.seed=abc"], ["config.seed", "abc"]),
-    "unknown word": (["--config.model.head=cubic"], ["config.model.head", "concat, bilinear"]),
+    "unknown word": (["--config.model.head=cubic"], ["config.model.head=cubic", "<concat|bilinear>"]),
     "k too large": (["--config.evaluate.k=(0,400)"], ["config.evaluate.k", "400"]),
     "no such file": (["--config.data.path=absent.jsonl"], ["absent.jsonl", "no such file"]),
     "stray argument": (["steps=3"], ["steps=3"]),

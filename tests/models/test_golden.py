@@ -9,12 +9,13 @@ import optax
 import pytest
 
 from fssa_jax import btl_log_likelihood, dpl_log_likelihood, gaussian_kl, gaussian_sample, neural_process_loss
-from fssa_jax.config.reward import OptimConfig
+from fssa_jax.config import AdamW
 from fssa_jax.models.layers import MLP
 from fssa_jax.models.reward_heads import ConcatHead
 from fssa_jax.models.rewards import RewardModel
 from fssa_jax.models.set_encoder import SetEncoder
-from fssa_jax.train.step import forward, make_optimizer
+from fssa_jax.tasks.reward import forward
+from fssa_jax.train.state import make_optimizer
 from fssa_jax.types import Comparisons, DiagGaussian, Episode
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -256,9 +257,7 @@ def test_train_step(name):
 
     torch_gradient = params_of(arrays, "grad")
     assert_same(gradient, model_params(torch_gradient, name))
-    settings = OptimConfig(
-        learning_rate=1e-4, warmup_steps=0, final_fraction=1.0, eps=3e-5, weight_decay=0.01, clip_norm=1e9
-    )
+    settings = AdamW(learning_rate=1e-4, warmup_steps=0, final_fraction=1.0, eps=3e-5, weight_decay=0.01, clip_norm=1e9)
     optimizer = make_optimizer(settings, 100)
     with jax.numpy_dtype_promotion("standard"):
         updates, _ = optimizer.update(gradient, optimizer.init(params), params)

@@ -9,7 +9,7 @@ import pytest
 
 from fssa_jax import BayesEncoder, Comparisons, Episode, RewardModel, SetEncoder
 from fssa_jax.models.context import count_repeats
-from fssa_jax.train.step import forward
+from fssa_jax.tasks.reward import forward
 
 D, TEXTS = 6, 40
 BAYES = BayesEncoder(observations=("responses", "difference"))

@@ -7,10 +7,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from fssa_jax.config.reward import Config, DataConfig
+from fssa_jax.config import Rows, Synthetic, TextEncoder
 from fssa_jax.data import dataset as datasets
-from fssa_jax.data.build import load_dataset, rows_dataset, synthetic_dataset
+from fssa_jax.data.build import load_dataset, synthetic_dataset
 from fssa_jax.data.dataset import SPLITS
+from fssa_jax.data.row_dataset import rows_dataset
 from fssa_jax.types import ChoiceTable
 from tests.mistakes import complaint
 
@@ -41,7 +42,7 @@ def write(path, rows) -> str:
 
 
 def build(tmp_path, rows, **settings):
-    return rows_dataset(DataConfig(path=write(tmp_path / "rows.jsonl", rows), components=4, **settings))
+    return rows_dataset(Rows(path=write(tmp_path / "rows.jsonl", rows), components=4, **settings))
 
 
 def choices_of(data, name: str, user: int, pool: int) -> list[tuple]:
@@ -188,14 +189,14 @@ def test_vectors_beside_the_rows_are_used_and_checked(tmp_path):
 
 
 def test_rows_need_a_path():
-    assert complaint(load_dataset, Config()).startswith("config.data.path: ")
+    assert complaint(load_dataset, Rows(), 10, 20).startswith("config.data.path: ")
 
 
 @pytest.fixture(params=["tfidf", "given", "number"])
 def prepared(request, tmp_path):
     """A data set with each kind of featuriser, and the directory that it was saved in."""
     if request.param == "number":
-        data = synthetic_dataset(DataConfig(source="synthetic", train_users=4, eval_users=3), context=2, targets=3)
+        data = synthetic_dataset(Synthetic(train_users=4, eval_users=3), context=2, targets=3)
     else:
         if request.param == "given":
             np.save(tmp_path / "rows.npy", np.eye(80, 3, dtype=np.float32))
@@ -208,7 +209,7 @@ def test_a_saved_data_set_is_the_same(prepared):
     data, directory = prepared
     assert datasets.is_prepared(directory)
     assert os.listdir(directory.parent) == ["prepared"]
-    loaded = load_dataset(Config(data=DataConfig(path=str(directory))))
+    loaded = load_dataset(Rows(path=str(directory)), 10, 20)
     assert (loaded.texts, loaded.groups, loaded.report) == (data.texts, data.groups, data.report)
     np.testing.assert_array_equal(loaded.features, data.features)
     np.testing.assert_array_equal(
@@ -257,3 +258,13 @@ def test_another_format_asks_to_prepare_again(prepared):
     meta = json.loads((directory / "meta.json").read_text())
     (directory / "meta.json").write_text(json.dumps(meta | {"format": 0}))
     assert complaint(datasets.load, directory).startswith(f"{directory}: prepared by another version")
+
+
+def test_a_prepared_data_set_refuses_other_settings_by_their_whole_key(tmp_path):
+    datasets.save(build(tmp_path, make_rows(users=5)), tmp_path / "prepared")
+    said = complaint(load_dataset, Rows(path=str(tmp_path / "prepared"), min_context=2), 10, 20)
+    assert "prepared with config.data.min_context=1, not 2; run" in said
+    encoder = TextEncoder(pool="last")
+    said = complaint(load_dataset, Rows(path=str(tmp_path / "prepared"), text_encoder=encoder), 10, 20)
+    assert "prepared with config.data.text_encoder.pool='mean', not 'last'; run" in said
+    assert said.endswith("--config.data.text_encoder.pool=last")

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from fssa_jax import Comparisons, Episode, RewardModel, SetEncoder
-from fssa_jax.evaluate import predictor as predicting
-from fssa_jax.evaluate.predictor import evaluation_episodes, make_predictor
+from fssa_jax.evaluate.episodes import evaluation_episodes
+from fssa_jax.tasks import predictor as predicting
+from fssa_jax.tasks.reward import reward_predictor
 from fssa_jax.types import ChoiceTable
 
 USERS, TEXTS = 7, 30
@@ -32,11 +33,17 @@ def variables(episodes):
 
 
 def test_the_size_of_a_batch_does_not_matter(episodes, variables, monkeypatch):
-    whole = make_predictor(MODEL, 4)(variables, FEATURES, episodes, (0, 2, 5))
-    monkeypatch.setattr(predicting, "_BATCH", 3)
-    parts = make_predictor(MODEL, 4)(variables, FEATURES, episodes, (0, 2, 5))
-    assert whole[0].shape == (3, USERS, 5)
-    for a, b in zip(whole, parts, strict=True):
+    predictor = reward_predictor(MODEL, FEATURES, 4)(variables)
+    whole = predictor.predict(episodes, (0, 2, 5))
+    monkeypatch.setattr(predicting, "_PEOPLE", 3)
+    parts = predictor.predict(episodes, (0, 2, 5))
+    assert whole.log_p.shape == (3, USERS, 5)
+    assert whole.mean.shape == whole.scale.shape == whole.kl().shape == (3, USERS, 4)
+    for a, b in zip(
+        (whole.log_p, whole.mean, whole.scale, whole.kl()),
+        (parts.log_p, parts.mean, parts.scale, parts.kl()),
+        strict=True,
+    ):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
@@ -44,8 +51,8 @@ def test_probabilities_of_the_two_orders_sum_to_one(episodes, variables):
     targets = episodes.targets
     flipped = Comparisons(targets.rejected, targets.chosen, targets.mask)
     other = Episode(episodes.context, flipped, episodes.user, episodes.group)
-    predict = make_predictor(MODEL, 5)
-    there, back = (predict(variables, FEATURES, e, (5,))[0] for e in (episodes, other))
+    predictor = reward_predictor(MODEL, FEATURES, 5)(variables)
+    there, back = (predictor.predict(e, (5,)).log_p for e in (episodes, other))
     np.testing.assert_allclose(np.exp(there) + np.exp(back), 1, atol=1e-5)
 
 
@@ -56,3 +63,25 @@ def test_contexts_are_nested_and_targets_are_fixed():
     np.testing.assert_array_equal(first.targets.chosen, other.targets.chosen)
     short = evaluation_episodes(0, 0, TABLE, jnp.arange(USERS), max_context=2)
     np.testing.assert_array_equal(first.context.chosen[:, :2], short.context.chosen)
+
+
+def test_latents_are_the_means_that_predictions_are_made_with(episodes, variables):
+    predictor = reward_predictor(MODEL, FEATURES, 4)(variables)
+    assert (predictor.reads, predictor.gaussian) == (True, True)
+    found = predictor.predict(episodes, (0, 2, 5))
+    for i, k in enumerate((0, 2, 5)):
+        np.testing.assert_allclose(predictor.latents(episodes, k), found.mean[i], atol=1e-6)
+    assert np.abs(found.mean[0] - found.mean[2]).max() > 1e-4
+    assert (found.scale > 0).all()
+
+
+def test_a_model_without_a_context_says_the_same_for_every_k(episodes):
+    blind = RewardModel(latent="none", width=8)
+    variables = blind.init(jax.random.key(0), episodes, FEATURES)
+    predictor = reward_predictor(blind, FEATURES, 4)(variables)
+    found = predictor.predict(episodes, (0, 2, 5))
+    assert not predictor.reads
+    assert found.log_p.shape == (3, USERS, 5)
+    np.testing.assert_array_equal(found.log_p[0], found.log_p[2])
+    assert found.mean.shape == (3, USERS, 0)
+    assert predictor.latents(episodes, 5).shape == (USERS, 0)

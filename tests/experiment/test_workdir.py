@@ -1,0 +1,141 @@
+"""Work directories of policies: a base may move and is known by its contents; what does not fit is named."""
+
+import copy
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from fssa_jax.config import NewEncoder
+from fssa_jax.experiment.evaluate import evaluate_workdir
+from fssa_jax.experiment.make import make
+from fssa_jax.experiment.train import train
+from fssa_jax.experiment.workdir import Workdir, load
+from fssa_jax.people.choices import read_choices
+from fssa_jax.people.side_by_side import write_for
+from fssa_jax.tasks.reference import stored_reference
+from tests import tiny, tiny_policy
+from tests.mistakes import complaint
+from tests.policy_steps import with_encoder
+from tests.tiny_policy import change
+from tests.trees import assert_same
+
+
+@pytest.fixture(scope="module")
+def made(steered):
+    """The work directory of a policy that has been trained."""
+    return Workdir.open(steered)
+
+
+def test_a_base_may_move_and_is_known_by_its_contents(steered, made, tmp_path):
+    """`--base`, and for training `config.policy.base`, name it anew; only where the old place is gone."""
+    config = copy.deepcopy(made.config)
+    here, gone = tmp_path / "here", str(tmp_path / "gone")
+    shutil.copytree(config.policy.base, here)
+    assert "was trained with config.policy.base" in complaint(
+        make, change(copy.deepcopy(config), {"policy.base": str(here)}), steered
+    )
+    moved = tmp_path / "moved"
+    shutil.copytree(steered, moved)
+    text = (moved / "config.json").read_text()
+    for name in (config.policy.base, config.encoder.init_from):
+        text = text.replace(json.dumps(name), json.dumps(gone))
+    (moved / "config.json").write_text(text)
+    assert f"its language model is not in {gone}" in complaint(Workdir.open, moved)
+    assert Workdir.open(moved, str(here)).task.base.fingerprint == made.task.base.fingerprint
+    # Training goes on with it, also where a policy has not begun and starts from the encoder.
+    shutil.rmtree(moved / "checkpoints")
+    train(change(copy.deepcopy(config), {"policy.base": str(here)}), moved)
+    assert_same(Workdir.open(moved, str(here)).trained(), made.trained())
+    run = json.loads((moved / "run.json").read_text())
+    (moved / "run.json").write_text(json.dumps(run | {"encoder": "of another"}))
+    again = change(copy.deepcopy(config), {"policy.base": str(here)})
+    assert "is another reward model than it was started with" in complaint(make, again, moved)
+    choices = read_choices(tiny.write_rows(tmp_path / "mine.jsonl", tiny.rows(users=1)[:2]))
+    assert "its language model is not in" in complaint(load, moved)
+    [[_, after]] = write_for(load(moved, str(here)), ["question 0"], {"mine": choices}, counted=True)
+    assert after.name == "after 2 choices"
+    file = moved / "config.json"  # nothing is written for anybody
+    file.write_text(
+        file.read_text().replace('"people": 4', '"people": 0').replace('context_users": 2', 'context_users": 0')
+    )
+    report = evaluate_workdir(moved, ks=(0,), base=str(here))
+    assert report["k"] == [0]
+    assert "generation" not in report
+    other = tiny_policy.base(tmp_path / "other")
+    (other / "model.safetensors").write_bytes(_changed(other / "model.safetensors"))
+    assert "adapters are of another language model" in complaint(Workdir.open, moved, str(other))
+
+
+def test_a_reference_that_is_damaged_is_named(steered, made, tmp_path):
+    reference = steered / "reference.npz"
+    for spoilt in (b"", reference.read_bytes()[:100], reference.read_bytes()[:-200]):
+        (tmp_path / "reference.npz").write_bytes(spoilt)
+        message = complaint(stored_reference, made.task.base, made.task.tokens, tmp_path / "reference.npz")
+        assert "reference.npz: damaged" in message
+        assert "remove it to have it made again" in message
+
+
+def test_the_base_and_the_reference_of_another_are_named(steered, made, tmp_path):
+    """The reference of another base, and of other texts."""
+    config = copy.deepcopy(made.config)
+    other = tiny_policy.base(tmp_path / "other")
+    (other / "model.safetensors").write_bytes(_changed(other / "model.safetensors"))
+    moved = change(copy.deepcopy(config), {"policy.base": str(other)})
+    assert "was trained with config.policy.base" in complaint(make, moved, steered)
+    spoilt = tmp_path / "spoilt"
+    shutil.copytree(steered, spoilt)
+    before = (spoilt / "config.json").read_text()
+    (spoilt / "config.json").write_text(before.replace(json.dumps(config.policy.base), json.dumps(str(other))))
+    assert "adapters are of another language model" in complaint(Workdir.open, spoilt)
+    run = json.loads((spoilt / "run.json").read_text())
+    (spoilt / "run.json").write_text(json.dumps({name: value for name, value in run.items() if name != "base"}))
+    assert "log-probabilities of another language model" in complaint(Workdir.open, spoilt)
+    with np.load(steered / "reference.npz") as arrays:
+        stamp = json.loads(str(arrays["stamp"])) | {"texts": "of other texts"}
+        np.savez(spoilt / "reference.npz", stamp=json.dumps(stamp), log_probs=arrays["log_probs"])
+    (spoilt / "config.json").write_text(before)
+    assert "other texts or another tokenizer" in complaint(Workdir.open, spoilt)
+
+
+def test_what_does_not_belong_together_is_named(steered, finished, made, tmp_path):
+    directory, _ = finished
+    for start, words in ((directory / "absent", "no config.json"), (steered, "no work directory of a reward model")):
+        wrong = change(copy.deepcopy(made.config), {"encoder.init_from": str(start)})
+        assert words in complaint(make, wrong, tmp_path / "new")
+        assert not (tmp_path / "new").exists()
+    wrong = change(copy.deepcopy(made.config), {"evaluate.k": (0, 99)})
+    assert "config.evaluate.k: 99 is larger than any context" in complaint(make, wrong, tmp_path / "k")
+    wrong = change(copy.deepcopy(made.config), {"policy.max_length": 1000})
+    assert "config.policy.max_length: 1000 is more than the 256 positions" in complaint(make, wrong, tmp_path / "n")
+
+
+def test_a_work_directory_of_another_kind_of_experiment_is_refused(steered, finished, made):
+    directory, config = finished
+    assert "config.kind='PolicyConfig', not 'RewardConfig'" in complaint(make, config, steered)
+    assert "config.kind='RewardConfig', not 'PolicyConfig'" in complaint(make, made.config, directory / "run")
+
+
+def _changed(file):
+    from safetensors.numpy import load, save
+
+    tensors = load(file.read_bytes())
+    return save({name: tensor + 1 for name, tensor in tensors.items()})
+
+
+def test_choices_about_texts_that_are_too_long_are_left_out_and_counted(made, tmp_path, caplog):
+    records = tiny.rows()
+    records[3]["response_a"] += " word1" * 5
+    config = with_encoder(made.config, NewEncoder)
+    config.data.path = str(tiny.write_rows(tmp_path / "rows.jsonl", records))
+    config.policy.max_length = int(made.task.tokens.lengths.max())
+    work = make(config, tmp_path / "run")
+    lost = work.dataset.report["left_out_rows"]["of texts that are too long"]
+    assert lost == 1
+    assert f"{lost} choices about texts that are too long are left out" in caplog.text
+    lengths = work.task.tokens.lengths
+    for split in work.dataset.splits.values():
+        real = np.asarray(split.table.mask)
+        assert (lengths[np.asarray(split.table.chosen)[real]] > 0).all()
+        assert (lengths[np.asarray(split.table.rejected)[real]] > 0).all()

@@ -1,0 +1,88 @@
+"""Responses side by side, from the library and from launch.steer."""
+
+import json
+
+import pytest
+
+import fssa_jax
+from fssa_jax.people.choices import read_choices
+from fssa_jax.people.side_by_side import write_for
+from tests import tiny
+from tests.mistakes import complaint
+from tests.programs import assert_one_clear_line, run
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Choices of two people."""
+    rows = tiny.rows(users=2)
+    return [str(tiny.write_rows(tmp_path / f"p{u}.jsonl", rows[14 * u : 14 * u + 3])) for u in (0, 1)]
+
+
+def test_a_person_writes_before_and_after_and_two_people_blend(steered, files, tmp_path):
+    policy = fssa_jax.load(steered)
+    people = {file: read_choices(file) for file in files}
+    one = {files[0]: people[files[0]]}
+    [written] = write_for(policy, ["question 0"], one, counted=True)
+    assert [w.name for w in written] == ["before any choice", "after 3 choices"]
+    [written] = write_for(policy, ["question 0"], people)
+    assert [w.name for w in written] == ["before any choice", *files]
+    [blended] = write_for(policy, ["question 0"], people, shares=[0, 0.5, 1])
+    assert [w.name.split(" · ")[0] for w in blended] == ["1", "0.5", "0"]
+    assert [w.share for w in blended] == [0, 0.5, 1]
+    # At both ends it is what either is written.
+    assert [blended[0].text, blended[2].text] == [w.text for w in written[1:]]
+    long = str(tiny.write_rows(tmp_path / "long.jsonl", tiny.rows(users=1)[:10]))
+    many = {long: read_choices(long)}
+    assert complaint(lambda: write_for(policy, ["q"], many)).startswith(f"{long}: 10 choices of a person")
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    assert str(empty) in complaint(read_choices, str(empty))
+
+
+def test_the_program_writes_and_names_what_does_not_fit(steered, finished, files, tmp_path):
+    one, two = files
+    base = ("steer", f"--workdir={steered}", "--prompt=question 0", "--max_new=4")
+    done = run(*base, f"--people={one},{two}", "--blend=0,1", "--json")
+    assert done.returncode == 0, done.stderr
+    [line] = done.stdout.strip().splitlines()
+    said = json.loads(line)["responses"]
+    assert [response["share"] for response in said] == [0, 1]
+    assert all(response["text"] and response["for"] for response in said)
+    assert_one_clear_line(run(*base, f"--people={one},"), "--people: a name is empty")
+    assert_one_clear_line(run(*base, f"--people={one}", f"--choices={two}"), "one of --choices and --people, not both")
+    assert_one_clear_line(run(*base, f"--choices={one}", "--temperature=nan"), "--temperature: must be a number")
+    assert_one_clear_line(run(*base, f"--choices={one}", "--prompt= "), "--prompt: empty")
+    assert_one_clear_line(run(*base, f"--choices={one}", "--max_new=300"), "--prompt='question 0': ", "lower --max_new")
+    assert_one_clear_line(run(*base, f"--people={one}", "--blend=0,1"), "--blend", "two files in --people, got 1")
+    nobody = tmp_path / "nobody.jsonl"
+    nobody.write_text("")
+    assert_one_clear_line(run(*base, f"--choices={nobody}"), str(nobody), "no usable row")
+    for share in ("half", "nan"):
+        assert_one_clear_line(run(*base, f"--people={one},{two}", f"--blend=0,{share}"), "--blend: needs numbers")
+    for share in (1.5, -0.25):
+        wrong = run(*base, f"--people={one},{two}", f"--blend=0,{share}")
+        assert_one_clear_line(wrong, f"--blend: {share:g} is no share of the second person; give numbers from 0 to 1")
+    assert_one_clear_line(run(*base, f"--choices={one}", "--trace"), "--trace: means nothing with --prompt")
+    ranking = ("steer", f"--workdir={steered}", f"--choices={one}", f"--responses={two}", "--blend=0,1")
+    assert_one_clear_line(run(*ranking), "--blend: means nothing with --responses")
+    reward = ("steer", f"--workdir={finished[0] / 'run'}", "--prompt=question 0", f"--choices={one}")
+    assert_one_clear_line(run(*reward), "a reward model ranks responses but writes none")
+
+
+def test_the_program_ranks_with_a_policy(steered, files, tmp_path):
+    """By β log-ratios; the same as the library says."""
+    texts = ("word1 word2", "word3 " * 9, "new words here")
+    candidates = [{"prompt": "question 0", "response": text} for text in texts]
+    responses = tiny.write_rows(tmp_path / "candidates.jsonl", candidates)
+    done = run("steer", f"--workdir={steered}", f"--choices={files[0]}", f"--responses={responses}", "--json")
+    assert done.returncode == 0, done.stderr
+    ranking = json.loads(done.stdout)
+    assert sorted(ranking["responses"]) == sorted(texts)
+    assert sum(ranking["probabilities"]) == pytest.approx(1, abs=1e-5)
+    assert ranking["rewards"] == sorted(ranking["rewards"], reverse=True)
+    policy = fssa_jax.load(steered)
+    expected = policy.score(policy.infer(read_choices(files[0])), [("question 0", t) for t in ranking["responses"]])
+    assert ranking["rewards"] == pytest.approx(expected.tolist(), abs=1e-4)
+    table = run("steer", f"--workdir={steered}", f"--choices={files[0]}", f"--responses={responses}", "--trace")
+    assert "After 3 choices" in table.stdout
