@@ -181,7 +181,7 @@ def _reason(error: Exception) -> str:
 
 
 def _group_flag(kinds: list[str]) -> str:
-    """The flag that was given where a group of settings of these kinds is."""
+    """The given flag whose field is a group of settings of these kinds."""
     groups = {
         field.name
         for kind in all_kinds(*KINDS)

@@ -25,7 +25,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "work directory that launch.trai
 _CHOICES = flags.DEFINE_string("choices", None, "file of the person's choices")
 _RESPONSES = flags.DEFINE_string("responses", None, "file of the responses to rank")
 _BASE = flags.DEFINE_string("base", "", "current directory of a policy's language model, if it has moved")
-_PROMPT = flags.DEFINE_multi_string("prompt", [], "prompt to write a response to; may be repeated")
+_PROMPT = flags.DEFINE_multi_string("prompt", [], "prompt to write a response to")
 _PEOPLE = flags.DEFINE_list("people", [], "files of choices, one per person; writes for each person")
 _BLEND = flags.DEFINE_list("blend", [], "weights of the second person, to write for mixtures of two --people")
 flags.DEFINE_float(

@@ -56,17 +56,17 @@ class PolicyConfig:
     data: Data = group(Rows)
     """Where choices come from."""
     encoder: PolicyEncoder = group(NewEncoder)
-    """What reads choices."""
+    """The encoder that reads choices."""
     policy: SteeredModel = group(SteeredModel)
-    """The language model, and what adapts it to a person."""
+    """The language model, and the adapter that steers it."""
     objective: PreferenceLoss = group(Dpo)
-    """The loss; h is the difference of log π / π_ref of both responses."""
+    """The loss; h = log π/π_ref of the chosen response − log π/π_ref of the rejected one."""
     optim: AdamW = group(AdamW)
     """The optimiser."""
     train: PolicyTraining = group(PolicyTraining)
     """Batches, steps and checkpoints."""
     evaluate: PolicyEvaluation = group(PolicyEvaluation)
-    """How held-out people are scored, and what is written for them."""
+    """How held-out people are scored, and the responses generated for them."""
 
 
 @dataclasses.dataclass
@@ -163,7 +163,7 @@ def _check_policy(config: PolicyConfig) -> None:
     adapter, encoder = config.policy.adapter, config.encoder
     for name, places in (("places", adapter.places), ("shared.places", adapter.shared.places)):
         if not places or len(set(places)) < len(places):
-            raise UserError(f"config.policy.adapter.{name}: needs one or more places, without duplicates; got {places}")
+            raise UserError(f"config.policy.adapter.{name}: needs one place or more, each once; got {places}")
     if not adapter.shared.rank and (unused := _given(adapter.shared, SharedLora())):
         place = "config.policy.adapter.shared"
         raise UserError(f"{place}.{unused}: only applies with {place}.rank > 0; leave it out")
@@ -174,7 +174,7 @@ def _check_policy(config: PolicyConfig) -> None:
         raise UserError("config.encoder.init_from: name the work directory of a trained np_btl model")
     if isinstance(encoder, FrozenEncoder) and encoder.imitate != "chosen" and not config.objective.sft_weight:
         raise UserError(
-            "config.encoder.imitate: weights the responses of the SFT term, but config.objective.sft_weight is 0; give "
+            "config.encoder.imitate: weights the responses of a term whose config.objective.sft_weight is 0; give "
             "config.encoder.imitate=chosen"
         )
     if isinstance(encoder, WarmEncoder | NewEncoder) and not encoder.model.encoder.gaussian:

@@ -65,9 +65,9 @@ def only_groups(dataset: Dataset, groups: Sequence[str]) -> Dataset:
 
 
 def _refuse_other_settings(data: Rows, report: dict[str, Any]) -> None:
-    """Raises `UserError` for a setting of the rows that is given, but was another when they were prepared."""
+    """Raises `UserError` for a given setting that differs from the one that the rows were prepared with."""
     prepared = flat(report.get("settings", {}))
-    if report.get("schema") != "ultrafeedback":  # these say nothing of other rows
+    if report.get("schema") != "ultrafeedback":  # these settings do not apply to other rows
         prepared = {key: value for key, value in prepared.items() if key not in ("labels", "conflicting")}
     default = flat(to_dict(type(data)()))
     for name, given in flat(to_dict(data)).items():

@@ -48,7 +48,7 @@ def with_people(
         "left_out_rows": dict(dropped),
     }
     texts, features = append_texts(dataset, number)
-    # What other people would choose is not known, even on a benchmark of our own.
+    # The true rewards of other people are unknown, even on a built-in benchmark.
     wider = dataclasses.replace(
         dataset,
         texts=texts,

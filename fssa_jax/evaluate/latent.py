@@ -55,8 +55,8 @@ def drift(
 
     `counted` compares, at the largest k, the shift of z by contradicting choices with the shift by a person's own, both
     relative to the empty context: 0 for an encoder that reads choices, towards 1 for one that counts them. It is left
-    out if `undecided`: with a population model contradicting choices carry information, and with noiseless choices
-    nobody makes them.
+    out if `undecided`: with a population model contradicting choices carry information, and with noiseless choices they
+    do not occur.
     """
     mixed = dataclasses.replace(episodes, context=scrambled_context(episodes.context, seed))
     against = dataclasses.replace(episodes, context=contradicted_context(episodes.context))

@@ -216,13 +216,13 @@ class PolicyTask:
 
 
 def _fitting(teacher: PyTree, params: PyTree) -> PyTree:
-    """The teacher's parameters, if they have the structure and the shapes of those that the policy would start from."""
+    """The teacher's parameters, after checking that their structure and shapes fit the policy's reward model."""
     theirs = jax.tree.map(jnp.asarray, teacher)
     try:
         chex.assert_trees_all_equal_shapes_and_dtypes(params["reward"], theirs)
     except AssertionError as error:
         raise UserError(
-            "config.encoder.init_from: its model has other sizes than these data ask for; give the same data"
+            "config.encoder.init_from: its model has other sizes than these data require; give the same data"
         ) from error
     return theirs
 

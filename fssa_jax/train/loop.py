@@ -78,7 +78,7 @@ class Run:
 
 
 def run_to_end(run: Run, settings: Loop, directory: Path, stop: StopSignal) -> PyTree:
-    """Trains one model to its end, or goes on with it, and returns its best variables by validation.
+    """Trains one model to its end, or resumes it, and returns its best variables by validation.
 
     Checkpoints, metrics.jsonl and TensorBoard events go to `directory`. The batch of a step is a function of
     (seed, step): a run that was killed and resumed equals an uninterrupted one, bit for bit.
@@ -162,7 +162,7 @@ def run_to_end(run: Run, settings: Loop, directory: Path, stop: StopSignal) -> P
                     best.save(step, _parts(state), {"nll": best_nll})
                 if bar.disable:
                     _log.info("%s: step %d of %d, val NLL %.4f", name, step, steps, scores["val/nll"])
-            stopping = stop.received  # a signal may have come during the validation
+            stopping = stop.received  # a signal may have arrived during the validation
             if save or stopping:
                 latest.save(step, _parts(state))
             if stopping and step < steps:

@@ -98,7 +98,7 @@ SFT_MISTAKES = {
     "head": ({"policy.new.width": 68}, "config.policy.new.width: must be a multiple of twice the 4 heads"),
     "vocabulary": ({"policy.new.vocabulary": 100}, "config.policy.new.vocabulary: must be ≥ 261, got 100"),
     "parts": ({"train.accumulate": 3}, "config.train.accumulate: 4 texts"),
-    "unread of rows": ({"train.unread": "topics"}, "config.train.unread: is of bases that are made of styles"),
+    "unread of rows": ({"train.unread": "topics"}, "config.train.unread: only applies to a base trained on styles"),
 }
 
 
