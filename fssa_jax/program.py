@@ -23,7 +23,7 @@ from fssa_jax.errors import Stopped, UserError
 from fssa_jax.watchdog import watch
 
 
-def numbers(flag: str, values: Sequence[str]) -> list[float]:
+def parse_numbers(flag: str, values: Sequence[str]) -> list[float]:
     """The numbers of a list flag.
 
     Raises:
@@ -129,12 +129,14 @@ def run(main: Callable[[], None], usage: str) -> None:
         except UserError as error:
             _fail(str(error))
         except KeyboardInterrupt:
-            print("interrupted; nothing is half-written, the same command starts again", file=sys.stderr)
+            print("interrupted; no file is half-written, and the same command can be run again", file=sys.stderr)
             sys.exit(130)
         except BrokenPipeError:
             os._exit(1)
         except OSError as error:  # a disk that is full or gone, not caught closer to its cause
-            _fail(f"{error.filename or 'a file'}: {error.strerror or error}; make room, or give another directory")
+            _fail(
+                f"{error.filename or 'a file'}: {error.strerror or error}; free disk space, or give another directory"
+            )
 
     if any(argument in ("--help", "-h", "-help") for argument in sys.argv[1:]):
         print(usage.strip() + "\n\nFlags:")
@@ -179,7 +181,7 @@ def _reason(error: Exception) -> str:
 
 
 def _group_flag(kinds: list[str]) -> str:
-    """The flag that was given where a group of settings of these kinds is."""
+    """The given flag whose field is a group of settings of these kinds."""
     groups = {
         field.name
         for kind in all_kinds(*KINDS)

@@ -25,7 +25,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "work directory that launch.trai
 _CHOICES = flags.DEFINE_string("choices", None, "file of the person's choices")
 _RESPONSES = flags.DEFINE_string("responses", None, "file of the responses to rank")
 _BASE = flags.DEFINE_string("base", "", "current directory of a policy's language model, if it has moved")
-_PROMPT = flags.DEFINE_multi_string("prompt", [], "prompt to write a response to; may be repeated")
+_PROMPT = flags.DEFINE_multi_string("prompt", [], "prompt to write a response to")
 _PEOPLE = flags.DEFINE_list("people", [], "files of choices, one per person; writes for each person")
 _BLEND = flags.DEFINE_list("blend", [], "weights of the second person, to write for mixtures of two --people")
 flags.DEFINE_float(
@@ -51,7 +51,7 @@ def main() -> None:
     for name in unused:
         if flags.FLAGS[name].present:
             kind, other = ("--prompt", "--responses") if _PROMPT.value else ("--responses", "--prompt")
-            raise UserError(f"--{name}: means nothing with {kind}; it is for {other}")
+            raise UserError(f"--{name}: has no effect with {kind}; it is for {other}")
     if _PROMPT.value:
         _write(sampling)
         return
@@ -67,9 +67,9 @@ def _write(sampling: tuple[str, ...]) -> None:
         raise UserError("--people: a name is empty; leave out the comma")
     for prompt in _PROMPT.value:
         program.check_text("prompt", prompt)
-    shares = program.numbers("blend", _BLEND.value)
+    shares = program.parse_numbers("blend", _BLEND.value)
     if shares and len(files) != 2:
-        raise UserError(f"--blend: shares between two people need two files in --people, got {len(files)}")
+        raise UserError(f"--blend: mixtures of two people need two files in --people, got {len(files)}")
     if outside := [t for t in shares if not 0 <= t <= 1]:
         raise UserError(f"--blend: {outside[0]:g} is no share of the second person; give numbers from 0 to 1")
     given = {name: flags.FLAGS[name].value for name in sampling if flags.FLAGS[name].present}

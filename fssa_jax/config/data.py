@@ -40,7 +40,7 @@ class _Texts(_Source):
     components: int = positive(64)
     """Components of the truncated SVD of tfidf."""
     text_encoder: TextEncoder = group(TextEncoder)
-    """The pretrained model of `encoder`."""
+    """The pretrained model, for features `encoder`."""
 
 
 @dataclasses.dataclass

@@ -53,4 +53,4 @@ class PolicyEvaluation(Evaluation):
     in_context_users: int = number(16, least=0)
     """People for the in-context baseline, which puts the choices into the base's prompt; 0 for none."""
     generate: Generation = group(Generation)
-    """What is written for people."""
+    """Generated responses."""

@@ -56,17 +56,17 @@ class PolicyConfig:
     data: Data = group(Rows)
     """Where choices come from."""
     encoder: PolicyEncoder = group(NewEncoder)
-    """What reads choices."""
+    """The encoder that reads choices."""
     policy: SteeredModel = group(SteeredModel)
-    """The language model, and what adapts it to a person."""
+    """The language model, and the adapter that steers it."""
     objective: PreferenceLoss = group(Dpo)
-    """The loss; h is the difference of log π / π_ref of both responses."""
+    """The loss; h = log π/π_ref of the chosen response − log π/π_ref of the rejected one."""
     optim: AdamW = group(AdamW)
     """The optimiser."""
     train: PolicyTraining = group(PolicyTraining)
     """Batches, steps and checkpoints."""
     evaluate: PolicyEvaluation = group(PolicyEvaluation)
-    """How held-out people are scored, and what is written for them."""
+    """How held-out people are scored, and the responses generated for them."""
 
 
 @dataclasses.dataclass
@@ -101,7 +101,7 @@ def read(path: Path) -> Config:
     name = values.pop("kind", None)
     kind = next((kind for kind in KINDS if kind.__name__ == name), None)
     if kind is None:
-        raise UserError(f"{path}: of another version of fssa_jax; train again, into a new work directory")
+        raise UserError(f"{path}: written by another version of fssa_jax; train again, into a new work directory")
     return from_dict(kind, values)
 
 
@@ -158,7 +158,7 @@ def _check_policy(config: PolicyConfig) -> None:
     _check_k(config.evaluate)
     if not config.policy.base:
         raise UserError(
-            "config.policy.base: give the directory or hub name of a checkpoint, such as the model that an sft run made"
+            "config.policy.base: give the directory or hub name of a checkpoint, such as the model of an sft run"
         )
     adapter, encoder = config.policy.adapter, config.encoder
     for name, places in (("places", adapter.places), ("shared.places", adapter.shared.places)):
@@ -166,7 +166,7 @@ def _check_policy(config: PolicyConfig) -> None:
             raise UserError(f"config.policy.adapter.{name}: needs one place or more, each once; got {places}")
     if not adapter.shared.rank and (unused := _given(adapter.shared, SharedLora())):
         place = "config.policy.adapter.shared"
-        raise UserError(f"{place}.{unused}: counts with {place}.rank > 0 alone; leave it out")
+        raise UserError(f"{place}.{unused}: only applies with {place}.rank > 0; leave it out")
     if isinstance(encoder, NewEncoder):
         _check_model(encoder.model, "config.encoder.model")
         _check_no_dropout(encoder.model)
@@ -174,30 +174,30 @@ def _check_policy(config: PolicyConfig) -> None:
         raise UserError("config.encoder.init_from: name the work directory of a trained np_btl model")
     if isinstance(encoder, FrozenEncoder) and encoder.imitate != "chosen" and not config.objective.sft_weight:
         raise UserError(
-            "config.encoder.imitate: weighs the responses of a term whose config.objective.sft_weight is 0; give "
+            "config.encoder.imitate: weights the responses of a term whose config.objective.sft_weight is 0; give "
             "config.encoder.imitate=chosen"
         )
     if isinstance(encoder, WarmEncoder | NewEncoder) and not encoder.model.encoder.gaussian:
         plain = dataclasses.replace(encoder, divergence="vpl", kl_weight=0.0)
         if unused := _given(encoder, plain):
-            raise UserError(f"config.encoder.{unused}: counts with a Gaussian latent alone; leave it out")
+            raise UserError(f"config.encoder.{unused}: only applies to a Gaussian latent; leave it out")
 
 
 def _check_no_dropout(model: NpBtl) -> None:
-    """A policy's step reads choices as they are read later: nothing is dropped."""
+    """Raises `UserError` for dropout, which the training of a policy does not apply."""
     for name, share in {
         "encoder.dropout": getattr(model.encoder, "dropout", 0.0),
         "text_dropout": model.text_dropout,
     }.items():
         if share:
             raise UserError(
-                f"config.encoder.model.{name}: has no part in the training of a policy; leave it out, or train np_btl "
+                f"config.encoder.model.{name}: is not used in the training of a policy; leave it out, or train np_btl "
                 "with it and name its work directory in config.encoder.init_from"
             )
 
 
 def _given(settings: Any, default: Any) -> str | None:
-    """The first field whose value is not that of the default."""
+    """The first field whose value is not the default."""
     names = (field.name for field in dataclasses.fields(settings))
     return next((name for name in names if getattr(settings, name) != getattr(default, name)), None)
 

@@ -71,7 +71,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of `to_dict` by their dotted keys."""
+    """The values of `to_dict` as a flat dictionary with dotted keys."""
     out: dict[str, Any] = {}
     for name, value in values.items():
         out |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}

@@ -57,7 +57,7 @@ class BayesEncoder:
     observations: tuple[Literal["difference", "responses"], ...] = ("difference",)
     """How a choice is read: as one comparison, as a like and a dislike of the two responses, or both."""
     prior: NormalPrior | DiscretePrior = group(NormalPrior)
-    """Over people."""
+    """Prior over people."""
     gaussian: bool = False
     """z is drawn from the posterior; otherwise it is the mean."""
 
@@ -87,7 +87,7 @@ class NpBtl:
     """NP-BTL: r(x, y, z) with z inferred from the person's choices (arXiv 2412.13998, section 3); models/rewards.py."""
 
     encoder: SetEncoder | BayesEncoder = group(SetEncoder)
-    """What infers z from the choices."""
+    """The encoder that infers z from the choices."""
     response: Literal["none", "linear", "mlp"] = "mlp"
     """Network that encodes a response; `none` only with learnt texts."""
     width: int = positive(128)

@@ -30,7 +30,7 @@ class Film:
     hidden: int = number(0, least=0)
     """Hidden units per scale and shift, concatenated with z; 0 for linear in z, as published."""
     shared: SharedLora = group(SharedLora)
-    """A LoRA of everybody next to it."""
+    """An additional LoRA, shared by everybody."""
 
 
 @dataclasses.dataclass
@@ -44,7 +44,7 @@ class LoraCore:
     core: Literal["diagonal", "full"] = "diagonal"
     """Shape of M."""
     shared: SharedLora = group(SharedLora)
-    """A LoRA of everybody next to it."""
+    """An additional LoRA, shared by everybody."""
 
 
 @dataclasses.dataclass
@@ -58,7 +58,7 @@ class Lora:
     width: int = positive(64)
     """Width of the embeddings and of the hidden layer of the hypernetwork."""
     shared: SharedLora = group(SharedLora)
-    """A LoRA of everybody next to it."""
+    """An additional LoRA, shared by everybody."""
 
 
 Adapter = Film | LoraCore | Lora
@@ -101,7 +101,7 @@ class NewEncoder:
     """An encoder from random init, trained together with the policy, as published."""
 
     model: NpBtl = group(NpBtl)
-    """The reward model whose encoder it is."""
+    """The reward model that provides the encoder."""
     auxiliary_weight: float = number(0.0, least=0)
     """As in `WarmEncoder`."""
     divergence: Literal["vpl", "elbo", "published"] = "vpl"
@@ -139,7 +139,7 @@ class SteeredModel(_LanguageModel):
     """The frozen language model that is steered, and its adapter."""
 
     adapter: Adapter = group(Film)
-    """What adapts it to a person."""
+    """The adapter that steers the model."""
 
 
 @dataclasses.dataclass
@@ -167,4 +167,4 @@ class TrainedModel(_LanguageModel):
     """The language model that supervised fine-tuning trains."""
 
     new: NewModel = group(NewModel)
-    """The shape of the model that is made where `base` is empty."""
+    """Shape of the new model, if `base` is empty."""

@@ -1,4 +1,4 @@
-"""docs/config.md: every setting, with its default, what is allowed, and its meaning.
+"""Generates docs/config.md: every setting, with its default, allowed values and meaning.
 
 python -m fssa_jax.config.reference > docs/config.md
 """
@@ -20,15 +20,15 @@ _HEAD = """# Every setting
 Generated from the dataclasses in `fssa_jax/config/` by `python -m fssa_jax.config.reference > docs/config.md`.
 
 A file in `configs/` returns one of these: {experiments}.
-A flag changes one key of it, such as `--config.optim.learning_rate=3e-4`; the keys of groups are joined by dots.
-Where a key is a group of settings, the table names the section that has its keys.
-A group may be of several kinds. The file in `configs/` chooses the kind, and flags set the keys of that kind.
-In the `config.json` of a work directory such a group has its `kind` next to its keys.
+A flag sets one key, such as `--config.optim.learning_rate=3e-4`; keys of nested groups are joined by dots.
+If a key is a group of settings, the table links the section with its keys.
+Some groups have several kinds. The file in `configs/` chooses the kind, and flags set the keys of that kind.
+In the `config.json` of a work directory such a group stores its `kind` next to its keys.
 """
 
 
 def meanings(kind: type) -> dict[str, str]:
-    """The string literals under the fields of a dataclass and of what it inherits from, by the names of the fields."""
+    """The docstrings of the fields of a dataclass, inherited ones included, by field name."""
     out: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if dataclasses.is_dataclass(base):

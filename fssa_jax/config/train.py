@@ -8,7 +8,7 @@ from fssa_jax.config.fields import number, positive
 
 @dataclasses.dataclass
 class Loop:
-    """What every training loop needs."""
+    """Settings of every training loop."""
 
     steps: int = positive(3000)
     """Number of training steps."""

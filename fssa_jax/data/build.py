@@ -56,7 +56,7 @@ def only_groups(dataset: Dataset, groups: Sequence[str]) -> Dataset:
     for name, split in dataset.splits.items():
         keep = np.flatnonzero(np.isin(np.asarray(split.table.group), wanted))
         if not len(keep):
-            raise UserError(f"config.data.groups: no {name} user is of {', '.join(groups)}")
+            raise UserError(f"config.data.groups: no {name} user is in {', '.join(groups)}")
         table = ChoiceTable(
             **{f.name: np.asarray(getattr(split.table, f.name))[keep] for f in dataclasses.fields(ChoiceTable)}
         )
@@ -65,9 +65,9 @@ def only_groups(dataset: Dataset, groups: Sequence[str]) -> Dataset:
 
 
 def _refuse_other_settings(data: Rows, report: dict[str, Any]) -> None:
-    """Raises `UserError` for a setting of the rows that is given, but was another when they were prepared."""
+    """Raises `UserError` for a given setting that differs from the one that the rows were prepared with."""
     prepared = flat(report.get("settings", {}))
-    if report.get("schema") != "ultrafeedback":  # these say nothing of other rows
+    if report.get("schema") != "ultrafeedback":  # these settings do not apply to other rows
         prepared = {key: value for key, value in prepared.items() if key not in ("labels", "conflicting")}
     default = flat(to_dict(type(data)()))
     for name, given in flat(to_dict(data)).items():

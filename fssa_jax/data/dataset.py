@@ -56,11 +56,11 @@ class Dataset:
     featuriser: Featuriser
     truth: Truth | None = None
     report: dict[str, Any] = dataclasses.field(default_factory=dict)
-    trained_texts: int | None = None  # where texts of other people were appended: how many there were at training
+    trained_texts: int | None = None  # number of texts in training, if texts of other people were appended
 
     @property
     def known_texts(self) -> int:
-        """The number of texts that training could learn."""
+        """Number of texts that can have a learnt embedding."""
         return len(self.texts) if self.trained_texts is None else self.trained_texts
 
 

@@ -92,7 +92,7 @@ def _claim(directory: Path, stamp: dict) -> None:
             before = {}
         for name, what in (("encoder", "another encoder or other settings"), ("texts", "other texts")):
             if before.get(name) != stamp[name]:
-                raise UserError(f"{directory}: was begun with {what}; give another directory, or remove this one")
+                raise UserError(f"{directory}: was started with {what}; give another directory, or remove this one")
         return
     write_text(file, json.dumps(stamp))
 
@@ -118,7 +118,7 @@ def _wait(ready: Callable[[], bool], what: Path) -> None:
     deadline = time.monotonic() + _PATIENCE
     while not ready():
         if time.monotonic() > deadline:
-            raise UserError(f"{what}: other processes did not finish; start the same command again in all of them")
+            raise UserError(f"{what}: other processes did not finish; run the same command again in all of them")
         time.sleep(0.2)
 
 
@@ -134,7 +134,9 @@ def _join(parts: Path, starts: list[int], final: Path, number: int, width: int) 
     except OSError as error:
         temporary.unlink(missing_ok=True)
         reason = error.strerror or str(error)
-        raise UserError(f"{final}: cannot be written ({reason}); make room, then start the same command") from error
+        raise UserError(
+            f"{final}: cannot be written ({reason}); free disk space, then run the same command again"
+        ) from error
     cut = np.concatenate([np.load(_cut_file(parts, s), allow_pickle=False) for s in starts])
     write_bytes(final.with_name("cut.npy"), _npy(cut))
     temporary.rename(final)

@@ -237,7 +237,7 @@ def read_vectors(vectors: str, texts: str, known: list[Text]) -> GivenFeaturiser
         raise UserError(f"{vectors}: {len(array)} rows, but {what} has {len(order)}; write one vector per text")
     bad = np.flatnonzero(~np.isfinite(np.asarray(array, np.float32)).all(axis=1))
     if len(bad):
-        raise UserError(f"{vectors}: row {bad[0]} is not finite (and {len(bad) - 1} more); mend the vectors")
+        raise UserError(f"{vectors}: row {bad[0]} is not finite (and {len(bad) - 1} more); fix the vectors")
     return GivenFeaturiser(order, array, vectors)
 
 

@@ -20,7 +20,7 @@ def features_of_rows(
     if data.features in ("auto", "given") and not vectors:
         vectors, order = find_vectors(data.path)
     if data.features == "given" and not vectors:
-        raise UserError(f"{data.path}: no single .npy file beside it; name one with --config.data.vectors=FILE")
+        raise UserError(f"{data.path}: no .npy file next to it, or several; name one with --config.data.vectors=FILE")
     if not vectors or data.features not in ("auto", "given"):
         encode = data.features == "encoder" or (data.features == "auto" and at_hand(data.text_encoder.name))
         return features_of_texts(data, encode, texts, texts_of(train.table), scratch)

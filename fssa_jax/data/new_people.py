@@ -31,7 +31,7 @@ def with_people(
     again = sorted({row.user for row in rows if row.user in met})
     rows = [dataclasses.replace(row, split_user="test") for row in rows if row.user not in met]
     if not rows:
-        raise UserError(f"{path}: everybody here was trained on; give rows of other people")
+        raise UserError(f"{path}: all people in it are in the training data; give rows of other people")
     if again:
         names = ", ".join(again[:10]) + (" …" if len(again) > 10 else "")
         _log.warning("%d people of %s were trained on and are left out: %s", len(again), path, names)
@@ -48,7 +48,7 @@ def with_people(
         "left_out_rows": dict(dropped),
     }
     texts, features = append_texts(dataset, number)
-    # What other people would choose is not known, even on a benchmark of our own.
+    # The true rewards of other people are unknown, even on a built-in benchmark.
     wider = dataclasses.replace(
         dataset,
         texts=texts,

@@ -148,8 +148,8 @@ def _user_splits(path: str, by_user: dict[str, list[Row]], seed: int) -> dict[st
     if not any(given.values()):
         if len(by_user) < 3:
             raise UserError(
-                f"{path}: rows of {len(by_user)} people; training, validation and test need one each at least, "
-                "and learning what people differ in needs many"
+                f"{path}: rows of {len(by_user)} people; training, validation and test need at least one each, "
+                "and learning how people differ needs many"
             )
         return split_users(list(by_user), seed)
     without = next((user for user, split in given.items() if not split), None)
@@ -171,7 +171,7 @@ def _user_pools(
     else:
         if not all(named):
             row = mine[named.index("")]
-            raise UserError(f"{row.place}: user {user!r} has no pool here, but has in other rows; fill in 'pool'")
+            raise UserError(f"{row.place}: user {user!r} has no pool here, but has one in other rows; fill in 'pool'")
         pool = np.array([POOLS.index(name) for name in named])
         texts = [np.concatenate([chosen[pool == p], rejected[pool == p]]) for p in (0, 1)]
         both = np.intersect1d(texts[0], texts[1])
@@ -180,7 +180,7 @@ def _user_pools(
             text = where.chosen if ids[where.prompt, where.chosen] == both[0] else where.rejected
             raise UserError(
                 f"{where.place}: text {text[:60]!r} is in both pools of user {user!r}; "
-                "leave 'pool' out to have disjoint pools made"
+                "leave out 'pool' to have disjoint pools made"
             )
     return [(chosen[pool == p], rejected[pool == p]) for p in (0, 1)]
 

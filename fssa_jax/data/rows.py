@@ -124,7 +124,7 @@ def parse_row(record: Any, place: str) -> Row:
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise UserError(f"{place}: column {name!r} has half a character ({error.reason}); mend the text") from error
+            raise UserError(f"{place}: column {name!r} has half a character ({error.reason}); fix the text") from error
     optional = {name: str(record[name]) if record.get(name) is not None else "" for name in ("group", *_ALLOWED)}
     for name, allowed in _ALLOWED.items():
         if optional[name] and optional[name] not in allowed:

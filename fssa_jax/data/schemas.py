@@ -112,7 +112,7 @@ def ultrafeedback_rows(
         pairs = at_odds + agreed
     report.pairs = len(pairs)
     if not pairs:
-        raise UserError("no pair that all labels rate differently is left; give other --config.data.labels")
+        raise UserError("no pair is left that every label rates differently; give other --config.data.labels")
     return list(_rows(pairs, labels, rng, seed)), report
 
 
@@ -123,7 +123,7 @@ def _fields(record: Any, *names: str) -> tuple[Any, ...]:
 def _bad(message: str, reading: RowReport | None, on_error: str) -> None:
     """Raises `UserError` for a malformed record, or lists it."""
     if on_error == "raise" or reading is None:
-        raise UserError(f"{message}; mend it, or skip such rows with --config.data.on_error=skip")
+        raise UserError(f"{message}; fix it, or skip such rows with --config.data.on_error=skip")
     reading.skipped.append(message)
 
 

@@ -40,7 +40,7 @@ def only_with_tokens(dataset: Dataset, tokens: TokenTable) -> None:
 
 
 def note_too_long(dataset: Dataset, number: int) -> None:
-    """Says how many choices are left out since their texts have no tokens, in the data set's report too."""
+    """Logs the number of choices dropped because their texts have no tokens, and adds it to the data set's report."""
     dataset.report.setdefault("left_out_rows", {})["of texts that are too long"] = number
     if number:
         _log.warning("%d choices about texts that are too long are left out", number)

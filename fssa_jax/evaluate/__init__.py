@@ -1,1 +1,1 @@
-"""Held-out people: scores, controls, limits, what is written."""
+"""Evaluation on held-out people: scores, controls, limits, generated responses."""

@@ -1,4 +1,4 @@
-"""The exact posterior over people, where all possible people are known: the limit of every predictor."""
+"""The exact posterior over people, if all possible people are known: the upper limit of any predictor."""
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +10,11 @@ from fssa_jax.ops.episodes import truncate_context
 from fssa_jax.ops.metrics import bayes_log_posterior, bayes_log_predictive
 from fssa_jax.types import Comparisons, Episode
 
-_PEOPLE = 200  # in one call
+_PEOPLE = 200  # people per call
 
 
 def bayes_log_p(truth: Truth, episodes: Episode, ks: tuple[int, ...]) -> np.ndarray:
-    """log p (ks, users, targets) of the Bayes predictor, which knows all possible people."""
+    """log p (ks, users, targets) of the Bayes predictor, which knows the set of possible people."""
     rewards, log_prior, sizes = jnp.asarray(truth.rewards), jnp.asarray(truth.log_prior), jnp.asarray(ks)
     users = episodes.user.shape[0]
     parts = [
@@ -39,13 +39,13 @@ def _log_p(rewards: Array, log_prior: Array, episode: Episode, ks: Array) -> Arr
 
 
 def posterior(truth: Truth, context: Comparisons) -> np.ndarray:
-    """(users, people) p(u | C) of all possible people after contexts of ids."""
+    """(users, people) p(u | C) of all possible people, given contexts of ids."""
     rewards = jnp.asarray(truth.rewards)
     evidence = rewards[context.chosen] - rewards[context.rejected]
     return np.exp(bayes_log_posterior(evidence, context.mask, jnp.asarray(truth.log_prior)))
 
 
 def posterior_shift(truth: Truth, context: Comparisons) -> float:
-    """Mean over users of √(mean over texts of (E[r(y) | C] − E[r(y)])²), in nats: what choices move."""
+    """Mean over users of √(mean over texts of (E[r(y) | C] − E[r(y)])²), in nats: the effect of the choices."""
     shift = (posterior(truth, context) - np.exp(truth.log_prior)) @ truth.rewards.T
     return float(np.sqrt((shift**2).mean(-1)).mean())

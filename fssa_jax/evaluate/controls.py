@@ -1,4 +1,4 @@
-"""Contexts that say nothing about a person: what a model makes of them is bias, or comes of counting."""
+"""Control contexts that are uninformative about a person: any effect is bias, or comes from counting choices."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from fssa_jax.types import Comparisons, Episode
 
 
 def other_owners(rng: np.random.Generator, group: np.ndarray) -> np.ndarray:
-    """(users,) another member of each user's group by chance; of any group for who is alone in theirs."""
+    """(users,) a random other member of each user's group, or of any group for a user who is alone in theirs."""
     users = len(group)
     owner = np.arange(users)
     for g in np.unique(group):
@@ -21,7 +21,7 @@ def other_owners(rng: np.random.Generator, group: np.ndarray) -> np.ndarray:
 
 
 def scrambled_context(context: Comparisons, seed: int) -> Comparisons:
-    """Contexts of the same sizes whose every choice is of a person drawn for it alone."""
+    """Contexts of the same sizes in which every choice comes from an independently drawn person."""
     rng = np.random.default_rng(seed)
     users, n = context.mask.shape
     owner = np.stack([rng.permutation(users) for _ in range(n)] or [np.zeros(users, int)], axis=1)[:, :n]
@@ -32,8 +32,9 @@ def scrambled_context(context: Comparisons, seed: int) -> Comparisons:
 
 
 def contradicted_context(context: Comparisons) -> Comparisons:
-    """Contexts of 2n choices, each followed by the same choice the other way round: without a population model
-    beside, what they say cancels out.
+    """Contexts of 2n choices, each choice followed by its reverse.
+
+    In a model without a population reward their evidence cancels out.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax import Comparisons
@@ -53,6 +54,6 @@ def contradicted_context(context: Comparisons) -> Comparisons:
 
 
 def with_contexts_of(episode: Episode, owner: np.ndarray) -> Episode:
-    """The episodes, each with the context of another: of user `owner[i]` for user i."""
+    """The episodes with exchanged contexts: user i gets the context of user `owner[i]`."""
     context = jax.tree.map(lambda x: x[owner], episode.context)
     return Episode(context, episode.targets, episode.user, episode.group)

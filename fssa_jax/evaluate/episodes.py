@@ -1,4 +1,4 @@
-"""Which people are scored, and the episodes that they are scored on: the same for every predictor."""
+"""The people who are scored, and their episodes: the same for every predictor."""
 
 from functools import partial
 
@@ -19,24 +19,24 @@ FEW_GROUPS = 12
 def evaluation_episodes(
     seed: int | Array, draw: int | Array, table: ChoiceTable, users: Array, *, max_context: int
 ) -> Episode:
-    """Episodes of users, a first axis: the same targets for every draw, other contexts."""
+    """Episodes of users, stacked on a first axis: every draw has the same targets and new contexts."""
     key = jax.random.fold_in(jax.random.key(seed), draw)
     keys = jax.vmap(partial(jax.random.fold_in, key))(users)
     return jax.vmap(partial(evaluation_episode, max_context=max_context), in_axes=(0, None, 0))(keys, table, users)
 
 
 def episodes_of(split: Split, users: np.ndarray, seed: int, max_context: int) -> Episode:
-    """The first draw of contexts of users of a split, and their targets."""
+    """Targets and the first draw of contexts for users of a split."""
     return evaluation_episodes(
         seed, 0, jax.tree.map(jnp.asarray, split.table), jnp.asarray(users), max_context=max_context
     )
 
 
 def eligible_users(split: Split, k: int) -> tuple[np.ndarray, list[str]]:
-    """Rows of the users with at least k context choices and a target, and the names of the others.
+    """Indices of the users with at least k context choices and a target, and the names of the others.
 
     Raises:
-      UserError: there is none.
+      UserError: no user is eligible.
     """
     count = np.asarray(split.table.count)
     fit = (count[:, 0] >= k) & (count[:, 1] > 0)
@@ -50,7 +50,7 @@ def eligible_users(split: Split, k: int) -> tuple[np.ndarray, list[str]]:
 
 
 def first_users(split: Split, users: np.ndarray, number: int | None) -> np.ndarray:
-    """At most `number` of the users, the first ones; where there are few groups, the same ranks of each of them."""
+    """The first `number` users; if there are few groups, the same ranks within each group."""
     if number is None or len(users) <= number:
         return users
     group = np.asarray(split.table.group)[users]

@@ -1,5 +1,7 @@
-"""Scores of held-out people, whose targets share no text with their context: every series at every k, the same targets
-and nested contexts for all, with intervals over users."""
+"""Scores of held-out people: every series at every k, with bootstrap intervals over users.
+
+The targets share no text with the context, are the same for all series and all k, and the contexts are nested.
+"""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -23,7 +25,7 @@ from fssa_jax.types import Episode
 
 @dataclasses.dataclass
 class Evaluation:
-    """report.json as a dictionary, and what pictures need next to it."""
+    """The content of report.json, and the data for the pictures."""
 
     report: dict[str, Any]
     users: np.ndarray  # rows of the split's table
@@ -43,27 +45,30 @@ def evaluate(
     max_targets: int | None = None,
     control: bool = True,
 ) -> Evaluation:
-    """Scores a predictor, and those that it is compared with, on the same users, targets and contexts.
+    """Scores a predictor and its baselines on the same users, targets and contexts.
 
-    Series, each {k: {"mean", "low", "high"}} with fractions: accuracy, nll, ece, steering; control (accuracy with
-    another person's context), scrambled (every choice of another person), population, specialist, bayes (accuracies),
-    and the same with _nll, _ece and _steering for each; gain and control_gain (paired differences from the population's
-    accuracy); steering is None where no two people judge a pair differently. Specialists are scored on the users whose
-    group has training users. Where there are few groups, such as the labels of UltraFeedback, by_group has the
-    accuracies of each: {group: {series: …}}. Where only a part of the target rows has both texts unseen in training,
-    those rows are scored apart: accuracy_unseen and population_unseen.
+    Each series is {k: {"mean", "low", "high"}}, in fractions:
 
-    Where the limit is known, steering_gap is S less that of the Bayes limit, paired within people, and
-    share_of_bayes_steering their ratio (None where the limit is below one point).
+    * accuracy, nll, ece, steering of `main`; steering is None if no two people judge a pair differently.
+    * control (accuracy with another person's context), scrambled (every choice from another person), population,
+      specialist, bayes: accuracies, and each also with _nll, _ece and _steering.
+    * gain and control_gain: paired differences of accuracy from the population model.
+    * accuracy_unseen and population_unseen: accuracies on the target rows with both texts unseen in training, if these
+      are only a part of all rows.
+    * steering_gap: S minus the S of the Bayes limit, paired within people, and share_of_bayes_steering, their ratio
+      (None if the limit is below one point). Only if the limit is known.
+
+    Specialists are scored on the users whose group has training users. If there are few groups, such as the labels of
+    UltraFeedback, by_group has the accuracies per group: {group: {series: …}}.
 
     Args:
-      main: what is scored.
-      split: whose people are scored, `max_users` and `max_targets` of each at most, the first ones.
-      dataset: that the split belongs to.
-      settings: how.
-      others: "population" and "specialist", where there are any.
+      main: the predictor to score.
+      split: the people to score; the first `max_users` people, and the first `max_targets` targets of each.
+      dataset: the data set of the split.
+      settings: settings of the evaluation.
+      others: "population" and "specialist", if available.
       seed: of contexts, of the controls and of the intervals.
-      control: score contexts that say nothing about the person too.
+      control: also score the uninformative control contexts.
 
     Raises:
       UserError: the largest k is larger than any user's context.
@@ -87,7 +92,7 @@ def evaluate(
     if main.reads and control and len(users) > 1:
         for name, made in _controls(episodes, split, users, settings, seed).items():
             score.add(name, np.stack([main.predict(e, ks).log_p for e in _progress(made, name)]))
-    # A group without training users has no specialist: its users are left out of that score.
+    # A group without training users has no specialist; its users are left out of the specialists' score.
     trained_groups = np.unique(np.asarray(dataset.splits["train"].table.group))
     known = np.isin(np.asarray(split.table.group)[users], trained_groups)
     for name, other in others.items():
@@ -99,7 +104,7 @@ def evaluate(
         score.add_gains("population")
     if dataset.truth is not None:
         score.add("bayes", np.stack([bayes_log_p(dataset.truth, e, ks) for e in _progress(episodes, "Bayes limit")]))
-        score.add_steering_beside("bayes")
+        score.add_steering_gap("bayes")
 
     seen = seen_in_training(dataset)
     unseen = mask & ~seen[np.asarray(targets.chosen)] & ~seen[np.asarray(targets.rejected)]
@@ -133,12 +138,12 @@ def _progress(episodes: list[Episode], name: str) -> Iterable[Episode]:
 def _controls(
     episodes: list[Episode], split: Split, users: np.ndarray, settings: configs.Evaluation, seed: int
 ) -> dict[str, list[Episode]]:
-    """Episodes whose contexts say nothing about the person: another person's, and choices of many people mixed."""
+    """Episodes with uninformative contexts: another person's, and choices of many people mixed."""
     group = np.asarray(split.table.group)[users] if settings.shuffle_within_group else np.zeros(len(users), int)
     shuffled, mixed = [], []
     for i in range(settings.shuffles):
         episode = episodes[i % len(episodes)]
-        # Whose context each user gets: never the user's own, where there is another to take.
+        # The owner of each user's new context: never the user, unless there is nobody else.
         shuffled.append(with_contexts_of(episode, other_owners(np.random.default_rng(seed + i), group)))
         mixed.append(dataclasses.replace(episode, context=scrambled_context(episode.context, seed + i)))
     return {"control": shuffled, "scrambled": mixed}

@@ -1,4 +1,4 @@
-"""Held-out scores during training: what the best checkpoint is chosen by, and warnings of a collapsed latent."""
+"""Validation during training: the score that selects the best checkpoint, and warnings of a collapsed latent."""
 
 import dataclasses
 
@@ -14,12 +14,12 @@ from fssa_jax.ops.metrics import preference_accuracy
 from fssa_jax.tasks.predictor import Predictor
 from fssa_jax.types import Episode
 
-_SEED = 1_000_003  # contexts of the validation set: the same in every run
+_SEED = 1_000_003  # of the validation contexts, which are the same in every run
 
 
 @dataclasses.dataclass
 class HeldOut:
-    """A fixed set of held-out people with their contexts and targets, scored with `ks` choices of each read."""
+    """A fixed set of held-out people with their contexts and targets, scored at context sizes `ks`."""
 
     episodes: Episode
     ks: tuple[int, ...]
@@ -28,7 +28,7 @@ class HeldOut:
     def of(
         cls, split: Split, ks: tuple[int, ...], *, reads: bool, users: int | None = None, targets: int | None = None
     ) -> "HeldOut":
-        """Of a split, at most so many users and targets; unless a predictor `reads`, nobody's context is."""
+        """From a split, with at most `users` users and `targets` targets; k is 0 unless the predictor `reads`."""
         rows = split.table.chosen.shape[2]
         ks = tuple(k for k in sorted(set(ks)) if k <= rows) or (rows,)
         ks = ks if reads else (0,)
@@ -38,7 +38,7 @@ class HeldOut:
         return cls(dataclasses.replace(episodes, targets=fewer), ks)
 
     def scores(self, predictor: Predictor) -> tuple[dict[str, float], list[str]]:
-        """ "val/nll", its mean over people and k; further values for every k, "val/NAME_kK"; warnings of a collapse."""
+        """Metrics and warnings of a collapse: "val/nll", the mean over people and k, and "val/NAME_kK" for every k."""
         found = predictor.predict(self.episodes, self.ks)
         hits = np.asarray(preference_accuracy(jnp.asarray(found.log_p)))
         series = {"rewards/accuracies": hits, **found.named}

@@ -1,4 +1,4 @@
-"""The baseline without training: the person's choices are written into the prompt of the base."""
+"""The in-context baseline, without training: the person's choices are put into the prompt of the base."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ _BATCH_TOKENS = 32_768
 
 
 def in_context_prompt(prompt: str, choices: Sequence[tuple[str, str, str]]) -> str:
-    """A prompt with (prompt, chosen, rejected) of a person before it."""
+    """A prompt, preceded by a person's choices (prompt, chosen, rejected)."""
     if not choices:
         return prompt
     shown = "\n\n".join(f"Question: {p}\nPreferred answer: {a}\nOther answer: {b}" for p, a, b in choices)
@@ -27,14 +27,14 @@ def in_context_prompt(prompt: str, choices: Sequence[tuple[str, str, str]]) -> s
 
 
 def in_context_predictor(task: PolicyTask) -> Predictor:
-    """log σ(β [Δ log π(· | choices, x) − Δ log π(· | x)]) of the base alone.
+    """log σ(β [Δ log π(· | choices, x) − Δ log π(· | x)]) of the base.
 
-    Where choices and prompt do not fit into the positions of the model, the first choices are left out.
+    If choices and prompt do not fit into the positions of the model, the first choices are left out.
     """
     base, texts, objective = task.base, task.dataset.texts, task.config.objective
     lengths = task.tokens.ends - task.tokens.starts
     limit = base.decoder.config.max_length
-    references: dict[bytes, np.ndarray] = {}  # without choices: the same for every k
+    references: dict[bytes, np.ndarray] = {}  # without choices, so the same for every k
 
     def log_probs(rows: list[tuple[Text, list[tuple[str, str, str]]]]) -> np.ndarray:
         encoded = []
@@ -43,7 +43,7 @@ def in_context_predictor(task: PolicyTask) -> Predictor:
             while len(row.tokens) > limit and choices:
                 choices = choices[1:]
                 row = encode(base.tokenizer, in_context_prompt(prompt, choices), response)
-            if len(row.tokens) > limit:  # the end of the prompt, and the response
+            if len(row.tokens) > limit:  # keep the end of the prompt, and the response
                 over = min(len(row.tokens) - limit, row.start - 1)
                 row = Encoded(row.tokens[over:][:limit], row.start - over, min(row.end - over, limit))
             encoded.append(row)

@@ -1,4 +1,4 @@
-"""Whether a latent says anything, and whether it reads choices or counts them."""
+"""Diagnostics of the latent: posterior collapse, and encoders that count choices instead of reading them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from fssa_jax.tasks.predictor import Predictor
 from fssa_jax.types import Episode
 
 _ACTIVE = 0.01
-_STILL = 1e-6  # a latent that nothing moves farther than this has collapsed, which is said elsewhere
+_STILL = 1e-6  # a latent that moves less than this has collapsed, which has its own warning
 
 
 def latent_health(mean: np.ndarray, kl: np.ndarray | None) -> dict[str, float | int]:
@@ -23,11 +23,11 @@ def latent_health(mean: np.ndarray, kl: np.ndarray | None) -> dict[str, float | 
     A unit is active if the variance of its posterior mean across users is above .01 (arXiv 1509.00519).
 
     Args:
-      mean: (users, m) of q(z | C).
-      kl: (users, m) divergence of q(z | C) to N(0, I); None for a latent without width.
+      mean: (users, m) means of q(z | C).
+      kl: (users, m) divergence of q(z | C) from N(0, I); None for a deterministic latent.
 
     Returns:
-      units, active_units, active_share, variance (summed over units), and with a KL divergence its mean over users.
+      units, active_units, active_share, variance (summed over units), and, given kl, its mean over users.
     """
     variance = mean.var(axis=0)
     active = int((variance > _ACTIVE).sum())
@@ -45,17 +45,18 @@ def latent_health(mean: np.ndarray, kl: np.ndarray | None) -> dict[str, float | 
 def drift(
     predictor: Predictor, episodes: Episode, ks: Sequence[int], seed: int, truth: Truth | None, undecided: bool
 ) -> dict[str, Any]:
-    """Whether z reads choices or counts them: |z| by k, of several kinds of contexts.
+    """Tests whether z depends on the choices or on their number: |z| by k for several kinds of contexts.
 
-    * norm: people's own. The mean of a posterior moves away from its prior as evidence comes in.
-    * norm_scrambled: every choice is another person's. These too look like somebody's, the more so the fewer they are.
-    * norm_contradicted: each choice next to its reverse (k rounded up to an even number).
-    * bayes, bayes_scrambled, where the limit is known: how far the first two move the exact posterior, as the root mean
-      square over texts of E[r(y) | C] − E[r(y)], in nats. Where |z| grows as this does, it tracks what is known.
+    * norm: a person's own context. The posterior mean moves away from the prior as evidence accumulates.
+    * norm_scrambled: every choice is from another person. A few such choices can still look like one person's.
+    * norm_contradicted: each choice is followed by its reverse (k rounded up to an even number).
+    * bayes, bayes_scrambled, if the limit is known: how far the first two contexts move the exact posterior, as the
+      root mean square over texts of E[r(y) | C] − E[r(y)], in nats. If |z| grows in proportion, it tracks the evidence.
 
-    `counted` is how far contradicting choices move z from where it is without any, as a share of how far a person's own
-    do, at the largest k: 0 for an encoder that reads choices, towards 1 for one that counts them. It is left out where
-    `undecided`: with a population model, to be undecided is news, and where choices have no noise nobody is.
+    `counted` compares, at the largest k, the shift of z by contradicting choices with the shift by a person's own, both
+    relative to the empty context: 0 for an encoder that reads choices, towards 1 for one that counts them. It is left
+    out if `undecided`: with a population model contradicting choices carry information, and with noiseless choices they
+    do not occur.
     """
     mixed = dataclasses.replace(episodes, context=scrambled_context(episodes.context, seed))
     against = dataclasses.replace(episodes, context=contradicted_context(episodes.context))
@@ -84,6 +85,6 @@ def drift(
 
 
 def context_effect(log_p: np.ndarray, mask: np.ndarray) -> float:
-    """Mean change of a probability by the longest context, from log p (ks, users, targets)."""
+    """Mean change of a probability due to the longest context, from log p (ks, users, targets)."""
     p = np.exp(log_p)
     return float(np.abs(p[-1] - p[0])[mask].mean())

@@ -1,8 +1,8 @@
-"""Log-probabilities of held-out choices as the series of a report: means over people, with bootstrap intervals.
+"""Turns log-probabilities of held-out choices into the series of a report: means over people, bootstrap intervals.
 
-People who judge exactly the same targets, as two of opposite wishes do in `styles`, are drawn together: what one of
-them loses by a bias for a text the other gains, so that drawn apart they would make S look less certain than it is.
-Where that leaves too few to draw from, as where everybody judges one list, people are drawn one by one.
+People who judge exactly the same targets, such as two people of opposite weights in `styles`, are resampled together. A
+bias for a text costs one of them what the other gains, so resampling them separately would make the intervals of S too
+wide. If too few clusters remain, as when everybody judges one list, people are resampled individually.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from fssa_jax.config import Evaluation
 from fssa_jax.ops import metrics
 from fssa_jax.types import Comparisons
 
-# Fewer groups than this say little about how others would differ from them.
+# Fewer clusters than this are too few for a bootstrap.
 _GROUPS = 20
 
 
@@ -37,7 +37,7 @@ class Scores:
         self._item, self._side, self._items = item.reshape(chosen.shape), chosen < rejected, len(unique)
 
     def add(self, name: str, log_p: np.ndarray, mask: np.ndarray | None = None) -> None:
-        """Adds the series of one predictor; the model's own has no name."""
+        """Adds the series of one predictor; the name of the main model is empty."""
         self.log_p[name] = log_p
         mask = self.mask if mask is None else mask
         hits = np.asarray(metrics.preference_accuracy(jnp.asarray(log_p))).mean(0)
@@ -58,7 +58,7 @@ class Scores:
         self.report[f"{prefix}ece"] = self._over_k(
             lambda k, w: metrics.ece_from_counts(jnp.asarray((w @ flat[k]).reshape(len(w), *counts.shape[2:])))
         )
-        self.report[f"{prefix}steering"] = None  # where no two people disagree about a pair
+        self.report[f"{prefix}steering"] = None  # if no two people disagree about a pair
         weight = self._contested(mask)
         if weight.sum() > 0:
             gain, total = (hits * weight).sum(-1), weight.sum(-1)
@@ -67,13 +67,13 @@ class Scores:
             )
 
     def add_gains(self, over: str) -> None:
-        """Adds gain and control_gain: paired differences of accuracy from another predictor's, people by people."""
+        """Adds gain and control_gain: differences of accuracy from another predictor, paired within people."""
         for name, key in (("", "gain"), ("control", "control_gain")):
             if name in self.by_user:
                 self.report[key] = self._means(self.by_user[name] - self.by_user[over])
 
-    def add_steering_beside(self, limit: str) -> None:
-        """Adds steering_gap, S less that of another predictor on the same choices, paired, and the ratio of the two."""
+    def add_steering_gap(self, limit: str) -> None:
+        """Adds steering_gap, S minus that of another predictor on the same choices, paired, and their ratio."""
         weight = self._contested(self.mask)
         if not weight.sum():
             return
@@ -93,7 +93,7 @@ class Scores:
         return np.asarray(metrics.contested_weights(item, side, real, self._items), np.float64)
 
     def accuracies(self, names: tuple[str, ...], mask: np.ndarray) -> dict[str, Any]:
-        """The accuracies of predictors that were added, over other target rows."""
+        """The accuracies of predictors that were added before, on a subset of target rows."""
         out = {}
         for name in names:
             if name in self.log_p:
@@ -102,7 +102,7 @@ class Scores:
         return out
 
     def _per_user(self, values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """(k, users) means over the real targets; NaN for a user without any."""
+        """(k, users) means over the real targets; NaN for users without targets."""
         count = mask.sum(-1)
         return np.where(count > 0, (values * mask).sum(-1) / np.maximum(count, 1), np.nan)
 
@@ -122,7 +122,7 @@ class Scores:
 
 
 def _drawn_together(item: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """(users,) numbers, in order of appearance, that are equal for those who are drawn together."""
+    """(users,) cluster numbers, in order of appearance; users with the same number are resampled together."""
     number: dict[tuple[int, ...], int] = {}
     groups = [
         number.setdefault(tuple(np.sort(items[real])), len(number)) for items, real in zip(item, mask, strict=True)

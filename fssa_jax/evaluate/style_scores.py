@@ -1,4 +1,4 @@
-"""What is true of responses to prompts of `styles`, where every person's wishes are known."""
+"""Scores of responses to prompts of `styles`, where every person's true weights are known."""
 
 import itertools
 from typing import Any
@@ -10,13 +10,13 @@ from fssa_jax.lm.writer import Samples
 
 
 def styles_of(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, attributes) 0/1 and (rows,) whether well-formed, of responses to prompts of the `styles` benchmark."""
+    """Styles (rows, attributes) as 0/1, and well-formedness (rows,), of responses to prompts of `styles`."""
     found = [styles.style_of_text(prompt, text) for prompt, text in zip(samples.prompts, samples.texts, strict=True)]
     return np.stack([style for style, _ in found]), np.array([well for _, well in found])
 
 
 def movement(style: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(attributes,) P(attribute | people who want it) − P(attribute | people who do not want it); NaN without both."""
+    """(attributes,) P(attribute | people who want it) − P(attribute | people who do not want it); NaN if undefined."""
     out = np.full(style.shape[1], np.nan)
     for a in range(style.shape[1]):
         liked, disliked = weights[:, a] > 0, weights[:, a] < 0
@@ -26,16 +26,16 @@ def movement(style: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def true_reward(style: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(rows,) reward of responses under the people's own weights, in nats (`styles`)."""
+    """(rows,) reward of responses under each person's true weights, in nats (`styles`)."""
     return styles.SCALE * ((style - 0.5) * weights).sum(-1)
 
 
 def best_reward(posterior: np.ndarray, weights: np.ndarray, temperature: float) -> np.ndarray:
     """(rows,) expected true reward of the policy that writes styles s with p(s) ∝ exp(E[r(s) | C] / temperature).
 
-    That is the optimum of DPO for the posterior's mean reward (arXiv 2305.18290, eq. 4), from a base that writes every
-    style equally often; the temperature is β times that of sampling. `posterior` (rows, people) p(u | C) of all
-    possible people of `styles`; `weights` (rows, attributes) the people's own.
+    This is the optimum of DPO for the posterior mean reward (arXiv 2305.18290, eq. 4), with a base that writes every
+    style equally often. The temperature is β times the sampling temperature. `posterior` (rows, people) is p(u | C) of
+    all possible people of `styles`; `weights` (rows, attributes) are the true weights.
     """
     every = np.array(list(itertools.product((0, 1), repeat=weights.shape[1])))
     rewards = styles.SCALE * (every - 0.5) @ styles.people()[0].T  # (styles, people)
@@ -46,7 +46,7 @@ def best_reward(posterior: np.ndarray, weights: np.ndarray, temperature: float) 
 
 
 def summary(style: np.ndarray, well: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
-    """What is true of responses to people with these weights."""
+    """Movement, true reward and well-formed share of responses to people with these weights."""
     moved = movement(style, weights)
     return {
         "movement": float(np.nanmean(moved)) if np.isfinite(moved).any() else None,

@@ -1,15 +1,15 @@
-"""What a reader of a report is warned of, one line each."""
+"""The warnings of a report, one line each."""
 
 from typing import Any
 
 _FEW_USERS = 10
 _COUNTS = 0.5
-_SURELY = 0.02  # S of a control below it is nobody's concern
-_OF_HALF_WIDTH = 1.5  # of a 95 % interval, about three standard errors: there are two controls at every k
+_SURELY = 0.02  # a control whose S is below this is fine
+_OF_HALF_WIDTH = 1.5  # half-widths of a 95 % interval, about three standard errors: there are two controls at every k
 
 
 def report_warnings(report: dict[str, Any], texts_alone: bool) -> list[str]:
-    """All warnings of a report; `texts_alone` says that the model knows no texts but those of its training."""
+    """All warnings of a report; with `texts_alone` the model only knows the texts of its training."""
     scored = report["users"]["scored"]
     unknown = unknown_texts(report, texts_alone)
     out = [*steering_warnings(report), *limit_warnings(report), *few_people(scored), *unknown]
@@ -20,11 +20,11 @@ def report_warnings(report: dict[str, Any], texts_alone: bool) -> list[str]:
 
 
 def collapse_warnings(health: dict[str, Any], moved: float | None) -> list[str]:
-    """What is wrong with the latent.
+    """Warnings about the latent.
 
     Args:
       health: see `latent.latent_health`.
-      moved: mean change of a probability by the context; None where only one k was looked at.
+      moved: mean change of a probability due to the context; None if only one k was scored.
     """
     warnings = []
     if health["active_units"] == 0:
@@ -42,25 +42,23 @@ def collapse_warnings(health: dict[str, Any], moved: float | None) -> list[str]:
 
 
 def limit_warnings(report: dict[str, Any]) -> list[str]:
-    """Where a model steers better than the Bayes limit: something leaks."""
+    """Warns if a model steers better than the Bayes limit, which means a leak."""
     return [
         f"S is {100 * cell['mean']:.1f} points above the Bayes limit at k = {k}, more than its interval: "
-        "something of the targets reaches the model; check that contexts and targets share no text"
+        "the targets leak into the model; check that contexts and targets share no text"
         for k, cell in (report.get("steering_gap") or {}).items()
         if cell["low"] > 0
     ]
 
 
 def steering_warnings(report: dict[str, Any]) -> list[str]:
-    """Where contexts that say nothing about a person steer all the same, and where the encoder counts choices."""
+    """Warns if uninformative contexts steer, and if the encoder counts choices."""
     out = []
     controls = {"control_steering": "another person's context", "scrambled_steering": "choices of many people mixed"}
     for name, what in controls.items():
         for k, cell in (report.get(name) or {}).items():
             if abs(cell["mean"]) > max(_SURELY, _OF_HALF_WIDTH * (cell["high"] - cell["low"]) / 2):
-                out.append(
-                    f"S = {100 * cell['mean']:.1f} at k = {k} with {what}: what steers is not what the person chose"
-                )
+                out.append(f"S = {100 * cell['mean']:.1f} at k = {k} with {what}: steering is not due to the choices")
     counted = report.get("latent", {}).get("counted", 0.0)
     if counted > _COUNTS:
         out.append(
@@ -71,13 +69,13 @@ def steering_warnings(report: dict[str, Any]) -> list[str]:
 
 
 def few_people(scored: int) -> list[str]:
-    """A warning where the figures are of too few people."""
-    few = f"only {scored} people are scored: the figures say little; give more people"
+    """A warning if too few people are scored."""
+    few = f"only {scored} people are scored: the scores are unreliable; give more people"
     return [few] if scored < _FEW_USERS else []
 
 
 def unknown_texts(report: dict[str, Any], texts_alone: bool) -> list[str]:
-    """A warning where a model that knows no texts but those of its training is asked about others."""
+    """A warning if a model that only knows the texts of its training is scored on other texts."""
     unknown = report["targets"]["unseen"] / max(report["targets"]["rows"], 1)
     if not texts_alone or unknown <= 0.5:
         return []

@@ -1,4 +1,4 @@
-"""What a policy writes for held-out people, next to the base, the population's policy and the specialists."""
+"""Generated responses for held-out people: policy versus base, population policy and specialists."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -28,21 +28,21 @@ _BLEND = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @dataclasses.dataclass(frozen=True)
 class TrainedPolicy:
-    """A policy with its variables: what it infers, and the adapters that it emits."""
+    """A policy with its variables: infers latents and emits adapters."""
 
     conditioner: Conditioner
     variables: PyTree
     predictor: Predictor
 
     def adapt(self, z: np.ndarray) -> AdapterTree:
-        """Adapters of latents (rows, m), a row each."""
+        """Adapters for latents (rows, m), one row each."""
         adapters: Any = self.conditioner.apply(self.variables, jnp.asarray(z), method="adapt")
         return adapters
 
 
 @dataclasses.dataclass
 class Written:
-    """Figures for report.json, and responses side by side."""
+    """Metrics for report.json, and example responses side by side."""
 
     report: dict[str, Any]
     responses: dict[str, Any]
@@ -50,9 +50,9 @@ class Written:
 
 @dataclasses.dataclass
 class _Asked:
-    """Who is written for: a prompt a row, and whose it is, as a place among the people.
+    """Prompts to answer, one per row, and the index of the person who asks.
 
-    `weights` (rows, attributes) are the people's own on the attributes of `styles`, None on other data.
+    `weights` (rows, attributes) are the person's true weights on `styles`, None on other data.
     """
 
     prompts: list[str]
@@ -60,7 +60,7 @@ class _Asked:
     weights: np.ndarray | None
 
     def only(self, keep: np.ndarray) -> "_Asked":
-        """The rows of a mask."""
+        """The rows where a mask holds."""
         prompts = [prompt for prompt, good in zip(self.prompts, keep, strict=True) if good]
         return _Asked(prompts, self.rows[keep], None if self.weights is None else self.weights[keep])
 
@@ -68,11 +68,11 @@ class _Asked:
 def written_for(
     task: PolicyTask, split: Split, policies: Mapping[str, TrainedPolicy], users: np.ndarray, settings: PolicyEvaluation
 ) -> Written:
-    """What is sampled for people at every k, to prompts of their own targets.
+    """Generates responses for people at every k, to the prompts of their own targets, and scores them.
 
-    plain_… are of what is sampled at temperature 1 from all tokens, whatever `settings.generate` says; so is kl.
-    Where people's wishes are known (`styles`) responses are judged by those; elsewhere by the reward model that the
-    policy learnt from, at all choices of each person. Specialists write for those whose group has training people.
+    plain_… and kl are measured on samples at temperature 1 from all tokens, independent of `settings.generate`. On
+    `styles` responses are scored under the true weights; elsewhere by the reward model that the policy was trained
+    with, given all choices of the person. Specialists answer only people whose group has training people.
     """
     main, k_most, generation = policies["main"], max(settings.k), settings.generate
     reads, seed = main.predictor.reads, task.config.seed
@@ -95,7 +95,7 @@ def written_for(
             adapters = policy.adapt(policy.predictor.latents(episodes, k)[to.rows])
         samples = written[name] = writer(to.prompts, adapters, seed)
         out: dict[str, Any] = {"finished": float(np.mean(samples.finished))}
-        # What the policy itself says, whatever the sampling of what is shown.
+        # Plain samples of the policy, independent of the sampling settings of the shown responses.
         itself = plain(to.prompts, adapters, seed)
         if adapters is not None:
             out["kl"] = float(sampled_kl(task.base, itself, adapters).mean())
@@ -150,7 +150,7 @@ def written_for(
 
 
 def _asked(task: PolicyTask, episodes: Episode, number: int, weights: np.ndarray | None) -> _Asked:
-    """Some of each person's own held-out prompts, the same for all that is compared."""
+    """Held-out prompts of each person, the same for all policies."""
     targets, counts = (np.asarray(x) for x in (episodes.targets.chosen, episodes.targets.mask.sum(-1)))
     rows = np.repeat(np.arange(len(targets)), number)
     prompts = [
@@ -160,7 +160,7 @@ def _asked(task: PolicyTask, episodes: Episode, number: int, weights: np.ndarray
 
 
 def win_rate(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The share of responses that are better than another's to the same prompt; a tie counts ½.
+    """The share of our responses that are better than theirs to the same prompt; a tie counts ½.
 
     >>> import numpy as np
     >>> from fssa_jax.evaluate.written import win_rate
@@ -173,9 +173,9 @@ def win_rate(ours: np.ndarray, theirs: np.ndarray) -> float:
 def _reward_model(
     task: PolicyTask, main: TrainedPolicy, z: np.ndarray
 ) -> Callable[[Samples, np.ndarray], np.ndarray] | None:
-    """(samples, whose each is) ↦ their rewards at z by the reward model that the policy learnt from, in nats.
+    """(samples, index of each person) ↦ rewards at z under the reward model that the policy was trained with, in nats.
 
-    None where there is none, or none that can read new texts.
+    None if there is no reward model, or if it cannot read new texts.
     """
     taught = getattr(task.config.encoder, "init_from", "")
     reads = task.reward is not None and task.reward.target != "none"
@@ -200,7 +200,7 @@ def _without_loss(
 ) -> tuple[float, float]:
     """True reward, in nats, of the optimal policies under the exact posterior after k choices and the true weights.
 
-    Both without any loss in a language model (`styles`); see `best_reward`.
+    Neither includes losses of a language model (`styles`); see `best_reward`.
     """
     truth = task.dataset.truth
     assert truth is not None
@@ -212,9 +212,9 @@ def _without_loss(
 
 
 def blend(main: TrainedPolicy, z: np.ndarray, writer: Writer, asked: _Asked, seed: int) -> dict[str, Any]:
-    """Responses between person 2i and person 2i + 1: z = (1 − t) z_a + t z_b, written to the prompts of the first.
+    """Responses that interpolate between persons 2i and 2i + 1: z = (1 − t) z_a + t z_b, on the first one's prompts.
 
-    With known weights `towards_first` is the mean reward under the first person's weights at every t.
+    If the true weights are known, `towards_first` is the mean reward under the first person's weights at every t.
     """
     to = asked.only((asked.rows % 2 == 0) & (asked.rows + 1 < len(z)))
     out: dict[str, Any] = {"t": list(_BLEND), "texts": [], "prompt": to.prompts[0] if to.prompts else ""}
@@ -233,9 +233,11 @@ def blend(main: TrainedPolicy, z: np.ndarray, writer: Writer, asked: _Asked, see
 
 
 def _opposed(task: PolicyTask, split: Split, people: np.ndarray, weights: np.ndarray | None) -> list[dict[str, Any]]:
-    """Two people, who want the opposite where that is known, as rows of their choices; and a prompt that is new."""
+    """The choices of two people, of opposite weights if these are known, as rows; and a new prompt."""
     pair = 0
-    if weights is not None and len(people) > 1:  # neighbours want the opposite: the first pair that minds the most
+    if (
+        weights is not None and len(people) > 1
+    ):  # neighbours have opposite weights: take the first pair with the most nonzero ones
         pair = 2 * int(np.argmax(np.abs(weights[0 : len(people) // 2 * 2 : 2]).sum(1)))
     table, texts = split.table, task.dataset.texts
     return [

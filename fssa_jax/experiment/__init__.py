@@ -1,1 +1,1 @@
-"""Work directories, and the bodies of programs."""
+"""Work directories, and the implementations of the programs."""

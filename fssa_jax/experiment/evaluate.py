@@ -1,4 +1,4 @@
-"""The evaluation of a work directory: report.json, pictures, and one report.html that opens by itself."""
+"""The evaluation of a work directory: report.json, pictures, and a self-contained report.html."""
 
 import dataclasses
 import json
@@ -35,18 +35,18 @@ _IN_CONTEXT_TARGETS = 8
 def evaluate_workdir(
     workdir: Path, data: str = "", split: str = "test", ks: tuple[int, ...] = (), base: str = ""
 ) -> dict[str, Any]:
-    """Evaluates a trained work directory and writes its report/ whole. Returns report.json.
+    """Evaluates a trained work directory and writes its report/ atomically. Returns the content of report.json.
 
     Args:
-      workdir: what launch.train wrote.
-      data: rows of other people, every one of whom is scored who was not trained on; empty for the split of the
+      workdir: work directory that launch.train wrote.
+      data: rows of other people; all of them are scored except those in the training data. Empty for a split of the
         workdir's data.
       split: "test" or "val".
-      ks: context sizes; the configuration's if empty.
-      base: where the language model of a policy is now, if that has moved.
+      ks: context sizes; those of the configuration if empty.
+      base: current directory of a policy's language model, if it has moved.
 
     Raises:
-      UserError: no or damaged work directory, a base without a policy, bad rows, k larger than any context.
+      UserError: a missing or damaged work directory, a base without a policy, bad rows, k larger than any context.
     """
     trained_on = Workdir.open(workdir, base)
     if isinstance(trained_on.task, SftTask):
@@ -54,7 +54,7 @@ def evaluate_workdir(
     work, people = trained_on.with_people(data) if data else (trained_on, trained_on.dataset.splits[split])
     task: RewardTask | PolicyTask = work.task  # type: ignore[assignment]
     found = {name: trained_on.trained(name) for name in trained_on.task.names}
-    if data:  # specialists are of groups; other people's groups may be others
+    if data:  # no specialists: other people may have other groups
         found.pop(SPECIALIST, None)
     variables = {name: of[0] for name, of in found.items() if of is not None}
     step = next(of[1] for name, of in found.items() if name == MAIN and of is not None)
@@ -91,10 +91,10 @@ def score(
     settings: Any,
     everybody: bool = False,
 ) -> Evaluation:
-    """Scores the main model of a task and those that it is compared with; for policies, choices in the prompt too."""
+    """Scores the main model of a task and its baselines, for policies also the in-context baseline."""
     main, seed = predictors[MAIN], task.config.seed
     others = {name: predictor for name, predictor in predictors.items() if name != MAIN}
-    if not main.reads:  # it is the population's model itself
+    if not main.reads:  # the main model is the population model
         others.setdefault(POPULATION, main)
     scored = partial(evaluate, split=people, dataset=task.dataset, settings=settings, seed=seed)
     users = targets = None
@@ -103,7 +103,7 @@ def score(
     result = scored(main, others=others, max_users=users, max_targets=targets)
     report = result.report
     if isinstance(task, PolicyTask) and settings.in_context_users:
-        # Of few people, for it is dear; the policy itself is scored on the same ones.
+        # On few people, because it is expensive; the policy is scored on the same people.
         users, targets = settings.in_context_users, min(settings.targets, _IN_CONTEXT_TARGETS)
         for name, asked in (("in_context", in_context_predictor(task)), ("in_context_own", main)):
             of_few = scored(asked, max_users=users, max_targets=targets, control=False).report
@@ -113,8 +113,8 @@ def score(
         episodes = episodes_of(people, result.users, seed, max(settings.k))
         reward = _reward_model(task)
         undecided = reward is not None and reward.population != "none"
-        # Choices of the synthetic task have no noise: its rewards are on no scale of nats, and nobody there chooses
-        # both ways, so that there is nothing right to be made of who does.
+        # Choices of the synthetic task are noiseless: its rewards are not in nats, and since no user contradicts
+        # themselves, contradicting choices have no correct reading.
         noiseless = isinstance(task.config.data, Synthetic)
         truth = None if noiseless else task.dataset.truth
         report["latent"] |= drift(main, episodes, settings.k, seed, truth, undecided or noiseless)
@@ -135,7 +135,7 @@ def _write(
     target: Path,
     example: bool,
 ) -> None:
-    """report.json, pictures, files for launch.steer, and report.html."""
+    """Writes report.json, pictures, files for launch.steer, and report.html."""
     task: Any = work.task
     (target / "report.json").write_text(json.dumps(result.report, indent=1), encoding="utf-8")
     pictures: Pictures = draw_choices(task, main, people, result, target)

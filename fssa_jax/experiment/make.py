@@ -1,4 +1,4 @@
-"""Work directories are made: data, tokens, base and reference, before anything is trained."""
+"""Makes work directories: data, tokens, base and reference, before anything is trained."""
 
 import copy
 import dataclasses
@@ -47,13 +47,13 @@ from fssa_jax.train import parallel
 
 
 def make(config: Config, path: Path) -> Workdir:
-    """Makes a work directory, or checks that it is this configuration's and opens it.
+    """Makes a work directory, or opens it after checking that it has the same configuration.
 
-    Of the configuration, what the data decide is decided. The data is stored in it, so that every later program needs
-    the directory alone.
+    Settings that depend on the data are resolved. The data is stored in the directory, so that later programs need only
+    the directory.
 
     Raises:
-      UserError: bad data, settings, base or encoder, or a directory that holds something else.
+      UserError: bad data, settings, base or encoder, or a directory that holds other files.
     """
     if isinstance(config, PolicyConfig | SftConfig):
         config = with_whole_paths(config)
@@ -62,10 +62,10 @@ def make(config: Config, path: Path) -> Workdir:
     check(config)
     mode = _check_parts(config)
     if has_checkpoints(path):
-        return _go_on(config, path)
+        return _resume(config, path)
     _refuse_foreign(path)
     if path.is_dir():
-        (path / "reference.npz").unlink(missing_ok=True)  # of a start that failed
+        (path / "reference.npz").unlink(missing_ok=True)  # left by a start that failed
     dataset = _load(config, path)
     log_left_out(dataset)
     base, tokens = None, None
@@ -73,7 +73,7 @@ def make(config: Config, path: Path) -> Workdir:
         base = _base(config, dataset, path)
         tokens = tokenise(base, dataset.texts, config.policy.max_length, config.policy.truncate)
         only_with_tokens(dataset, tokens)
-    config = decided(config, dataset)
+    config = resolve_config(config, dataset)
     if not isinstance(config, SftConfig):
         _check_context_sizes(config.evaluate.k, dataset)
     datasets.save(dataset, path / "data", tokens)
@@ -96,8 +96,8 @@ def make(config: Config, path: Path) -> Workdir:
     return Workdir(path, open_task(path, config, dataset, base=base))
 
 
-def decided(config: Config, dataset: Dataset, quiet: bool = False) -> Any:
-    """The configuration with what the data decide."""
+def resolve_config(config: Config, dataset: Dataset, quiet: bool = False) -> Any:
+    """The configuration with all settings that depend on the data filled in."""
     if isinstance(config, RewardConfig):
         return resolve(config, dataset, quiet)
     config = copy.deepcopy(config)
@@ -120,24 +120,24 @@ def check_same(path: Path, before: Config, config: Config) -> None:
         )
 
 
-def _go_on(config: Any, path: Path) -> Workdir:
-    """Opens what was trained before, if it is this configuration's."""
+def _resume(config: Any, path: Path) -> Workdir:
+    """Opens an existing work directory, after checking that it has the same configuration."""
     before: Any = read(path / "config.json")
     dataset = datasets.load(path / "data")
     if isinstance(config, RewardConfig) or type(before) is not type(config):
-        check_same(path, before, decided(config, dataset, quiet=True))
+        check_same(path, before, resolve_config(config, dataset, quiet=True))
         return Workdir(path, open_task(path, before, dataset))
     now = rename_moved(before, config)
-    check_same(path, now, decided(config, dataset, quiet=True))
+    check_same(path, now, resolve_config(config, dataset, quiet=True))
     if isinstance(now, PolicyConfig):
         _check_teacher(path, now)
-    # The stored name of the base is what features were made with.
+    # Features were computed under the stored name of the base.
     task = open_task(path, before, dataset, now.policy.base)
     return Workdir(path, dataclasses.replace(task, config=now))
 
 
 def _check_parts(config: Any) -> str:
-    """How devices share a batch; every one takes its share in equal parts."""
+    """The parallel mode; checks that every device can divide its share of a batch into equal parts."""
     name, size = ("texts", config.train.texts) if isinstance(config, SftConfig) else ("users", config.train.users)
     mode = parallel.resolve(config.train.parallel, size, name)
     if mode == "pmap":
@@ -151,7 +151,7 @@ def _check_parts(config: Any) -> str:
 
 
 def _refuse_foreign(path: Path) -> None:
-    """Raises `UserError` if a directory that is no work directory yet holds somebody's files."""
+    """Raises `UserError` if a directory that is not yet a work directory holds other files."""
     if (path / "config.json").exists() or not path.is_dir():
         return
     foreign = sorted(p.name for p in path.iterdir() if p.name not in OWN)
@@ -162,7 +162,7 @@ def _refuse_foreign(path: Path) -> None:
 def _load(config: Config, path: Path) -> Dataset:
     if isinstance(config, PolicyConfig):
         return load_people(config, path)
-    # The people that a base is made for are those of the reward models.
+    # A base is trained on the same people as the reward models.
     k, targets = Evaluation().k, RewardTraining().targets
     if isinstance(config, RewardConfig):
         k, targets = config.evaluate.k, config.train.targets
@@ -213,7 +213,7 @@ def _check_context_sizes(ks: tuple[int, ...], dataset: Dataset) -> None:
 
 
 def _check_teacher(path: Path, config: PolicyConfig) -> None:
-    """What starts from one encoder does not go on from another."""
+    """Raises `UserError` if the encoder's reward model is not the one that the training started with."""
     file = path / "run.json"
     before = read_json(file).get("encoder") if file.is_file() else None
     if before not in (None, fingerprint_of_teacher(config)):

@@ -1,4 +1,4 @@
-"""From rows, ratings or a benchmark to a prepared directory: split, embedded, and tokenised where asked for."""
+"""From rows, ratings or a benchmark to a prepared directory: split, embedded, and optionally tokenised."""
 
 import dataclasses
 import shutil
@@ -21,7 +21,7 @@ from fssa_jax.train import parallel
 
 @dataclasses.dataclass
 class PrepareConfig:
-    """The flags of launch.prepare_data that are settings."""
+    """The --config flags of launch.prepare_data."""
 
     data: UltraFeedback = group(UltraFeedback)
 
@@ -29,25 +29,25 @@ class PrepareConfig:
 def prepare(
     data: UltraFeedback, source: str, out: Path, tokenizer: str = "", max_length: int = 512, truncate: Truncate = "drop"
 ) -> dict[str, Any]:
-    """Writes the directory whole; returns counts of what is in it and what was left out.
+    """Writes the directory atomically; returns counts of its content and of what was left out.
 
-    Embeddings that a killed run has made, in OUT.embedding, are not made again.
+    Embeddings of a killed run, in OUT.embedding, are reused.
 
     Args:
       data: how rows are read, split and embedded.
       source: rows in any format of `read_records`, or the name of a benchmark.
-      tokenizer: directory or hub name of a model whose tokens of every text are written as well.
+      tokenizer: directory or hub name of a model; the tokens of every text under its tokenizer are written too.
       max_length, truncate: see `encode_table`.
 
     Raises:
-      UserError: bad rows or settings, or `out` holds something else.
+      UserError: bad rows or settings, or `out` holds other files.
     """
     if out.exists() and any(out.iterdir()) and not dataset.is_prepared(out):
         raise UserError(f"{out}: exists and is not a prepared directory; give another --out")
     check_fields(data)
     settings = settings_of(data, source)
     loaded = None
-    if tokenizer:  # before the long work
+    if tokenizer:  # checked before the long work
         directory = find_checkpoint(tokenizer)
         loaded = load_tokenizer(directory)
         check_vocabulary(loaded, read_config(directory).vocabulary, directory)
@@ -67,7 +67,7 @@ def prepare(
 
 
 def settings_of(data: UltraFeedback, source: str) -> Data:
-    """The settings of a benchmark of our own, or of rows."""
+    """The settings of a built-in benchmark, or of rows."""
     same = {"split_seed": data.split_seed}
     if source == "styles":
         texts = {"features": data.features, "components": data.components, "text_encoder": data.text_encoder}

@@ -1,4 +1,4 @@
-"""Training of an experiment: every model that its task names, one after the other, into a work directory."""
+"""Trains an experiment: all models of its task, one after the other, into a work directory."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -22,16 +22,16 @@ from fssa_jax.train.state import learning_rates, start_state
 from fssa_jax.train.step import draw_rows, make_step
 from fssa_jax.types import PyTree
 
-_POLICY_USERS, _POLICY_TARGETS = 128, 12  # of the validation of policies, at most
+_POLICY_USERS, _POLICY_TARGETS = 128, 12  # maximum for the validation of policies
 
 Validate = Callable[[PyTree], tuple[dict[str, float], list[str]]]
 
 
 def train(config: Config, path: Path) -> Workdir:
-    """Trains everything that evaluation compares, into `path`; a second call goes on or does nothing.
+    """Trains all models that the evaluation compares, into `path`; a second call resumes, or does nothing if done.
 
     Raises:
-      Stopped: SIGTERM came, all is saved.
+      Stopped: SIGTERM was received; everything is saved.
       UserError: see `make.make` and `loop.run_to_end`.
     """
     work = make(config, path)
@@ -46,7 +46,7 @@ def train(config: Config, path: Path) -> Workdir:
 
 
 def fit(work: Workdir, name: str, trained: Mapping[str, PyTree], stop: StopSignal) -> PyTree:
-    """Trains one model of a task to its end, or goes on with it, and returns its best variables by validation."""
+    """Trains one model of a task to its end, or resumes it, and returns its best variables by validation."""
     task, settings = work.task, work.config.train
     mode = parallel.resolve(settings.parallel, task.rows)
     axis_name = parallel.AXIS if mode == "pmap" else None
@@ -93,7 +93,7 @@ def fit(work: Workdir, name: str, trained: Mapping[str, PyTree], stop: StopSigna
 
 
 def validation(task: AnyTask, name: str) -> Validate:
-    """Scores of variables on held-out people, or of a base on held-out texts."""
+    """The validation function of a model: scores on held-out people, or for a base on held-out texts."""
     if isinstance(task, SftTask):
         return task.validate
     split = task.dataset.splits["val"]

@@ -1,4 +1,4 @@
-"""What a policy takes over from the reward model whose encoder it starts from: model, people, features, variables."""
+"""Warm start of a policy from a trained reward model (the teacher): its encoder, people, features and variables."""
 
 import copy
 import dataclasses
@@ -22,10 +22,10 @@ _log = logging.getLogger(__name__)
 
 
 def teacher(config: PolicyConfig) -> Workdir | None:
-    """The work directory of the reward model that `config.encoder.init_from` names; None where the encoder is new.
+    """The work directory of the reward model in `config.encoder.init_from`; None for a new encoder.
 
     Raises:
-      UserError: it is none of an NP-BTL model.
+      UserError: it is not the work directory of an NP-BTL model.
     """
     if not isinstance(config.encoder, FrozenEncoder | WarmEncoder) or not config.encoder.init_from:
         return None
@@ -40,14 +40,14 @@ def teacher(config: PolicyConfig) -> Workdir | None:
 
 
 def teacher_variables(config: PolicyConfig) -> PyTree | None:
-    """The variables of the teacher; None without."""
+    """The variables of the teacher; None without a teacher."""
     work = teacher(config)
     found = work.trained() if work is not None else None
     return None if found is None else found[0]
 
 
 def fingerprint_of_teacher(config: PolicyConfig) -> str | None:
-    """Of the variables of the teacher; None without."""
+    """Fingerprint of the variables of the teacher; None without a teacher."""
     variables = teacher_variables(config)
     if variables is None:
         return None
@@ -58,10 +58,10 @@ def fingerprint_of_teacher(config: PolicyConfig) -> str | None:
 
 
 def take_over_settings(config: PolicyConfig) -> PolicyConfig:
-    """The configuration with the model of its teacher, and the teacher's data settings where its data are taken.
+    """The configuration with the teacher's model settings, and its data settings if its data are used.
 
     Raises:
-      UserError: a setting is given that was another there.
+      UserError: a given setting differs from the teacher's.
     """
     work = teacher(config)
     if work is None:
@@ -75,12 +75,12 @@ def take_over_settings(config: PolicyConfig) -> PolicyConfig:
     if type(config.data) is type(work.config.data):
         _refuse_other("data", config.data, work.config.data, source)
     else:
-        _log.info("people and texts are those of %s", source)
+        _log.info("using the people and texts of %s", source)
     return dataclasses.replace(config, data=copy.deepcopy(work.config.data))
 
 
 def _refuse_other(key: str, given: Any, theirs: Any, source: str) -> None:
-    """Raises `UserError` for a setting that is given, but was another in `source`; a default is no wish."""
+    """Raises `UserError` for a given setting that differs from the one in `source`; defaults do not count as given."""
     usual = type(given)()
     for field in dataclasses.fields(given):
         name, wanted, default = f"{key}.{field.name}", getattr(given, field.name), getattr(usual, field.name)
@@ -98,7 +98,7 @@ def _refuse_other(key: str, given: Any, theirs: Any, source: str) -> None:
 
 
 def _takes_data_of(config: PolicyConfig, reward: Workdir) -> bool:
-    """Whether the people and texts are those of the teacher's work directory."""
+    """Whether the policy uses the people and texts of the teacher's work directory."""
     ours, theirs = config.data, reward.config.data
     if isinstance(ours, Rows):
         return not ours.path or ours.path == getattr(theirs, "path", None)
@@ -109,9 +109,9 @@ def load_people(config: PolicyConfig, path: Path) -> Dataset:
     """The policy's people and texts, with the features that its encoder was trained on.
 
     Raises:
-      UserError: people, texts or features do not fit the teacher's.
+      UserError: people, texts or features do not match the teacher's.
     """
-    # Benchmarks are made with as many targets as reward models have there, whatever a batch or the scoring takes.
+    # Benchmarks have as many targets as for reward models, whatever the sizes of batches and evaluation.
     targets = max(RewardTraining().targets, config.train.targets, config.evaluate.targets)
     work = teacher(config)
     if work is not None and _takes_data_of(config, work):
@@ -122,14 +122,14 @@ def load_people(config: PolicyConfig, path: Path) -> Dataset:
     source = work.path
     if work.config.model.learn_texts == "yes":
         raise UserError(
-            f"config.encoder.init_from: the model of {source} knows the texts of its own data alone; give the same "
+            f"config.encoder.init_from: the model of {source} knows only the texts of its own data; give the same "
             "data, or train it with --config.model.learn_texts=no"
         )
     width, wanted = dataset.features.shape[1], work.dataset.features.shape[1]
     if getattr(config.data, "features", "auto") != "auto" and width != wanted:
         raise UserError(
-            f"config.encoder.init_from: {source} reads features of {wanted} numbers, these data have {width}; leave "
-            "config.data.features at auto to have them made as they were there"
+            f"config.encoder.init_from: {source} reads features of width {wanted}, these data have width {width}; "
+            "leave config.data.features at auto to compute the same features"
         )
     met = set(work.dataset.splits["train"].users)
     again = sorted(met & {*dataset.splits["val"].users, *dataset.splits["test"].users})
@@ -145,7 +145,7 @@ def load_people(config: PolicyConfig, path: Path) -> Dataset:
 
 
 def with_whole_paths(config: Any) -> Any:
-    """The configuration with the directories that it names as absolute paths: programs may run from elsewhere later."""
+    """The configuration with absolute paths: later programs may run in another working directory."""
     policy = dataclasses.replace(config.policy, base=_whole_path(config.policy.base))
     config = dataclasses.replace(config, policy=policy)
     if init_from := getattr(getattr(config, "encoder", None), "init_from", ""):
@@ -160,9 +160,9 @@ def _whole_path(name: str) -> str:
 
 
 def rename_moved(before: Any, config: Any) -> Any:
-    """What a work directory was trained with, with directories that are gone called by the names that are given now.
+    """The configuration of a work directory, with directories that no longer exist replaced by those given now.
 
-    Language model and encoder are known by their contents.
+    Language model and encoder are identified by their contents.
     """
     if is_gone(before.policy.base):
         before = dataclasses.replace(before, policy=dataclasses.replace(before.policy, base=config.policy.base))

@@ -1,15 +1,15 @@
-"""A work directory: the one place that knows what `launch.train --workdir=DIR` keeps where.
+"""The layout of a work directory, `launch.train --workdir=DIR`, defined here and nowhere else.
 
 DIR/
-  config.json        the configuration, with what the data decided
+  config.json        the configuration, with settings resolved from the data
   run.json           seed, command, versions, devices, fingerprints of the base and of the encoder
   data/              people, texts, features and tokens (data/dataset.py)
-  reference.npz      log-probabilities of the base, of policies
-  checkpoints/       of the main model: latest/ to resume from, best/ by validation
+  reference.npz      for policies: log-probabilities of all texts under the base
+  checkpoints/       checkpoints of the main model: latest/ to resume from, best/ by validation
   metrics.jsonl, tensorboard/
-  baselines/NAME/    the same of the models that it is compared with
-  model/             of sft, the language model; start/ what it began from
-  report/, report-…/ what launch.evaluate wrote
+  baselines/NAME/    checkpoints and metrics of each baseline
+  model/             for sft: the trained language model; start/ is its initial model
+  report/, report-…/ reports of launch.evaluate
 """
 
 import dataclasses
@@ -44,9 +44,9 @@ from fssa_jax.types import PyTree
 _log = logging.getLogger(__name__)
 
 MET = "people_of_the_encoder"
-"""In the data set's report, the people whom an encoder that was trained on other rows has met."""
+"""Key of the data set's report: people in the training data of an encoder that was trained on other rows."""
 
-# What a start that was interrupted may leave before config.json is written.
+# Files that an interrupted start may leave before config.json is written.
 OWN = (
     "data",
     "embedding",
@@ -64,17 +64,17 @@ AnyTask = RewardTask | PolicyTask | SftTask
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """All that programs after training need; a language model itself stays where the configuration says."""
+    """A trained experiment on disk. The language model stays in the directory that the configuration names."""
 
     path: Path
     task: AnyTask
 
     @classmethod
     def open(cls, path: Path, base: str = "") -> "Workdir":
-        """Opens what was trained; `base` is where the language model is now, if it has moved.
+        """Opens a work directory; `base` is the current directory of the language model, if it has moved.
 
         Raises:
-          UserError: this is no work directory, or its language model is gone or another.
+          UserError: it is not a work directory, or its language model is missing or another one.
         """
         if not (path / "config.json").is_file():
             raise UserError(f"{path}: no config.json; train first with launch.train --config=… --workdir={path}")
@@ -87,7 +87,7 @@ class Workdir:
 
     @property
     def config(self) -> Any:
-        """The configuration, with what the data decided."""
+        """The configuration, with settings resolved from the data."""
         return self.task.config
 
     @property
@@ -97,7 +97,7 @@ class Workdir:
 
     @property
     def run(self) -> dict[str, Any]:
-        """run.json; {} where there is none.
+        """The content of run.json; {} if there is none.
 
         Raises:
           UserError: it is damaged.
@@ -106,21 +106,21 @@ class Workdir:
         return read_json(file) if file.is_file() else {}
 
     def directory(self, name: str) -> Path:
-        """Where checkpoints and metrics of a model are."""
+        """The directory of a model's checkpoints and metrics."""
         return model_directory(self.path, name)
 
     def trained(self, name: str = MAIN) -> tuple[PyTree, int] | None:
         """(variables, step) of a model: the best by validation, or else the newest.
 
-        None for a model that this configuration, or its training so far, does not have.
+        None for a baseline that is not configured or has no checkpoint yet.
 
         Raises:
-          UserError: the main model has no checkpoint yet, or none can be read.
+          UserError: the main model has no checkpoint yet, or no readable one.
         """
         stores = self._stores(name) if name in self.task.names else None
         if stores is None:
             if name == MAIN:
-                raise UserError(f"{self.path}: no checkpoint yet; let launch.train reach its first one")
+                raise UserError(f"{self.path}: no checkpoint yet; run launch.train until its first checkpoint")
             return None
         step, variables = best_or_latest_variables(*stores)
         return variables, step
@@ -145,11 +145,11 @@ class Workdir:
 
     def _best(self) -> PyTree:
         found = self.trained()
-        assert found is not None  # the main model is there, or `trained` raises
+        assert found is not None  # `trained` raises if the main model is missing
         return found[0]
 
     def with_people(self, data: str) -> tuple["Workdir", Split]:
-        """The people of a file of rows as one split to score, with what knows their texts; models are of this one.
+        """The people of a file of rows as one split to score, and a work directory that includes their texts.
 
         Raises:
           UserError: see `data.new_people.with_people`; or no choice is short enough.
@@ -168,7 +168,7 @@ class Workdir:
         return dataclasses.replace(self, task=wider), split
 
     def unfinished(self, names: Collection[str] = ()) -> list[str]:
-        """One warning for every model, or each of these, whose training has not come to its end."""
+        """One warning per model, of these or of all, whose training is not finished."""
         out = []
         for name in names or self.task.names:
             done = max((step for store in self._stores(name) or () for step in store.steps), default=0)
@@ -178,7 +178,7 @@ class Workdir:
         return out
 
     def _stores(self, name: str) -> tuple[Checkpoints, Checkpoints] | None:
-        """The best and the latest checkpoints of a model, to read; None before the first of them."""
+        """The best and the latest checkpoints of a model, read-only; None before the first checkpoint."""
         parent = self.directory(name) / "checkpoints"
         if not any(parent.glob("*/*")):
             return None
@@ -187,12 +187,12 @@ class Workdir:
 
 
 def model_directory(path: Path, name: str) -> Path:
-    """Where checkpoints and metrics of a model of a work directory are."""
+    """The directory of a model's checkpoints and metrics in a work directory."""
     return path if name == MAIN else path / "baselines" / name
 
 
 def has_checkpoints(path: Path) -> bool:
-    """Whether anything was trained here. A start that failed before binds nobody."""
+    """Whether anything was trained here. A directory without checkpoints may be started anew."""
     return (path / "config.json").is_file() and any(path.glob("**/checkpoints/*/*"))
 
 
@@ -209,11 +209,11 @@ def open_task(path: Path, config: Config, dataset: Dataset, at: str = "", base: 
       path: the work directory.
       config: its configuration.
       dataset: its data.
-      at: where its language model is now, if it has moved.
-      base: the language model, if it is in memory.
+      at: current directory of its language model, if it has moved.
+      base: the language model, if it is already in memory.
 
     Raises:
-      UserError: tokens are missing, or the language model is gone or another.
+      UserError: tokens are missing, or the language model is missing or another one.
     """
     if isinstance(config, RewardConfig):
         return RewardTask(config, dataset)
@@ -232,7 +232,7 @@ def open_task(path: Path, config: Config, dataset: Dataset, at: str = "", base: 
 
 def _load_base(path: Path, config: PolicyConfig | SftConfig, at: str) -> Base:
     settings = config.policy
-    # A base that is made here starts from what was made for it.
+    # SFT of a new base starts from the initial model in start/.
     name = at or settings.base or str(path / "start")
     if is_gone(name):
         raise UserError(
@@ -243,12 +243,12 @@ def _load_base(path: Path, config: PolicyConfig | SftConfig, at: str) -> Base:
 
 
 def is_gone(name: str) -> bool:
-    """Whether a whole path names no directory any more."""
+    """Whether an absolute path names a directory that no longer exists."""
     return Path(name).is_absolute() and not Path(name).is_dir()
 
 
 def _check_base(path: Path, base: Base) -> None:
-    """What was trained to steer one language model means nothing to another."""
+    """Raises `UserError` if adapters were trained for another language model."""
     file = path / "run.json"
     before = read_json(file).get("base") if file.is_file() else None
     if before not in (None, base.fingerprint):
@@ -259,14 +259,14 @@ def _check_base(path: Path, base: Base) -> None:
 
 
 def load(workdir: str | Path, base: str = "") -> PersonModel:
-    """A trained model of a work directory, ready for new people: a reward model, or a policy, which also writes.
+    """Loads the trained model of a work directory: a reward model, or a policy, which also generates text.
 
     Args:
-      workdir: what launch.train wrote.
-      base: where the language model of a policy is now, if it has moved.
+      workdir: work directory that launch.train wrote.
+      base: current directory of a policy's language model, if it has moved.
 
     Raises:
-      UserError: no work directory, a model that reads no choices, or no checkpoint in it.
+      UserError: not a work directory, a model that reads no choices, or no checkpoint.
 
     >>> import fssa_jax
     >>> model = fssa_jax.load("runs/mine")

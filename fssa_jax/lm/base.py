@@ -52,7 +52,7 @@ def load_base(name: str, dtype: str = "float32", remat: Remat = "none", implemen
     """
     directory = find_checkpoint(name)
     if (directory / "checkpoints").is_dir() and (directory / "model").is_dir():
-        raise UserError(f"{name}: a work directory; its language model is inside: give {directory / 'model'}")
+        raise UserError(f"{name}: a work directory, not a checkpoint; give {directory / 'model'}")
     config = read_config(directory)
     if not isinstance(config, DecoderConfig):
         raise UserError(f"{name}: a sentence encoder cannot generate; give a language model")

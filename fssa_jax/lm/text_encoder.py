@@ -73,7 +73,7 @@ class TextEncoder:
         if self._bert:
             _check_pooling(self.directory)
         if self._bert and (settings.pool != "mean" or settings.layer):
-            raise UserError(f"{settings.encoder}: a sentence encoder has pool 'mean' and no layer to choose")
+            raise UserError(f"{settings.encoder}: a sentence encoder needs pool 'mean' and layer 0")
         if not self._bert and not 0 <= settings.layer <= config.layers:
             raise UserError(f"{settings.encoder}: layer {settings.layer} is not one of its {config.layers} layers")
         dtype = jnp.dtype(settings.dtype)
@@ -181,7 +181,7 @@ def _check_pooling(directory: Path) -> None:
         return
     modes = json.loads(file.read_text(encoding="utf-8"))
     if not modes.get("pooling_mode_mean_tokens", True) or modes.get("pooling_mode_cls_token", False):
-        raise UserError(f"{directory}: this encoder pools in another way than the mean; give one that takes the mean")
+        raise UserError(f"{directory}: this encoder does not use mean pooling; give one that does")
 
 
 def _sentence_limit(directory: Path) -> int | None:

@@ -63,7 +63,7 @@ PLACES = ("query", "key", "value", "out", "gate", "up", "down", "residual")
 def _group_by_row(x: Float[Array, "batch t d"], rows: int) -> Float[Array, "rows m d"]:
     """The tokens of all sequences of each adapter row."""
     if x.shape[0] % rows:
-        raise ValueError(f"adapters of {rows} rows cannot be shared out evenly to {x.shape[0]} sequences")
+        raise ValueError(f"adapters of {rows} rows cannot be divided evenly among {x.shape[0]} sequences")
     return x.reshape(rows, -1, x.shape[-1])
 
 
@@ -163,7 +163,7 @@ def check_adapters(adapters: AdapterTree, sizes: Iterable[tuple[str, int, int]],
             found = (first.shape[0], inputs, last.shape[-1])
             if found != (layers, *known[place]):
                 raise ValueError(
-                    f"adapters of {place!r} are of another model: {found[0]} layers of {found[1]} → {found[2]}, where "
+                    f"adapters of {place!r} are for another model: {found[0]} layers of {found[1]} → {found[2]}; "
                     f"this one has {layers} of {known[place][0]} → {known[place][1]}"
                 )
 
@@ -237,7 +237,7 @@ def lora_factors(
     downs, ups = [], []
     for one in adapter if isinstance(adapter, tuple) else (adapter,):
         if isinstance(one, Film):
-            raise ValueError("FiLM is no low-rank change of the weights")
+            raise ValueError("FiLM is not a low-rank change of the weights")
         check_shapes(**_wanted(one, layers=True))
         down, up = (factor[:, row] if factor.ndim == 4 else factor for factor in (one.down, one.up))
         if one.core is not None:

@@ -1,1 +1,1 @@
-"""One person: infer, score, rank, blend, adapt, write, export."""
+"""Using a trained model for one person: infer, score, rank, blend, adapt, generate, export."""

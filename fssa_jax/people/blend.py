@@ -1,4 +1,4 @@
-"""Latents between people."""
+"""Mixtures of people's latents."""
 
 import math
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from fssa_jax.types import DiagGaussian
 
 
 def blend(latents: Sequence[DiagGaussian], weights: Sequence[float]) -> DiagGaussian:
-    """Σ w_i z_i of people, as one point; latents are what `PersonModel.infer` gives.
+    """The mixture Σ w_i z_i of people's latents (from `PersonModel.infer`), as a point.
 
     Raises:
-      UserError: nobody, not one weight for each person, or a weight that is not a number.
+      UserError: no people, not one weight per person, or a weight that is not a number.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax import DiagGaussian
@@ -25,7 +25,7 @@ def blend(latents: Sequence[DiagGaussian], weights: Sequence[float]) -> DiagGaus
     if len(latents) != len(weights):
         raise UserError(f"{len(weights)} weights for {len(latents)} people; give one for each")
     if not latents:
-        raise UserError("no people to blend; give latents that infer made")
+        raise UserError("no people to blend; give latents from infer")
     if not all(math.isfinite(w) for w in weights):
         raise UserError(f"weights {list(weights)}: each must be a number")
     mean = sum(w * q.mean for w, q in zip(weights, latents, strict=True))

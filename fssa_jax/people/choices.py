@@ -1,4 +1,4 @@
-"""What a person says of themselves: choices, as tuples or as rows, and responses to be scored for them."""
+"""Inputs for a person: choices, as tuples or rows, and responses to score."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,10 +12,10 @@ Choice = tuple[str, str, str]  # (prompt, chosen, rejected)
 
 
 def as_choice(choice: Any, place: str) -> Choice:
-    """One choice of a person: (prompt, chosen, rejected), or a row as data/rows.py reads it.
+    """Checks one choice of a person, (prompt, chosen, rejected) or a row (data/rows.py), and returns the tuple.
 
     Raises:
-      UserError: it is neither, or its responses are empty or identical.
+      UserError: neither of these, or its responses are empty or identical.
     """
     if isinstance(choice, Mapping):
         choice = parse_row({**choice, "user_id": "you"}, place)
@@ -29,10 +29,10 @@ def as_choice(choice: Any, place: str) -> Choice:
 
 
 def as_texts(responses: Any) -> list[Text]:
-    """(prompt, response) pairs, checked.
+    """Checks a list of (prompt, response) pairs.
 
     Raises:
-      UserError: something else is given.
+      UserError: anything else is given.
     """
     if isinstance(responses, str):
         raise UserError("a text instead of a list of (prompt, response); give [(prompt, response)]")
@@ -45,7 +45,7 @@ def as_texts(responses: Any) -> list[Text]:
 
 
 def read_choices(path: str | Path) -> list[Choice]:
-    """The choices of one person in a file of rows, in the file's order, repeated ones once.
+    """Reads the choices of one person from a file of rows, in order, without duplicates.
 
     `user_id` may be left out.
 
@@ -60,10 +60,10 @@ def read_choices(path: str | Path) -> list[Choice]:
 
 
 def read_responses(path: str | Path) -> list[Text]:
-    """(prompt, response) of rows with these two columns, in any format of `read_rows`, each once.
+    """Reads (prompt, response) from rows with these two columns, in any format of `read_rows`, without duplicates.
 
     Raises:
-      UserError: a row that lacks one, or no rows at all.
+      UserError: a row without one of the columns, or no rows at all.
     """
     texts: list[Text] = []
     for place, record in read_records(str(path), ("prompt", "response")):
@@ -78,5 +78,5 @@ def read_responses(path: str | Path) -> list[Text]:
 
 
 def texts_of_choices(people: Iterable[Sequence[Choice]]) -> list[Text]:
-    """Both texts of every choice, each once."""
+    """Both texts of every choice, without duplicates."""
     return list(dict.fromkeys(text for choices in people for p, a, b in choices for text in ((p, a), (p, b))))

@@ -1,4 +1,4 @@
-"""One person: who they are, from their choices, and what a trained model makes of it. Nothing is trained for them."""
+"""A trained model, used for one person: infers their latent from choices and adapts to it without training."""
 
 import logging
 from collections import ChainMap
@@ -35,9 +35,9 @@ _log = logging.getLogger(__name__)
 
 
 class PersonModel:
-    """A trained model, ready for new people: infer who they are, and score responses for them.
+    """A trained model for new people: infers their latents and scores responses for them.
 
-    `fssa_jax.load(workdir)` makes one; of a policy it is a `PersonPolicy`, which also writes.
+    `fssa_jax.load(workdir)` returns one; for a policy a `PersonPolicy`, which also generates text.
 
     >>> import fssa_jax
     >>> model = fssa_jax.load("runs/mine")
@@ -49,10 +49,10 @@ class PersonModel:
     """
 
     limit: int | None = None
-    """The most choices of a person that it reads; None for any number."""
+    """Maximum number of choices per person; None for no limit."""
 
     def __init__(self, task: RewardTask | PolicyTask, reader: Any, reward: RewardModel, variables: PyTree):
-        """`reader` is the module that infers, `reward` the reward model whose encoder reads the choices."""
+        """`reader` is the module that infers z, `reward` the reward model whose encoder it uses."""
         self.task, self.reward = task, reward
         self._infer: Infer = make_inference(reader)
         self._variables = jax.device_put(variables)
@@ -61,18 +61,18 @@ class PersonModel:
 
     @property
     def window(self) -> int:
-        """The most choices of a person that it was trained or evaluated with."""
+        """The largest number of choices per person in training and evaluation."""
         return max(self.task.config.train.max_context, *self.task.config.evaluate.k)
 
     def infer(self, choices: Sequence[Any]) -> DiagGaussian:
-        """q(z | choices), (1, m): `scale` is the uncertainty, 0 where the encoder has none.
+        """q(z | choices), (1, m); `scale` is the uncertainty, 0 if the encoder has none.
 
         Args:
-          choices: of one person, in any order: (prompt, chosen, rejected) tuples, or rows (data/rows.py); none for a
-            person of whom nothing is known yet.
+          choices: of one person, in any order: (prompt, chosen, rejected) tuples, or rows (data/rows.py). Empty for a
+            new person.
 
         Raises:
-          UserError: something that is no choice, or more choices than the model was made for.
+          UserError: something that is not a choice, or more choices than the model supports.
 
         >>> q = model.infer([{"prompt": "question 0", "response_a": "word1", "response_b": "word3", "choice": 0}])
         >>> q.mean.shape == q.scale.shape == latent.mean.shape
@@ -81,10 +81,10 @@ class PersonModel:
         return self.infer_people([choices])
 
     def infer_people(self, people: Sequence[Sequence[Any]]) -> DiagGaussian:
-        """q(z | choices) of many people in one forward pass, (people, m): a row each, as `infer` gives it alone.
+        """q(z | choices) of many people in one forward pass, (people, m). Row i equals `infer` on person i.
 
         Raises:
-          UserError: see `infer`; or nobody.
+          UserError: see `infer`; or no people.
 
         >>> two = model.infer_people([[("question 0", "word1 word2", "word3")], []])
         >>> two.mean.shape == (2, latent.mean.shape[1])
@@ -98,7 +98,7 @@ class PersonModel:
         texts = texts_of_choices(checked)
         unjudged = sum(text not in self._number or not self._judged[self._number[text]] for text in texts)
         self._warn_of_unknown(unjudged, len(texts))
-        # Padded sizes of everything: one program for one person, however many choices and new texts there are.
+        # All sizes are padded: one program per person, for any number of choices and new texts.
         rows = bucket(len(people)) if len(people) > 1 else 1
         n = max(self.window, *(bucket(len(choices)) for choices in checked if len(choices) > self.window), 1)
         number, table = self._table(texts, 2 * n * rows)
@@ -112,10 +112,10 @@ class PersonModel:
         return jax.tree.map(lambda x: x[: len(people)], q)
 
     def score(self, latent: DiagGaussian, responses: Sequence[Text]) -> np.ndarray:
-        """(n,) rewards r(x, y, z) of (prompt, response) for a person, in nats; a mean over z where z is random.
+        """(n,) rewards r(x, y, z) of (prompt, response) pairs for a person, in nats; the mean over z if z is random.
 
         Raises:
-          UserError: a response that is empty, or a latent of several people.
+          UserError: an empty response, or a latent of several people.
 
         >>> model.score(latent, [("question 0", "word1 word2"), ("question 0", "word3")]).shape
         (2,)
@@ -125,7 +125,7 @@ class PersonModel:
         return self.sampled_rewards(latent, responses)[:, 0].mean(0)
 
     def sampled_rewards(self, latent: DiagGaussian, responses: Sequence[Text]) -> np.ndarray:
-        """(samples, people, n) rewards of responses for every person, for samples of z (one where z is a point)."""
+        """(samples, people, n) rewards of responses for every person and sample of z (one if z is deterministic)."""
         texts = as_texts(responses)
         if not texts:
             return np.zeros((1, len(latent.mean), 0), np.float32)
@@ -149,15 +149,13 @@ class PersonModel:
     def _checked(self, choices: Sequence[Any], row: int, people: int) -> list[Choice]:
         who = "a person" if people == 1 else f"person {row}"
         if self.limit is not None and len(choices) > self.limit:
-            raise UserError(
-                f"{len(choices)} choices of {who}, but the policy was made for {self.limit}; leave some out"
-            )
+            raise UserError(f"{len(choices)} choices of {who}, but the policy supports {self.limit}; leave some out")
         return [as_choice(choice, f"choice {j} of {who}") for j, choice in enumerate(choices)]
 
     def _table(self, texts: Sequence[Text], size: int) -> tuple[Mapping[Text, int], jax.Array]:
-        """(text ↦ row, features (rows, d)) of texts; the number of rows does not depend on how many there are.
+        """(text ↦ row, features (rows, d)) of texts; the number of rows does not depend on the number of texts.
 
-        Texts with a learnt embedding keep their numbers, so that the table begins with all that are known.
+        Texts with a learnt embedding keep their ids, so the table begins with all known texts.
         """
         data = self.task.dataset
         new = [text for text in texts if text not in self._number]
@@ -178,25 +176,23 @@ class PersonModel:
 
     @property
     def _texts_alone(self) -> bool:
-        """Whether it knows a person's taste in texts that training rows judge, and in no others."""
+        """Whether z affects only texts that training rows judge."""
         return bool(self.reward.learnt_texts) and self.reward.target == "none"
 
     def _warn_of_unknown(self, unjudged: int, total: int) -> None:
         if unjudged and self._texts_alone:
-            said = (
-                "%d of %d texts were never judged in training: what they say about the person is lost; for new texts "
-            )
+            said = "%d of %d texts were never judged in training: they tell nothing about the person; for new texts "
             _log.warning(said + "train with --config.model.learn_texts=no", unjudged, total)
 
     def _warn_of_unread(self, texts: Sequence[Text]) -> None:
         new = sum(text not in self._number or not self._judged[self._number[text]] for text in texts)
         if new and self._texts_alone:
-            said = "%d of %d responses were never judged in training: they are ranked by their general appeal alone; "
+            said = "%d of %d responses were never judged in training: they are ranked only by their general appeal; "
             _log.warning(said + "for new texts train with --config.model.learn_texts=no", new, len(texts))
 
 
 class PersonPolicy(PersonModel):
-    """A trained policy, ready for new people: it also adapts the language model to them, and writes.
+    """A trained policy for new people: also adapts the language model to them, and generates text.
 
     >>> import fssa_jax
     >>> policy = fssa_jax.load("runs/policy")
@@ -217,7 +213,7 @@ class PersonPolicy(PersonModel):
         self._scorer: PolicyScorer = task.scorer("main", task.dataset.splits["test"])
 
     def sampled_rewards(self, latent: DiagGaussian, responses: Sequence[Text]) -> np.ndarray:
-        """(1, people, n) rewards β [log π(y | x, z) − log π_ref(y | x)] at the latents' means, in nats."""
+        """(1, people, n) rewards β [log π(y | x, z) − log π_ref(y | x)] at the means of the latents, in nats."""
         texts = as_texts(responses)
         people = len(latent.mean)
         if not texts:
@@ -227,7 +223,7 @@ class PersonPolicy(PersonModel):
         tokens = encode_table(base.tokenizer, texts, max_length=limit)
         if tokens.too_long:
             raise UserError(f"response {tokens.too_long[0]}: longer than the {limit} positions of the model")
-        # In few shapes, of the table too: other responses rarely compile anything.
+        # Padded to few shapes, the table too, so that new responses rarely trigger a compilation.
         rows, width = bucket(len(texts)), bucket(tokens.tokens.shape[1])
         padded = np.pad(tokens.tokens, ((0, 0), (0, width - tokens.tokens.shape[1])))
         ids = np.resize(np.arange(len(texts)), rows)
@@ -240,7 +236,7 @@ class PersonPolicy(PersonModel):
         return config.objective.beta * ratios.reshape(1, people, rows)[..., : len(texts)]
 
     def adapt(self, latent: DiagGaussian) -> AdapterTree:
-        """Adapters of the language model at the means of latents (rows, m), a row each; see `combine_adapters`.
+        """Adapters of the language model at the means of latents (rows, m), one row each; see `combine_adapters`.
 
         >>> from fssa_jax import combine_adapters
         >>> import jax.numpy as jnp
@@ -251,10 +247,12 @@ class PersonPolicy(PersonModel):
     def generate(
         self, adapters: AdapterTree | None, prompts: Sequence[str], *, seed: int = 0, settings: Generation | None = None
     ) -> list[str]:
-        """A response to each prompt; adapters have a row for each, or one for all. None is the base itself.
+        """Generates a response to each prompt.
+
+        Adapters have one row per prompt, or one row for all prompts. None is the base itself.
 
         Raises:
-          UserError: adapters of another base, or of another number of people than there are prompts.
+          UserError: adapters of another base, or a number of rows that does not match the prompts.
 
         >>> same = policy.generate(policy.adapt(latent), ["question 0", "question 1"], seed=3)
         >>> same == policy.generate(policy.adapt(latent), ["question 0", "question 1"], seed=3)
@@ -281,7 +279,7 @@ class PersonPolicy(PersonModel):
         return writer(prompts, adapters, seed).texts
 
     def export(self, latent: DiagGaussian, directory: str | Path) -> None:
-        """Writes the adapter of one person as a LoRA in the format of PEFT, for other libraries and the same base.
+        """Writes the adapter of one person as a LoRA in the format of PEFT, for use with the base in other libraries.
 
         Raises:
           UserError: a latent of several people, or a policy whose adapters are FiLM.

@@ -1,4 +1,4 @@
-"""Given responses ranked for the person who made some choices."""
+"""Ranks given responses for a person, from their choices."""
 
 import dataclasses
 import json
@@ -16,8 +16,8 @@ from fssa_jax.people.person import PersonModel
 class Ranking:
     """Responses to one prompt, scored for one person.
 
-    `rewards` and `probabilities` are (k + 1, n): after none, one, … all k of the person's choices. A
-    probability is that of being chosen from all n responses, softmax(r), averaged over z.
+    `rewards` and `probabilities` are (k + 1, n): after none, one, … all k of the person's choices. A probability is
+    that of being chosen among all n responses, softmax(r), averaged over z.
     """
 
     prompt: str
@@ -27,14 +27,14 @@ class Ranking:
 
     @property
     def order(self) -> list[int]:
-        """Responses from best to worst after all choices."""
+        """Indices of the responses, from best to worst after all choices."""
         return np.argsort(-self.probabilities[-1], kind="stable").tolist()
 
 
 def rank(person: PersonModel, choices: Sequence[Choice], responses: Sequence[Text]) -> list[Ranking]:
     """Scores responses for the person who made the choices, one `Ranking` per prompt.
 
-    The person after none, one, … all choices is inferred in one forward pass; nothing is trained.
+    The latents after none, one, … all choices are inferred in one forward pass; nothing is trained.
 
     Raises:
       UserError: see `PersonModel.infer`.
@@ -54,7 +54,7 @@ def rank(person: PersonModel, choices: Sequence[Choice], responses: Sequence[Tex
 
 
 def format_ranking(ranking: Ranking, trace: bool = False, width: int = 72) -> str:
-    """A table for people: best first, with the place that the response had before any choice."""
+    """A text table, best response first, with its change of place since before the first choice."""
     before = np.argsort(np.argsort(-ranking.probabilities[0], kind="stable"), kind="stable")
     lines = [f"{ranking.prompt or '(no prompt)'}"]
     for place, i in enumerate(ranking.order):

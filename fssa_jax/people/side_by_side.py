@@ -1,4 +1,4 @@
-"""Responses side by side: before and after a person's choices, of several people, and on the way between two."""
+"""Responses side by side: before and after a person's choices, for several people, and for mixtures of two."""
 
 import dataclasses
 import json
@@ -15,11 +15,11 @@ from fssa_jax.types import DiagGaussian
 
 @dataclasses.dataclass
 class Written:
-    """A response and for whom it was written."""
+    """A response and the name of the person it was written for."""
 
     name: str
     text: str
-    share: float | None = None  # of the second person, between two
+    share: float | None = None  # weight of the second person in a mixture
 
 
 def write_for(
@@ -32,24 +32,24 @@ def write_for(
     sampling: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> list[list[Written]]:
-    """For each prompt: responses before any choice and for each person; or, with `shares`, between two people.
+    """Per prompt: a response before any choice and one per person; or, with `shares`, one per mixture of two people.
 
     Args:
-      policy: who writes.
-      prompts: what is answered.
+      policy: generates the responses.
+      prompts: prompts to answer.
       people: name ↦ choices.
-      counted: call people by the numbers of their choices, not by their names.
-      shares: of the second of two people, for responses between them.
-      sampling: settings of `Generation` that differ from those that the policy is evaluated with.
+      counted: label people by the number of their choices instead of their names.
+      shares: weights of the second of two people, one per mixture.
+      sampling: settings of `Generation` that differ from the policy's evaluation.
       seed: of generation.
 
     Raises:
-      UserError: a prompt that does not fit, or choices that cannot be read; the message names whose they are.
+      UserError: a prompt that does not fit, or invalid choices; the message names the person.
     """
     settings = dataclasses.replace(policy.task.config.evaluate.generate, **(sampling or {}))
     base = policy.task.base
     positions = base.decoder.config.max_length
-    for prompt in prompts:  # all of them before any is answered
+    for prompt in prompts:  # check all prompts before answering any
         number = len(prompt_tokens(base.tokenizer, prompt))
         if number + settings.max_new > positions:
             raise UserError(

@@ -1,1 +1,1 @@
-"""Tables, plots and pages."""
+"""Reports: tables, plots and HTML."""

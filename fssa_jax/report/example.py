@@ -1,4 +1,4 @@
-"""One person as an example: their choices, and how the ranking of new responses moves with each."""
+"""An example person: their choices, and how the ranking of new responses changes with each."""
 
 import html
 import json
@@ -14,9 +14,9 @@ from fssa_jax.people.rank import rank
 
 
 def write_example(person: PersonModel, people: Split, result: Evaluation, target: Path) -> str:
-    """Five choices of a test person, and responses to rank, as files for launch.steer; the ranking as HTML.
+    """Writes five choices of a test person and responses to rank, as files for launch.steer. Returns HTML.
 
-    The person is the one of median accuracy among those scored.
+    The person is the one with median accuracy among those scored.
     """
     texts = person.task.dataset.texts
     order = np.argsort(result.accuracy_by_user[-1], kind="stable")
@@ -45,8 +45,8 @@ def write_example(person: PersonModel, people: Split, result: Evaluation, target
         for i in ranking.order
     )
     return (
-        f"<h2>One person</h2><p>{html.escape(people.users[user])}: the test person of median accuracy. "
+        f"<h2>One person</h2><p>{html.escape(people.users[user])}: the test person with median accuracy. "
         f"Their first choices:</p><ol>{said}</ol><p>How likely each response to “{html.escape(asked)}” is to be "
-        f"their favourite, after so many of these choices:</p><table><tr><th class=l>response</th>{head}</tr>{body}"
+        f"their favourite, by number of choices read:</p><table><tr><th class=l>response</th>{head}</tr>{body}"
         "</table>"
     )

@@ -1,4 +1,4 @@
-"""report.html: one page that opens by itself, pictures inside."""
+"""report.html: one self-contained page with embedded pictures."""
 
 import base64
 import html
@@ -20,7 +20,7 @@ li{margin:.5rem 0} .warn{background:#fff3d6;padding:.6rem 1rem;border-radius:.4r
 
 
 def render(config: Any, report: dict[str, Any], pictures: list[tuple[str, str]], directory: Path, example: str) -> str:
-    """The page: what was found, the pictures in `directory` with their captions, an example of people, all figures."""
+    """The page: the headline, the pictures in `directory` with their captions, an example, and all metrics."""
     ks = [str(k) for k in report["k"]]
     head = "".join(f"<th>k = {k}</th>" for k in ks)
 
@@ -73,7 +73,7 @@ def render(config: Any, report: dict[str, Any], pictures: list[tuple[str, str]],
 {figures}{example}
 <h2>All figures</h2><table><tr><th class=l>mean over users, 95 % interval</th>{head}</tr>{rows}</table>
 <p class=sub>The same targets for every k; contexts are nested and share no text with the targets. Ties count ½.
-S = accuracy for those who chose one side + accuracy for those who chose the other − 100, on pairs that people
+S = accuracy on people who chose one side + accuracy on people who chose the other − 100, on pairs that people
 disagree about: 0 ignores the person, 100 steers perfectly.</p>
 <details><summary>Configuration</summary><pre>{html.escape(json.dumps(to_dict(config), indent=1))}</pre>
 </details></html>

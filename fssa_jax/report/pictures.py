@@ -1,4 +1,4 @@
-"""Which pictures a report has, and what they show; `plots` draws them."""
+"""Selects the pictures of a report and their captions; `plots` draws them."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ Pictures = list[tuple[str, str]]
 
 
 def draw_choices(task: Task, main: Predictor, people: Split, result: Evaluation, target: Path) -> Pictures:
-    """Accuracy and steering against k, and latents: what every kind of model has."""
+    """Accuracy and steering versus k, and latents, for every kind of model."""
     report = result.report
     pictures: Pictures = []
     if report.get("steering"):
@@ -32,7 +32,7 @@ def draw_choices(task: Task, main: Predictor, people: Split, result: Evaluation,
         caption = "S(k) on pairs that people disagree about: 0 ignores the person, 100 steers perfectly."
         pictures.append(("steering.png", caption))
     plots.accuracy_curves(report, target / "accuracy.png")
-    caption = "Accuracy on a person's other choices against the number of choices read. Bands: 95 % over users."
+    caption = "Accuracy on a person's other choices versus the number of choices read. Bands: 95 % over users."
     pictures.append(("accuracy.png", caption))
     if main.reads:
         colour, labels = _latent_colours(task, people, result.users)
@@ -45,10 +45,10 @@ def draw_choices(task: Task, main: Predictor, people: Split, result: Evaluation,
 def draw_reward(
     task: RewardTask, main: Predictor, variables: PyTree, people: Split, result: Evaluation, target: Path
 ) -> Pictures:
-    """What a reward model thinks of some users' choices as it reads more of their context."""
+    """A reward model's predictions for some users as it reads more of their context."""
     if not main.reads:
         return []
-    # Users at even distances in the order of their accuracy: neither the best nor the worst alone.
+    # Users evenly spaced in the order of their accuracy, from worst to best.
     order = np.argsort(result.accuracy_by_user[-1], kind="stable")
     shown = order[np.linspace(0, len(order) - 1, min(_USERS_SHOWN, len(order))).round().astype(int)]
     rows, ks = result.users[shown], result.report["k"]
@@ -66,7 +66,7 @@ def draw_reward(
 
 
 def draw_policy(report: dict[str, Any], target: Path) -> Pictures:
-    """How what a policy writes moves, and what it writes between two people."""
+    """The movement of a policy's responses, and its responses for mixtures of two people."""
     pictures: Pictures = []
     policy = report.get("generation", {}).get("policy", {})
     moved = {k: out["movement_by_attribute"] for k, out in policy.items() if out.get("movement") is not None}
@@ -74,12 +74,12 @@ def draw_policy(report: dict[str, Any], target: Path) -> Pictures:
         names = [n for n in next(iter(moved.values())) if all(by[n] is not None for by in moved.values())]
         bars = {name: [by[name] for by in moved.values()] for name in names}
         plots.movement_bars(list(moved), bars, target / "movement.png")
-        caption = "What is written moves: how much more often an attribute is written for people who want it."
+        caption = "Movement: how much more often an attribute is written for people who want it."
         pictures.append(("movement.png", caption))
     blend = report.get("generation", {}).get("blend", {})
     if blend.get("towards_first"):
         plots.continuum(blend["t"], blend["towards_first"], target / "continuum.png")
-        pictures.append(("continuum.png", "Between two people who want the opposite: reward for the first."))
+        pictures.append(("continuum.png", "Between two people of opposite weights: reward for the first."))
     return pictures
 
 
@@ -101,7 +101,7 @@ def _synthetic_curves(
 
 
 def _latent_colours(task: Task, people: Split, users: np.ndarray) -> tuple[np.ndarray, list[str] | None]:
-    """By group where there are few; by what the people truly want where that is known; else the largest groups."""
+    """Colours by group if there are few groups; by true weights if they are known; else by the largest groups."""
     group = np.asarray(people.table.group)[users]
     names = task.dataset.groups
     if len(names) > 12 and task.dataset.truth is not None:

@@ -1,4 +1,4 @@
-"""The report's pictures."""
+"""Draws the pictures of the report."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ _COLOURS = {
 _LABELS = {
     "accuracy": "this model",
     "bayes": "Bayes limit",
-    "specialist": "specialists (told the group)",
+    "specialist": "specialists (given the group)",
     "population": "population model",
     "control": "another person's context",
 }
@@ -39,7 +39,7 @@ plt.rcParams.update(
 
 
 def accuracy_curves(report: dict[str, Any], path: Path) -> None:
-    """Accuracy against k, with every baseline that the report has."""
+    """Accuracy versus k, with every baseline in the report."""
     ks = report["k"]
     figure, axes = plt.subplots(figsize=(6.4, 4))
     for name in ("bayes", "specialist", "population", "control", "accuracy"):
@@ -66,7 +66,7 @@ def accuracy_curves(report: dict[str, Any], path: Path) -> None:
 
 
 def steering_curves(report: dict[str, Any], path: Path) -> None:
-    """The steering score S against k, next to the Bayes limit, the specialists and another person's context."""
+    """The steering score S versus k, next to the Bayes limit, the specialists and another person's context."""
     series = (
         ("bayes_steering", "Bayes limit", "#111111", "--"),
         ("specialist_steering", "specialists", "#2a9d5c", "--"),
@@ -94,13 +94,14 @@ def steering_curves(report: dict[str, Any], path: Path) -> None:
         axes.fill_between(ks, low, high, color=colour, alpha=0.12, linewidth=0)
     axes.axhline(0, color="#999999", linewidth=0.8)
     axes.set(xlabel="choices of the person, k", ylabel="steering score S")
-    axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))  # curves are everywhere
+    # Outside of the axes, which are full of curves.
+    axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path)
     plt.close(figure)
 
 
 def movement_bars(ks: list[str], by_attribute: dict[str, list[float]], path: Path) -> None:
-    """P(attribute | who wants it) − P(attribute | who does not) in points, one group of bars an attribute."""
+    """P(attribute | people who want it) − P(attribute | people who do not), in points, as bars per attribute."""
     figure, axes = plt.subplots(figsize=(6.4, 3.4))
     shades = plt.get_cmap("Blues")(np.linspace(0.3, 1, len(ks)))
     width = 0.8 / max(len(ks), 1)
@@ -115,7 +116,7 @@ def movement_bars(ks: list[str], by_attribute: dict[str, list[float]], path: Pat
 
 
 def continuum(t: list[float], values: list[float], path: Path) -> None:
-    """The first person's reward of responses that are written between two people."""
+    """The reward, for the first person, of responses written for mixtures of two people."""
     figure, axes = plt.subplots(figsize=(6.4, 2.6))
     axes.plot(t, values, "-o", color="#2757c4", linewidth=2.4)
     axes.axhline(0, color="#999999", linewidth=0.8)
@@ -128,7 +129,7 @@ def continuum(t: list[float], values: list[float], path: Path) -> None:
 def reward_curves(
     y: np.ndarray, inferred: dict[str, np.ndarray], true: dict[str, np.ndarray] | None, ks: list[int], path: Path
 ) -> None:
-    """Rewards over a one-dimensional response, one panel a user, one line a context size."""
+    """Rewards over a one-dimensional response, one panel per user, one line per context size."""
     figure, panels = plt.subplots(1, len(inferred), figsize=(3.2 * len(inferred), 3), sharey=True, squeeze=False)
     shades = plt.get_cmap("Blues")(np.linspace(0.35, 1, len(ks)))
     for axes, (name, curves) in zip(panels[0], inferred.items(), strict=True):
@@ -145,7 +146,7 @@ def reward_curves(
 
 
 def reward_traces(names: list[str], probabilities: list[np.ndarray], path: Path) -> None:
-    """For some users: the probability given to each of their own later choices, as the context grows."""
+    """The predicted probability of each later choice of some users, as the context grows."""
     figure, panels = plt.subplots(1, len(names), figsize=(3.2 * len(names), 3), sharey=True, squeeze=False)
     for axes, name, p in zip(panels[0], names, probabilities, strict=True):
         axes.plot(np.arange(len(p)), 100 * p, color="#2757c4", alpha=0.25, linewidth=1)
@@ -159,11 +160,11 @@ def reward_traces(names: list[str], probabilities: list[np.ndarray], path: Path)
 
 
 def latents(z: np.ndarray, colour: np.ndarray, labels: list[str] | None, path: Path) -> None:
-    """Latents of users on their two first principal components.
+    """Latents of users on their first two principal components.
 
     Args:
       z: (users, m).
-      colour: (users,) numbers of `labels`, or values for a colour scale where `labels` is None.
+      colour: (users,) indices of `labels`, or values for a colour scale if `labels` is None.
     """
     centred = z - z.mean(0)
     _, _, directions = np.linalg.svd(centred, full_matrices=False)

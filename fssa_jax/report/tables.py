@@ -1,4 +1,4 @@
-"""The figures of a report as text."""
+"""The metrics of a report as text tables."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from fssa_jax.report.series import series_of
 
 
 def format_table(report: dict[str, Any]) -> str:
-    """The series as text, one column per k: accuracies in per cent, S and gains in points."""
+    """The series as a text table, one column per k: accuracies in per cent, S and gains in points."""
     ks = [str(k) for k in report["k"]]
     lines = [f"{'':34s}" + "".join(f"{'k = ' + k:>16s}" for k in ks)]
     rows = [(name, label) for name, label in series_of(report).items() if report.get(name)]
@@ -21,7 +21,7 @@ def format_table(report: dict[str, Any]) -> str:
         "population_unseen",
     )
     rows += [(name, name.replace("_", " ")) for name in plain if report.get(name)]
-    rows += [("steering_gap", "S less that of Bayes")] if report.get("steering_gap") else []
+    rows += [("steering_gap", "S minus Bayes")] if report.get("steering_gap") else []
     rows += [("gain", "gain over population")] if report.get("gain") else []
     for name, label in rows:
         cells = (f"{100 * report[name][k]['mean']:.1f} ±{_half_width(report[name][k]):.1f}" for k in ks)
@@ -47,23 +47,23 @@ def _half_width(cell: dict[str, float]) -> float:
 _COLUMNS = {
     "movement": ("moves by", 100, ".1f", " points"),
     "reward": ("true reward", 1, ".2f", ""),
-    "reward_of_specialists": ("of the specialists'", 100, ".0f", " %"),
-    "reward_of_known": ("of optimal", 100, ".0f", " %"),
-    "bayes_reward_of_known": ("exact posterior of optimal", 100, ".0f", " %"),
+    "reward_of_specialists": ("relative to specialists", 100, ".0f", " %"),
+    "reward_of_known": ("relative to optimal", 100, ".0f", " %"),
+    "bayes_reward_of_known": ("exact posterior, relative to optimal", 100, ".0f", " %"),
     "win_rate_over_base": ("wins over base", 100, ".0f", " %"),
-    "win_rate_over_population": ("over population", 100, ".0f", " %"),
-    "model_reward": ("reward by the model", 1, ".2f", ""),
-    "model_win_rate_over_base": ("wins over base by it", 100, ".0f", " %"),
-    "model_win_rate_over_population": ("over population by it", 100, ".0f", " %"),
+    "win_rate_over_population": ("wins over population", 100, ".0f", " %"),
+    "model_reward": ("reward-model score", 1, ".2f", ""),
+    "model_win_rate_over_base": ("wins over base (reward model)", 100, ".0f", " %"),
+    "model_win_rate_over_population": ("wins over population (reward model)", 100, ".0f", " %"),
     "well_formed": ("well-formed", 100, ".1f", " %"),
     "plain_movement": ("at temperature 1: moves by", 100, ".1f", " points"),
-    "plain_well_formed": ("well-formed", 100, ".1f", " %"),
+    "plain_well_formed": ("at temperature 1: well-formed", 100, ".1f", " %"),
     "kl": ("KL", 1, ".2f", ""),
 }
 
 
 def generation_table(report: dict[str, Any]) -> list[list[str]]:
-    """What is written, row by row, the names of the columns first; columns without any figure are left out."""
+    """Metrics of the generated responses as rows of cells, after a row of column names; empty columns are left out."""
     generation = report.get("generation")
     if not generation:
         return []
@@ -81,7 +81,7 @@ def generation_table(report: dict[str, Any]) -> list[list[str]]:
 
 
 def format_generation(report: dict[str, Any]) -> str:
-    """What is written, as lines of text."""
+    """Metrics of the generated responses as a text table."""
     table = generation_table(report)
     if not table:
         return ""

@@ -1,4 +1,4 @@
-"""What a policy writes, as a section of report.html and as files."""
+"""A policy's generated responses, as a section of report.html and as files."""
 
 import html
 import json
@@ -11,7 +11,7 @@ _SIDE_BY_SIDE = 4
 
 
 def write_responses(written: dict[str, Any], target: Path) -> None:
-    """responses.json, and the choices of two people as files for launch.steer."""
+    """Writes responses.json, and the choices of two people as files for launch.steer."""
     text = json.dumps(written, ensure_ascii=False, indent=1)
     (target / "responses.json").write_text(text, encoding="utf-8")
     for name, person in zip(("person_a", "person_b"), written.get("opposed", []), strict=False):
@@ -20,7 +20,7 @@ def write_responses(written: dict[str, Any], target: Path) -> None:
 
 
 def written_section(report: dict[str, Any], written: dict[str, Any]) -> str:
-    """Responses side by side, and the continuum, as HTML."""
+    """The metrics, the responses side by side, and the mixtures of two people, as HTML."""
     generation = report.get("generation", {})
     if not written:
         return ""
@@ -42,7 +42,7 @@ def written_section(report: dict[str, Any], written: dict[str, Any]) -> str:
     ]
     figures = "".join(f"<tr>{row}</tr>" for row in cells)
     number = f"{generation['responses']} responses for {generation['people']} people."
-    out = f"<h2>What is written</h2><p class=sub>{number}</p><table>{figures}</table>"
+    out = f"<h2>Generated responses</h2><p class=sub>{number}</p><table>{figures}</table>"
     out += f"<h2>Written for people</h2><table><tr><th class=l>person, prompt</th>{head}</tr>{body}</table>"
     blend = generation.get("blend", {})
     if blend.get("texts"):

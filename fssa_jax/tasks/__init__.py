@@ -1,1 +1,1 @@
-"""What an experiment trains: reward models, policies, bases; each a loss, a draw, a start, a predictor."""
+"""The tasks: reward models, policies, and language-model bases. Each defines loss, batches, init and predictor."""

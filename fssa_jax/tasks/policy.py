@@ -1,4 +1,4 @@
-"""Policies: NP-DPO, which a person's choices steer; DPO for everybody; and specialists that are told the group."""
+"""Policies: NP-DPO, steered by a person's choices; DPO for everybody; and specialists, which are given the group."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -59,7 +59,7 @@ from fssa_jax.train.step import Batch, Draw, Loss, Metrics
 from fssa_jax.types import Comparisons, DiagGaussian, Leaf, PyTree
 
 TEACHER = "encoder"
-"""Among the variables that `PolicyTask.start` is given: those of the reward model whose encoder it starts from."""
+"""Key in the `trained` argument of `PolicyTask.start`: the variables of the reward model for the warm start."""
 
 _KINDS = {Dpo: "sigmoid", RobustDpo: "robust", Ipo: "ipo", Hinge: "hinge"}
 
@@ -67,14 +67,14 @@ _KINDS = {Dpo: "sigmoid", RobustDpo: "robust", Ipo: "ipo", Hinge: "hinge"}
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PolicyTables:
-    """What a step reads on the device. Texts are rows of the token table, of the references and of the features.
+    """Inputs of a step on the device. Texts are rows of the token table, of `reference` and of `features`.
 
     Attributes:
       texts: the token table.
       reference: (texts,) log π_ref(response | prompt) in nats.
       choices: a ChoiceTable.
       features: (texts, d).
-      base: the variables of the language model.
+      base: variables of the language model.
     """
 
     texts: Texts
@@ -86,7 +86,7 @@ class PolicyTables:
 
 @dataclasses.dataclass(frozen=True)
 class PolicyTask:
-    """Training of a policy and of those that it is compared with; the language model itself does not change."""
+    """Training of a policy and its baselines; the language model is frozen."""
 
     config: PolicyConfig
     dataset: Dataset
@@ -96,7 +96,7 @@ class PolicyTask:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Specialists need groups to be told."""
+        """See `Task`; specialists need several groups."""
         train = self.config.train
         if isinstance(self.config.encoder, NoEncoder):
             return (MAIN,)
@@ -106,12 +106,12 @@ class PolicyTask:
 
     @property
     def rows(self) -> int:
-        """Users of a batch."""
+        """Users per batch."""
         return self.config.train.users
 
     @property
     def reward(self) -> RewardModel | None:
-        """The reward model whose encoder reads the choices; None where nobody's are read."""
+        """The reward model whose encoder reads the choices; None if none are read."""
         encoder = self.config.encoder
         return None if isinstance(encoder, NoEncoder) else make_model(encoder.model, self.dataset)
 
@@ -121,7 +121,7 @@ class PolicyTask:
         return {MAIN: train.steps, POPULATION: train.population_steps, SPECIALIST: train.specialist_steps}[name]
 
     def conditioner(self, name: str = MAIN) -> Conditioner:
-        """What steers the base: "population" is DPO on everybody, "specialist" has a latent per group."""
+        """The module that emits the adapters: "population" is DPO on everybody, "specialist" has a latent per group."""
         hyper = make_hypernetwork(self.config.policy.adapter, self.base.decoder.config)
         if name == SPECIALIST:
             return Conditioner(hyper, "group", groups=len(self.dataset.groups))
@@ -138,7 +138,7 @@ class PolicyTask:
         return self.config.optim
 
     def optimizer(self, name: str) -> optax.GradientTransformation:
-        """See `Task`; a frozen encoder has none."""
+        """See `Task`; a frozen encoder is not updated."""
         optimizer = make_optimizer(self.optim(name), self.steps(name))
         if not self.conditioner(name).frozen:
             return optimizer
@@ -152,7 +152,7 @@ class PolicyTask:
         return optax.multi_transform({"frozen": optax.set_to_zero(), "trained": optimizer}, label)
 
     def start(self, name: str, trained: Mapping[str, PyTree]) -> PyTree:
-        """Random init, a function of the seed, that leaves the base as it is; the encoder is the teacher's."""
+        """Random init from the seed, at which the policy equals the base; a warm start uses the teacher's encoder."""
         conditioner, tables, draw = self.conditioner(name), self.tables("train"), self.draw(name)
 
         def init(key: Key[Array, ""], tables: PolicyTables) -> PyTree:
@@ -166,7 +166,7 @@ class PolicyTask:
         return variables
 
     def draw(self, name: str) -> Draw:
-        """Models without a context do not draw one."""
+        """See `Task`; models that read no context draw none."""
         train = self.config.train
         context = train.max_context if self.reads(name) else 0
         kind = partial(draw_episode, max_context=context, max_targets=train.targets)
@@ -177,12 +177,12 @@ class PolicyTask:
         return self.tables_of(self.dataset.splits[split])
 
     def tables_of(self, split: Split) -> PolicyTables:
-        """`tables` of people who are no split of the data set."""
+        """`tables` of a split that is not part of the data set."""
         return dataclasses.replace(self._on_device, choices=jax.tree.map(jnp.asarray, split.table))
 
     @cached_property
     def _on_device(self) -> PolicyTables:
-        """What all splits and models share: one copy on the device."""
+        """The tables that all splits and models share: one copy on the device."""
         return PolicyTables(
             device_texts(self.tokens),
             jnp.asarray(self.reference),
@@ -195,7 +195,7 @@ class PolicyTask:
         return policy_loss(self.conditioner(name), self.base.decoder, self.config.objective, self.config.encoder, plan)
 
     def texts(self, rows: People) -> Int[Array, "users targets 2"]:
-        """Both responses of every target."""
+        """See `Task`: both responses of every target."""
         return jnp.stack([rows.episode.targets.chosen, rows.episode.targets.rejected], axis=-1)
 
     def whose(self, rows: People) -> str:
@@ -204,7 +204,7 @@ class PolicyTask:
         return f" (people {', '.join(sorted({users[int(u)] for u in np.asarray(rows.episode.user)}))})"
 
     def scorer(self, name: str, split: Split) -> PolicyScorer:
-        """Log-ratios of the texts of a split's people."""
+        """The scorer of a model on the texts of a split."""
         return PolicyScorer(self.conditioner(name), self.base.decoder, self.tables_of(split), self.config.objective)
 
     def predictor(self, name: str, split: Split) -> Callable[[PyTree], Predictor]:
@@ -212,23 +212,23 @@ class PolicyTask:
         return self.scorer(name, split).predictor
 
     def finish(self, directory: Path, variables: PyTree) -> None:
-        """Nothing more is written."""
+        """See `Task`; nothing is written."""
 
 
 def _fitting(teacher: PyTree, params: PyTree) -> PyTree:
-    """The teacher's parameters, if they have the structure and the shapes of those that the policy would start from."""
+    """The teacher's parameters, after checking that their structure and shapes fit the policy's reward model."""
     theirs = jax.tree.map(jnp.asarray, teacher)
     try:
         chex.assert_trees_all_equal_shapes_and_dtypes(params["reward"], theirs)
     except AssertionError as error:
         raise UserError(
-            "config.encoder.init_from: its model has other sizes than these data ask for; give the same data"
+            "config.encoder.init_from: its model has other sizes than these data require; give the same data"
         ) from error
     return theirs
 
 
 def make_hypernetwork(adapter: Any, decoder: DecoderConfig) -> Hypernetwork:
-    """The hypernetwork of an adapter's settings, for a decoder."""
+    """The hypernetwork for the adapter settings and a decoder."""
     shared = adapter.shared
     common = {
         "places": place_sizes(decoder, adapter.places),
@@ -251,7 +251,7 @@ def policy_loss(
     encoder: FrozenEncoder | WarmEncoder | NewEncoder | NoEncoder,
     plan: Plan | None = None,
 ) -> Loss:
-    """The loss of DPO and NP-DPO, a mean over users, with respect to what steers.
+    """The loss of DPO and NP-DPO, a mean over users, as a function of the conditioner's variables.
 
     preference + sft_weight · SFT + kl_weight · KL + auxiliary_weight · NP-BTL; the terms are functions of ops/losses.
     """
@@ -293,7 +293,7 @@ def policy_loss(
         if frozen and frozen.imitate != "chosen" and liked is not None:
             judged = jax.lax.stop_gradient(liked)
             weights = response_weights(judged[0], judged[1], targets.mask, objective.beta, frozen.imitate)
-            # By the mean number of tokens of all texts: by those of each, long ones would weigh less.
+            # Divided by the mean number of tokens of all texts: a text's own length would down-weight long texts.
             starts, ends = tables.texts.starts, tables.texts.ends
             typical = (ends - starts).sum() / jnp.maximum((ends > 0).sum(), 1)
             sft = imitation_loss(*sides(log_p), weights, typical).mean()
@@ -320,7 +320,7 @@ def policy_loss(
         return total, metrics | {"loss": total}
 
     def latent(variables: PyTree, people: People, features: Array) -> tuple[Array, Array | None]:
-        """z of each person, and the KL divergence of what it is drawn from; a point has none."""
+        """z of each person, and the KL divergence of its distribution; None for a deterministic z."""
         q: Any = conditioner.apply(variables, people.episode, features, method="latent_of")
         if not conditioner.sampled:
             return q.mean, None

@@ -1,4 +1,4 @@
-"""What a policy implies about choices: log σ(β [Δ log π − Δ log π_ref]), for the latents of people."""
+"""The preferences that a policy implies, log σ(β [Δ log π − Δ log π_ref]), given the latents of people."""
 
 from copy import copy
 from dataclasses import replace
@@ -17,16 +17,16 @@ from fssa_jax.tasks.predictor import Predictor, make_inference
 from fssa_jax.types import DiagGaussian, Episode, PyTree
 from fssa_jax.watchdog import finished
 
-_TOKENS = {"cpu": 16_384}  # of a call; elsewhere:
+_TOKENS = {"cpu": 16_384}  # per call; other platforms:
 _MANY_TOKENS = 262_144
-_ADAPTER_BYTES = 2**30  # of all sequences of a call, each of which has adapters of its own, at least; or:
-_ADAPTER_SHARE = 16  # of a device's memory, one part in so many
+_ADAPTER_BYTES = 2**30  # minimum budget for the adapters of all sequences of a call, one copy each; or:
+_ADAPTER_SHARE = 16  # this fraction (1/16) of a device's memory, if larger
 _GROUPS = 3
-_TIE = 5e-4  # of log-ratios, in nats: the reference was summed in batches of other shapes
+_TIE = 5e-4  # tolerance of log-ratios, in nats: the reference was computed in batches of other shapes
 
 
 class PolicyScorer:
-    """Log-ratios log π(y | x, z) − log π_ref(y | x) of texts, for the latents of people; compiled once per shape."""
+    """Log-ratios log π(y | x, z) − log π_ref(y | x) of texts, given latents; compiled once per shape."""
 
     def __init__(self, conditioner: Conditioner, decoder: Decoder, tables: Any, objective: PreferenceLoss):
         """`tables` is a `PolicyTables`."""
@@ -45,7 +45,7 @@ class PolicyScorer:
         return ratio
 
     def of(self, tables: Any) -> "PolicyScorer":
-        """The same for other texts; what is compiled is shared."""
+        """The same scorer for other texts; compiled programs are shared."""
         other = copy(self)
         other.tables, other.ends = tables, np.asarray(tables.texts.ends)
         return other
@@ -53,9 +53,9 @@ class PolicyScorer:
     def log_ratios(
         self, variables: PyTree, z: np.ndarray, people: np.ndarray, ids: np.ndarray, groups: int = _GROUPS
     ) -> np.ndarray:
-        """(n,) log-ratios of texts `ids` (n,) for the latents `z` (rows, m) of `people` (n,), one of the rows each.
+        """(n,) log-ratios of texts `ids` (n,), each with the latent z[people[i]]; z is (rows, m), `people` (n,).
 
-        Texts of like length are scored together: `groups` lengths, each a program of its own.
+        Texts of similar length are scored together: `groups` padded lengths, each compiled separately.
         """
         out = np.zeros(len(ids), np.float32)
         if not len(ids):
@@ -66,7 +66,7 @@ class PolicyScorer:
             rows = min(max(self._budget // size, 1), number, most)
             for first in range(start, start + number, rows):
                 part = order[first : min(first + rows, start + number)]
-                place = np.resize(part, rows)  # the last call of a size is filled up
+                place = np.resize(part, rows)  # pad the last call of a size
                 values = self._ratios(
                     variables, self.tables, jnp.asarray(z[people[place]]), jnp.asarray(ids[place]), size
                 )
@@ -76,7 +76,7 @@ class PolicyScorer:
         return out
 
     def _adapter_bytes(self, variables: PyTree, width: int) -> int:
-        """Of the adapters of one more sequence: what two have beyond those of one."""
+        """Bytes of the adapters per additional sequence: those of two sequences minus those of one."""
 
         def size(n: int) -> int:
             tree = jax.eval_shape(
@@ -89,14 +89,14 @@ class PolicyScorer:
     def score(self, variables: PyTree, q: DiagGaussian, episodes: Episode) -> dict[str, np.ndarray]:
         """Values per target, (people, targets), at the mean of q.
 
-        "log_p" is log σ(reward of the chosen − reward of the rejected), where rewards that differ by rounding alone are
-        equal; "rewards/…" are β-scaled log-ratios (per token where the objective is length-normalised), "logps/…"
-        log π(y | x, z) in nats.
+        "log_p" is log σ(reward of the chosen − reward of the rejected), where rewards that differ only by rounding
+        count as equal. "rewards/…" are log-ratios times β (per token if the objective is length-normalised). "logps/…"
+        are log π(y | x, z), in nats.
         """
         targets = episodes.targets
         pairs = np.stack([np.asarray(targets.chosen), np.asarray(targets.rejected)], -1)
         z = np.asarray(q.mean)
-        if len(z) == 1 or not np.ptp(z, axis=0).any():  # everybody's is the same: texts are scored once for all
+        if len(z) == 1 or not np.ptp(z, axis=0).any():  # the same z for everybody: score each text once
             unique, place = np.unique(pairs, return_inverse=True)
             ratio = self.log_ratios(variables, z[:1], np.zeros(len(unique), int), unique)[place].reshape(pairs.shape)
         else:
@@ -118,7 +118,7 @@ class PolicyScorer:
         }
 
     def predictor(self, variables: PyTree) -> Predictor:
-        """What a policy with these variables predicts."""
+        """The predictor of a policy with these variables."""
         variables = jax.device_put(variables)
         latent = self.conditioner.latent
 
@@ -134,6 +134,6 @@ class PolicyScorer:
 
 
 def _adapter_budget() -> int:
-    """Bytes for the adapters of a call, by what the device has; a CPU does not say."""
+    """Bytes for the adapters of a call, from the memory of the device; a CPU does not report it."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return max(stats.get("bytes_limit", 0) // _ADAPTER_SHARE, _ADAPTER_BYTES)

@@ -1,4 +1,4 @@
-"""What a trained model says about choices: q(z | C), and log-probabilities of held-out choices."""
+"""Predictions of a trained model: q(z | C), and log-probabilities of held-out choices."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -13,16 +13,16 @@ from fssa_jax.ops.episodes import truncate_context
 from fssa_jax.types import Comparisons, DiagGaussian, Episode, PyTree
 from fssa_jax.watchdog import finished
 
-_PEOPLE = 256  # in one call: bounds the memory of an evaluation, whatever the number of people
+_PEOPLE = 256  # per call; bounds the memory of an evaluation
 
 
 class Predictions(NamedTuple):
-    """What a predictor says of people's targets, for contexts of every size.
+    """Predictions of people's targets, for every context size.
 
     Attributes:
-      log_p: (ks, people, targets) log-probability of the choice that was made.
+      log_p: (ks, people, targets) log-probability of the choice that the person made.
       mean, scale: (ks, people, m) of q(z | C); m is 0 without a latent.
-      named: further values per target, or per person, (ks, people, [targets]).
+      named: further values per target or per person, (ks, people, [targets]).
     """
 
     log_p: np.ndarray
@@ -31,20 +31,20 @@ class Predictions(NamedTuple):
     named: Mapping[str, np.ndarray]
 
     def kl(self) -> np.ndarray:
-        """(ks, people, m) KL divergence of q(z | C) to N(0, I), per coordinate."""
+        """(ks, people, m) KL divergence of q(z | C) from N(0, I), per coordinate."""
         variance = np.maximum(self.scale**2, 1e-12)
         return 0.5 * (variance + self.mean**2 - 1 - np.log(variance))
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """Anything that predicts choices: a reward model, or the preferences that a policy implies.
+    """A predictor of choices: a reward model, or the preferences that a policy implies.
 
     Attributes:
       infer: episodes ↦ q(z | C) of each person; of width 0 without a latent.
-      score: (q, episodes) ↦ values per target, (people, targets): "log_p", and whatever else is worth a curve.
+      score: (q, episodes) ↦ values per target, (people, targets): "log_p", and optionally more.
       reads: whether it reads the context.
-      gaussian: whether z is a random variable.
+      gaussian: whether z is random.
     """
 
     infer: Callable[[Episode], DiagGaussian]
@@ -53,7 +53,7 @@ class Predictor:
     gaussian: bool = False
 
     def predict(self, episodes: Episode, ks: Sequence[int]) -> Predictions:
-        """Every person's targets from the first k choices of their context, for all ks."""
+        """Predicts every person's targets from the first k choices of their context, for all ks."""
         people = len(episodes.user)
         if not self.reads:
             ks, number = ks[:1], len(ks)
@@ -73,7 +73,7 @@ class Predictor:
 
     def _at(self, episodes: Episode, start: int, k: int) -> dict[str, np.ndarray]:
         people = len(episodes.user)
-        # The last batch is filled up with the first people, so that one shape is compiled.
+        # The last batch is padded with the first people, so that one shape is compiled.
         index = np.arange(start, start + min(_PEOPLE, people)) % people
         part = truncate_context(jax.tree.map(lambda x: x[index], episodes), k)
         q = self.infer(part)
@@ -89,10 +89,10 @@ Infer = Callable[[PyTree, Comparisons, Array], DiagGaussian]
 
 
 def make_inference(module) -> Infer:
-    """(variables, context, features) ↦ q(z | C), compiled once per shape: the one way from choices to a latent.
+    """(variables, context, features) ↦ q(z | C), compiled once per shape. All inference of latents goes through it.
 
     Args:
-      module: with a method `infer(context, table)`, a `RewardModel` or a `Conditioner` that reads contexts.
+      module: has a method `infer(context, table)`: a `RewardModel`, or a `Conditioner` that reads contexts.
 
     Returns:
       A function of contexts whose texts are ids (people, n) of rows of the features (texts, d).
@@ -101,6 +101,6 @@ def make_inference(module) -> Infer:
 
 
 def no_latent(episodes: Episode) -> DiagGaussian:
-    """The q of a model without a latent: of width 0."""
+    """q of a model without a latent: of width 0."""
     nothing = jnp.zeros((len(episodes.user), 0))
     return DiagGaussian(nothing, nothing)

@@ -1,4 +1,4 @@
-"""Log-probabilities of all texts under the base, computed once: they do not depend on the person."""
+"""Log-probabilities of all texts under the base; computed once, because they do not depend on the person."""
 
 import hashlib
 import json
@@ -16,10 +16,10 @@ from fssa_jax.lm.token_table import TokenTable
 
 
 def stored_reference(base: Base, tokens: TokenTable, path: Path) -> np.ndarray:
-    """(texts,) log π_ref(response | prompt) in nats, kept in a file that knows of which model and texts they are.
+    """(texts,) log π_ref(response | prompt) in nats, stored in a file with fingerprints of the model and the texts.
 
     Raises:
-      UserError: the file is damaged, of another model, or of other texts.
+      UserError: the file is damaged, or belongs to another model or other texts.
     """
     stamp = {"base": base.fingerprint, "texts": _digest(tokens)}
     if path.is_file():
@@ -30,7 +30,9 @@ def stored_reference(base: Base, tokens: TokenTable, path: Path) -> np.ndarray:
             raise UserError(f"{path}: damaged ({error}); remove it to have it made again") from error
         for name, what in (("base", "another language model"), ("texts", "other texts or another tokenizer")):
             if before.get(name) != stamp[name]:
-                raise UserError(f"{path}: log-probabilities of {what}; give the base they are of, or another --workdir")
+                raise UserError(
+                    f"{path}: log-probabilities of {what}; give the base that they belong to, or another --workdir"
+                )
         return values
     values = table_log_probs(base, tokens)
     if not np.isfinite(values).all():

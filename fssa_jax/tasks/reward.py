@@ -1,4 +1,4 @@
-"""Reward models: BTL, DPL and NP-BTL, the population's model and the specialists that they are compared with."""
+"""Reward models: BTL, DPL and NP-BTL, with their baselines, the population model and the specialists."""
 
 import copy
 import dataclasses
@@ -39,9 +39,9 @@ _log = logging.getLogger(__name__)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Tables:
-    """What episodes are drawn from, on the device: choices by id, and the features of the texts (texts, d).
+    """The source of episodes, on the device: choices by id, and features of texts (texts, d).
 
-    Both None for tasks that are drawn fresh.
+    Both are None for a task with fresh draws.
     """
 
     choices: Leaf = None
@@ -51,7 +51,7 @@ class Tables:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class People:
-    """The rows of a batch: an episode per user, and a key for the noise of each latent."""
+    """The rows of a batch: an episode per user, and a key per user for the noise of the latent."""
 
     episode: Episode
     noise: Leaf
@@ -59,21 +59,21 @@ class People:
 
 @dataclasses.dataclass(frozen=True)
 class RewardTask:
-    """Training of a reward model and of those that it is compared with."""
+    """Training of a reward model and its baselines."""
 
     config: RewardConfig
     dataset: Dataset
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Each may start from the population's model, which BTL is itself. Specialists need groups to be told."""
+        """See `Task`; the others may start from the population model. Specialists need several groups."""
         population = () if type(self.config.model) is Btl else (POPULATION,)
         special = self.config.train.specialist_steps > 0 and len(self.dataset.groups) > 1
         return (*population, MAIN, *((SPECIALIST,) if special else ()))
 
     @property
     def rows(self) -> int:
-        """Users of a batch."""
+        """Users per batch."""
         return self.config.train.users
 
     def steps(self, name: str) -> int:
@@ -97,11 +97,11 @@ class RewardTask:
         return make_optimizer(self.optim(name), self.steps(name))
 
     def model(self, name: str = MAIN) -> rewards.RewardModel:
-        """The module of a name."""
+        """The module of a model."""
         return make_model(self.config.model, self.dataset, name)
 
     def draw(self, name: str) -> Draw:
-        """Models without a context do not draw one."""
+        """See `Task`; models that read no context draw none."""
         train = self.config.train
         kind = synthetic.draw_episode if isinstance(self.config.data, Synthetic) else draw_episode
         context = train.max_context if self.reads(name) else 0
@@ -118,11 +118,11 @@ class RewardTask:
 
     def loss(self, name: str, plan: Plan | None = None) -> Loss:
         """See `Task`."""
-        del plan  # features have one length, and no statistics of the batch
+        del plan  # features need no padding
         return reward_loss(self.model(name), self.config.objective)
 
     def start(self, name: str, trained: Mapping[str, PyTree]) -> PyTree:
-        """Random init, a function of the seed; then the population's reward and a factorisation, where asked for."""
+        """Random init from the seed; then, if configured, the population reward and a matrix factorisation."""
         model, tables, draw = self.model(name), self.tables("train"), self.draw(name)
 
         def init(key: Key[Array, ""], tables: Tables) -> PyTree:
@@ -130,14 +130,14 @@ class RewardTask:
             return model.init(key, rows.episode, tables.features)
 
         variables = jax.jit(init)(jax.random.key(self.config.seed), tables)
-        # A DPL reward has two outputs: nothing of the population's can be its start.
+        # A DPL reward has two outputs, so it cannot start from the population model.
         population = None if isinstance(self.config.model, Dpl) and name == MAIN else trained.get(POPULATION)
         return {**variables, "params": self._warm(name, model, variables, population)}
 
     def _warm(self, name: str, model: rewards.RewardModel, variables: PyTree, population: PyTree) -> PyTree:
         params = dict(variables["params"])
         seen = jnp.asarray(seen_in_training(self.dataset))[:, None]
-        if "text_embedding" in params:  # what training never sees is known by its features alone
+        if "text_embedding" in params:  # texts unseen in training are represented by their features alone
             params["text_embedding"] = {"embedding": jnp.where(seen, params["text_embedding"]["embedding"], 0)}
         if population is not None:
             shared = population["params"]
@@ -157,8 +157,8 @@ class RewardTask:
                 steps=self.config.train.factor_steps,
             )
             params["text_embedding"] = {"embedding": jnp.where(seen, factors, 0)}
-            if "text_offset" in params:  # of an encoder that reads responses
-                # The encoder's offset is s(y) plus this: together they are the factorisation's.
+            if "text_offset" in params:  # for an encoder that reads responses
+                # The encoder's offset is s(y) plus this; the sum is the offset of the factorisation.
                 everything = jnp.arange(len(self.dataset.texts))
                 features = jnp.asarray(self.dataset.features)
                 encoded: Any = model.apply(
@@ -169,10 +169,10 @@ class RewardTask:
         return params
 
     def texts(self, rows: Any) -> None:
-        """Features have one length."""
+        """See `Task`; features need no padding."""
 
     def whose(self, rows: People) -> str:
-        """Names of the users, where the split has names for them."""
+        """Names of the users, if the split has names for them."""
         if isinstance(self.config.data, Synthetic):
             return ""
         users = self.dataset.splits["train"].users
@@ -180,16 +180,16 @@ class RewardTask:
 
     def predictor(self, name: str, split: Split) -> Callable[[PyTree], Predictor]:
         """See `Task`."""
-        del split  # its texts are rows of the features of the data set
+        del split  # its texts are rows of the data set's features
         samples = self.config.evaluate.samples
         return reward_predictor(self.model(name), jnp.asarray(self.dataset.features), samples)
 
     def finish(self, directory: Path, variables: PyTree) -> None:
-        """Nothing more is written."""
+        """See `Task`; nothing is written."""
 
 
 def draw_people(draw: Callable[[Key[Array, ""], Any], Episode]) -> Draw:
-    """Rows of a batch from the episode of one user: everyone's episode and noise come from a key of their own."""
+    """Draws the rows of a batch, given how to draw one episode; each user's episode and noise use their own key."""
 
     def rows(keys: Key[Array, " users"], tables: Any) -> People:
         key_draw, key_noise = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
@@ -199,10 +199,10 @@ def draw_people(draw: Callable[[Key[Array, ""], Any], Episode]) -> Draw:
 
 
 def make_model(settings: Any, dataset: Dataset, name: str = MAIN) -> rewards.RewardModel:
-    """The reward model of a name.
+    """The module of a model.
 
-    "population" is BTL on everybody. "specialist" is the main model told the user's group, with one learnt latent per
-    group in place of the context: a specialist for every group, sharing the encoder of responses.
+    "population" is BTL on everybody. "specialist" is the main model with one learnt latent per group instead of the
+    context: one specialist per group, with a shared encoder of responses.
     """
     learnt_texts = dataset.known_texts if settings.learn_texts == "yes" else 0
     if isinstance(settings, NpBtl):
@@ -249,12 +249,12 @@ def forward(
     objective: str,
     train: bool,
 ) -> tuple[Array, DiagGaussian | None, DiagGaussian | None]:
-    """log p(targets | z) for the latents that the objective samples, and the two sides of its KL term.
+    """log p(targets | z) for the latents that the objective samples, and the two distributions of its KL term.
 
     To be used as `model.apply(..., method=forward)`.
 
     Args:
-      episode: of every user, ids of texts with `features` (texts, d), or features themselves.
+      episode: of every user, with ids of texts if `features` (texts, d) are given, or with features.
       noise: standard normal (samples, users, m); None for a deterministic latent.
       objective: see `latent_roles`.
       train: turns dropout on.
@@ -327,7 +327,7 @@ def reward_loss(model: rewards.RewardModel, objective: NeuralProcess) -> Loss:
 def text_penalties(params: PyTree, objective: NeuralProcess) -> Array:
     """½ Σ weight · ‖·‖² of the learnt embeddings and population rewards of texts, summed over texts.
 
-    Per text, not per batch: a text that few people judged stays near what its features say.
+    The penalty is per text, not per batch: a text that few people judged stays close to the prediction of its features.
     """
     penalty = jnp.zeros(())
     for name, weight in (("text_embedding", objective.text_penalty), ("text_bias", objective.text_bias_penalty)):
@@ -366,9 +366,9 @@ def reward_predictor(model: rewards.RewardModel, features: Array, samples: int) 
 
 
 def latent_samples(q: DiagGaussian, samples: int, sampled: bool) -> Array:
-    """(samples, *batch, m): z drawn from q with the same noise for everybody, or its mean where z is a point.
+    """(samples, *batch, m): z sampled from q with the same noise for everybody, or the mean if z is deterministic.
 
-    With one noise for all, differences between people and between k are differences of q.
+    With shared noise, differences between people and between k are differences of q.
     """
     if not sampled:
         return q.mean[None]
@@ -378,10 +378,10 @@ def latent_samples(q: DiagGaussian, samples: int, sampled: bool) -> Array:
 
 
 def resolve_model(settings: Any, dataset: Dataset, quiet: bool = False) -> Any:
-    """The model's settings with what the data decide.
+    """The model's settings with those that depend on the data filled in.
 
-    learn_texts "auto" is "yes" where at least half of the held-out choices are about two texts that training rows judge
-    too. With "no" there is nothing to look up: the reward is linear in the features, and choices are comparisons.
+    learn_texts "auto" becomes "yes" if at least half of the held-out choices are about two texts that training rows
+    judge too. With "no", `response` none becomes linear, and choices are read as comparisons.
     """
     say = _log.debug if quiet else _log.info
     settings = copy.deepcopy(settings)
@@ -401,7 +401,7 @@ def resolve_model(settings: Any, dataset: Dataset, quiet: bool = False) -> Any:
 
 
 def resolve(config: RewardConfig, dataset: Dataset, quiet: bool = False) -> RewardConfig:
-    """The configuration with everything that the data decide: what is saved in a work directory."""
+    """The configuration with all settings that depend on the data filled in, as saved in a work directory."""
     config = copy.deepcopy(config)
     fit_sizes(config.train, config.data, dataset, quiet)
     config.model = resolve_model(config.model, dataset, quiet)
@@ -411,19 +411,19 @@ def resolve(config: RewardConfig, dataset: Dataset, quiet: bool = False) -> Rewa
 
 
 def fit_sizes(train: Any, data: Any, dataset: Dataset, quiet: bool = False) -> None:
-    """Contexts and targets of training are no longer than the rows of a user."""
+    """Limits contexts and targets of training, in place, to the number of rows that users have."""
     rows = dataset.splits["train"].table.chosen.shape[2]
     if isinstance(data, Synthetic):
         return
     for name in ("max_context", "targets"):
         if getattr(train, name) > rows:
-            said = "no training user has more than %d rows in a pool: config.train.%s=%d"
+            said = "no training user has more than %d rows per pool: config.train.%s=%d"
             (_log.debug if quiet else _log.info)(said, rows, name, rows)
             setattr(train, name, rows)
 
 
 def _known_share(dataset: Dataset) -> float:
-    """The share of the held-out choices whose two texts both occur in training rows."""
+    """The share of held-out choices with both texts in training rows."""
     seen = seen_in_training(dataset)
     known = []
     for name in ("val", "test"):

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of a whole language model on texts, whatever people chose."""
+"""Supervised fine-tuning of a whole language model on texts, independent of people's choices."""
 
 import dataclasses
 import logging
@@ -37,7 +37,7 @@ _VALIDATION_TEXTS = 256
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SftTables:
-    """What a step reads on the device: the token table, and ids (n,) of the texts that batches are drawn from."""
+    """Inputs of a step on the device: the token table, and ids (n,) of the texts that batches are drawn from."""
 
     texts: Texts
     rows: Leaf
@@ -54,7 +54,7 @@ class DrawnTexts:
 
 @dataclasses.dataclass(frozen=True)
 class SftTask:
-    """Training of a language model; the best is written to WORKDIR/model as a checkpoint."""
+    """Training of a language model; the best by validation is written to WORKDIR/model as a checkpoint."""
 
     config: SftConfig
     dataset: Dataset
@@ -65,7 +65,7 @@ class SftTask:
 
     @property
     def rows(self) -> int:
-        """Texts of a batch."""
+        """Texts per batch."""
         return self.config.train.texts
 
     def steps(self, name: str) -> int:
@@ -85,7 +85,7 @@ class SftTask:
         return make_optimizer(self.config.optim, self.config.train.steps)
 
     def start(self, name: str, trained: Mapping[str, PyTree]) -> PyTree:
-        """The base's own parameters, in float32."""
+        """The parameters of the base, in float32."""
         return {"params": jax.tree.map(lambda x: jnp.array(x, jnp.float32), self.base.variables["params"])}
 
     def tables(self, split: str) -> SftTables:
@@ -97,7 +97,7 @@ class SftTask:
         return device_texts(self.tokens)
 
     def draw(self, name: str) -> Draw:
-        """Texts with replacement."""
+        """See `Task`; texts are drawn with replacement."""
         return draw_texts
 
     def loss(self, name: str, plan: Plan | None = None) -> Loss:
@@ -109,20 +109,20 @@ class SftTask:
         return rows.ids
 
     def whose(self, rows: DrawnTexts) -> str:
-        """The first words of the prompts."""
+        """The first prompts of the batch."""
         prompts = sorted({self.dataset.texts[int(i)][0][:30] for i in np.asarray(rows.ids)})
         return f" (texts about {', '.join(map(repr, prompts[:5]))}{' …' if len(prompts) > 5 else ''})"
 
     def predictor(self, name: str, split: Split) -> Callable[[PyTree], Predictor]:
-        """A base knows nobody."""
-        raise UserError("a language model without a policy predicts nobody's choices; train np_dpo on it")
+        """Raises `UserError`: a base does not predict choices."""
+        raise UserError("a language model without a policy does not predict choices; train np_dpo on it")
 
     @cached_property
     def _held_out(self) -> TokenTable:
         return self.tokens.rows(self.split_texts("val")[:_VALIDATION_TEXTS])
 
     def validate(self, variables: PyTree) -> tuple[dict[str, float], list[str]]:
-        """NLL per token of held-out texts."""
+        """NLL per token on held-out texts."""
         held_out = self._held_out
         number = int((held_out.ends - held_out.starts).sum())
         return {"val/nll": -float(table_log_probs(self.base, held_out, jax.device_put(variables)).sum()) / number}, []
@@ -134,11 +134,11 @@ class SftTask:
         _log.info("sft: the model is in %s", directory / "model")
 
     def split_texts(self, split: str) -> np.ndarray:
-        """Texts to learn from ("train") or to validate on ("val").
+        """Texts for training ("train") or validation ("val").
 
-        Of rows they are those of training people; of `styles` all, which is what its base is to know of the world, but
-        for those of `train.unread`. One prompt in twenty is for validation; of few prompts, such as topics that
-        everybody speaks about, one text in twenty.
+        On rows these are the texts of training people. On `styles` they are all texts, because its base must know all
+        topics, except those that `train.unread` excludes. One prompt in twenty is for validation; if there are few
+        prompts, one text in twenty.
         """
         fits, unread = self.tokens.lengths > 0, self.config.train.unread
         if isinstance(self.config.data, Rows) or unread == "topics":
@@ -158,11 +158,11 @@ class SftTask:
 
 
 def draw_texts(keys: Key[Array, " texts"], tables: SftTables) -> DrawnTexts:
-    """A text per key."""
+    """Draws one text per key."""
     place = jax.vmap(lambda key: jax.random.randint(key, (), 0, tables.rows.shape[0]))(keys)
     ids = tables.rows[place]
     tokens = (tables.texts.ends[ids] - tables.texts.starts[ids]).astype(jnp.float32)
-    # By the mean of the whole batch: parts and devices then add up to one batch.
+    # Divided by the mean over the whole batch, so that parts and devices add up to one batch.
     return DrawnTexts(ids, jnp.broadcast_to(1 / tokens.mean(), ids.shape))
 
 
@@ -179,9 +179,10 @@ def sft_loss_of(decoder: Decoder, plan: Plan | None = None) -> Loss:
 
 
 def asked_prompts(dataset: Dataset) -> set[str]:
-    """The prompts that held-out people of `styles` are asked about.
+    """The prompts that held-out people of `styles` are asked.
 
-    Where these are all of a topic, without the last: a base that does not read them has then heard of it.
+    If these include all prompts of a topic, its last prompt is left out, so that a base that excludes them still sees
+    every topic.
     """
     of_topic: dict[str | None, list[str]] = {}
     for prompt in dict.fromkeys(prompt for prompt, _ in dataset.texts):

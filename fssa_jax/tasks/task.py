@@ -1,4 +1,4 @@
-"""What an experiment trains and compares: the protocol that reward models, policies and bases follow."""
+"""The `Task` protocol: what an experiment trains and compares, for reward models, policies and bases."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,12 +21,11 @@ SPECIALIST = "specialist"
 class Task(Protocol):
     """One kind of experiment.
 
-    A task trains one or more models by name, one after the other: the main one, and those that it is compared with.
-    Everything else about an experiment (loops, checkpoints, work directories, evaluation) is written once, on top of
-    this.
+    A task trains one or more named models, one after the other: the main model and its baselines. Everything else in an
+    experiment (loops, checkpoints, work directories, evaluation) is written once, on top of this protocol.
 
     Attributes:
-      config: its configuration, with what the data decide.
+      config: the configuration, with settings resolved from the data.
       dataset: people, texts and features.
     """
 
@@ -35,16 +34,16 @@ class Task(Protocol):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What is trained, in this order."""
+        """Names of the models, in the order of training."""
         ...
 
     @property
     def rows(self) -> int:
-        """Users, or texts, of a batch."""
+        """Users, or texts, per batch."""
         ...
 
     def steps(self, name: str) -> int:
-        """How long a model is trained."""
+        """Number of training steps of a model."""
         ...
 
     def reads(self, name: str) -> bool:
@@ -56,37 +55,37 @@ class Task(Protocol):
         ...
 
     def optimizer(self, name: str) -> optax.GradientTransformation:
-        """Of a model."""
+        """The optimiser of a model."""
         ...
 
     def start(self, name: str, trained: Mapping[str, PyTree]) -> PyTree:
-        """The variables of a model at step 0, given the best variables of those that were trained before."""
+        """The variables of a model at step 0, given the best variables of the models trained before."""
         ...
 
     def tables(self, split: str) -> Any:
-        """What rows of batches point into, on the device."""
+        """The tables that the rows of batches index, on the device."""
         ...
 
     def draw(self, name: str) -> Draw:
-        """How the rows of a batch are drawn; see `train.step`."""
+        """The function that draws the rows of a batch; see `train.step`."""
         ...
 
     def loss(self, name: str, plan: Plan | None = None) -> Loss:
-        """What a model minimises; texts are padded by `plan`."""
+        """The loss of a model; texts are padded by `plan`."""
         ...
 
     def texts(self, rows: Any) -> Any | None:
-        """The texts of the rows of a batch, in the order in which they are scored; None where there are none to pad."""
+        """The texts of a batch's rows, in the order of scoring; None if there is nothing to pad."""
         ...
 
     def whose(self, rows: Any) -> str:
-        """Words for the rows of a batch, for the message of a loss that is not finite."""
+        """A description of a batch's rows, for the error message of a loss that is not finite."""
         ...
 
     def predictor(self, name: str, split: Split) -> Callable[[PyTree], Predictor]:
-        """variables ↦ what a model predicts of the people of a split."""
+        """variables ↦ the predictor of a model for the people of a split."""
         ...
 
     def finish(self, directory: Path, variables: PyTree) -> None:
-        """Called with the best variables of the main model at the end of the training."""
+        """Called at the end of training with the best variables of the main model."""
         ...

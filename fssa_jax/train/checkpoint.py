@@ -126,7 +126,7 @@ class Checkpoints:
         try:
             return unseal(json.loads(file.read_bytes()))
         except ValueError as error:
-            _log.warning("%s: damaged (%s); the checkpoint counts as one without metrics", file, _first_line(error))
+            _log.warning("%s: damaged (%s); the checkpoint is treated as one without metrics", file, _first_line(error))
             return {}
 
     def _path(self, step: int) -> Path:

@@ -48,7 +48,9 @@ class StopSignal:
         # The system's default action does not need the interpreter, so it also works while a device hangs.
         for each in self._previous:
             signal.signal(each, signal.SIG_DFL)
-        _log.warning("%s received: saving and stopping; a second one ends at once", signal.Signals(number).name)
+        _log.warning(
+            "%s received: saving and stopping; a second signal ends the process at once", signal.Signals(number).name
+        )
 
 
 @dataclasses.dataclass
@@ -76,7 +78,7 @@ class Run:
 
 
 def run_to_end(run: Run, settings: Loop, directory: Path, stop: StopSignal) -> PyTree:
-    """Trains one model to its end, or goes on with it, and returns its best variables by validation.
+    """Trains one model to its end, or resumes it, and returns its best variables by validation.
 
     Checkpoints, metrics.jsonl and TensorBoard events go to `directory`. The batch of a step is a function of
     (seed, step): a run that was killed and resumed equals an uninterrupted one, bit for bit.
@@ -160,11 +162,11 @@ def run_to_end(run: Run, settings: Loop, directory: Path, stop: StopSignal) -> P
                     best.save(step, _parts(state), {"nll": best_nll})
                 if bar.disable:
                     _log.info("%s: step %d of %d, val NLL %.4f", name, step, steps, scores["val/nll"])
-            stopping = stop.received  # a signal may have come during the validation
+            stopping = stop.received  # a signal may have arrived during the validation
             if save or stopping:
                 latest.save(step, _parts(state))
             if stopping and step < steps:
-                raise Stopped(f"{name}: stopped at step {step} of {steps}; the same command goes on from there")
+                raise Stopped(f"{name}: stopped at step {step} of {steps}; run the same command to resume")
             clock = time.perf_counter()
         chosen = best_or_latest_variables(best, latest, state.variables)[1]
     finally:

@@ -57,7 +57,9 @@ class MetricsLog:
         try:
             yield
         except OSError as error:
-            raise UserError(f"{self._path}: cannot be written ({error.strerror}); make room and start again") from error
+            raise UserError(
+                f"{self._path}: cannot be written ({error.strerror}); free disk space and run the same command again"
+            ) from error
 
 
 def _step_of(line: str) -> float:

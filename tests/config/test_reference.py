@@ -41,14 +41,14 @@ def test_meanings_are_of_the_class_itself_or_of_what_it_inherits_from():
 def test_defaults_ranges_and_words_are_shown():
     text = markdown()
     for row in (
-        "`steps` | `3000` | int > 0 | Of the whole training.",
-        "`seed` | `0` | int ≥ 0 and < 4294967296 | Of parameters and batches.",
-        "`learning_rate` | `0.001` | float > 0 | At its peak.",
+        "`steps` | `3000` | int > 0 | Number of training steps.",
+        "`seed` | `0` | int ≥ 0 and < 4294967296 | Seed of parameters and batches.",
+        "`learning_rate` | `0.001` | float > 0 | Peak learning rate.",
         "`gaussian` | `false` | `true`, `false` | z is drawn from the posterior; otherwise it is the mean.",
         '`places` | `("residual",)` | some of `query`, `key`, `value`, `out`, `gate`, `up`, `down`, `residual` | Proj',
-        "`k` | `(0, 1, 3, 5, 10)` | several int | Numbers of choices that are read.",
-        "`encoder` | [SetEncoder](#setencoder) | [SetEncoder](#setencoder), [BayesEncoder](#bayesencoder) | What",
+        "`k` | `(0, 1, 3, 5, 10)` | several int | Context sizes to score",
+        "`encoder` | [SetEncoder](#setencoder) | [SetEncoder](#setencoder), [BayesEncoder](#bayesencoder) | The",
         "`path` | empty | text | File, directory or hub name.",
-        "`pool` | `mean` | `mean`, `response`, `last` | Over all tokens",
+        "`pool` | `mean` | `mean`, `response`, `last` | Mean over all tokens",
     ):
         assert row in text, row

@@ -80,7 +80,7 @@ def test_steering_beside_another_is_paired_within_people():
         score = Scores((0,), mask, targets, SETTINGS, seed=0)
         score.add("", log_p)
         score.add("bayes", other)
-        score.add_steering_beside("bayes")
+        score.add_steering_gap("bayes")
         cells = (score.report[series]["0"] for series in ("steering_gap", "steering", "bayes_steering"))
         width[name] = [cell["high"] - cell["low"] for cell in cells]
     assert width["equal"][0] < 1e-6 < 0.05 < width["equal"][1]

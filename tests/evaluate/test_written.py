@@ -93,7 +93,13 @@ def test_the_page_has_movement_rewards_and_the_continuum(written):
     assert len(report["generation"]["blend"]["towards_first"]) == 5
     page = (directory / "report.html").read_text()
     assert "NaN" not in (directory / "report.json").read_text()
-    for words in ("moves by", "true reward", "wins over base", "over population", "exact posterior of optimal"):
+    for words in (
+        "moves by",
+        "true reward",
+        "wins over base",
+        "over population",
+        "exact posterior, relative to optimal",
+    ):
         assert words in page, words
     for picture in ("steering.png", "movement.png", "continuum.png"):
         assert (directory / picture).read_bytes().startswith(b"\x89PNG")

@@ -68,7 +68,7 @@ def test_the_report_is_whole(steered):
         assert np.isfinite(out["model_reward"])
         assert 0 <= out["model_win_rate_over_base"] <= 1
         assert 0 <= out["model_win_rate_over_population"] <= 1
-    assert "wins over base by it" in (directory / "report.html").read_text()
+    assert "wins over base (reward model)" in (directory / "report.html").read_text()
     for name in ("person_a.jsonl", "person_b.jsonl"):
         assert len(read_choices(str(directory / name))) == 3
     page = (directory / "report.html").read_text()

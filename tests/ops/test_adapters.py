@@ -304,5 +304,5 @@ def test_a_row_that_is_saved_as_a_lora_is_the_same_change_of_the_weights(lm, kin
 
 def test_film_is_no_lora(tmp_path):
     message = complaint(save_lora, tmp_path / "person", random_adapters("film"), small_lm.CONFIG)
-    assert "FiLM is no low-rank change of the weights" in message
+    assert "FiLM is not a low-rank change of the weights" in message
     assert not (tmp_path / "person").exists()

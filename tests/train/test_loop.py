@@ -117,7 +117,7 @@ def test_sigterm_saves_and_exits_cleanly(finished, tmp_path):
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert "the same command goes on" in errors
+    assert "run the same command to resume" in errors
     saved = checkpoint_steps(tmp_path / "run")
     assert saved
     assert saved[-1] % 5 == 0
