@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from fssa_jax.data import dataset as datasets
 from tests import small_lm, tiny
 from tests.data.test_schemas import records
