@@ -52,7 +52,7 @@ def step_of(
 ) -> Step:
     """The step of a task's main model as the training takes it."""
     return make_step(
-        task.loss(MAIN, plan=plan, axis_name=axis_name),
+        task.loss(MAIN, plan),
         task.draw(MAIN),
         optimizer,
         users=task.rows,
