@@ -56,7 +56,7 @@ def commands(file: str) -> Iterator[list[str]]:
 def _split(text: str) -> Iterator[list[str]]:
     for line in _COMMENT.sub("", text.replace("\\\n", " ")).splitlines():
         for command in line.split("&&"):
-            words = shlex.split(command)
+            words = shlex.split(re.sub(r"\s>\s*\S+$", "", command.rstrip()))  # without what it is written to
             while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
                 words = words[1:]
             if words:

@@ -10,16 +10,15 @@ from pathlib import Path
 import jax
 import pytest
 
-from configs import rows as rows_config
-from configs import styles as styles_config
+from fssa_jax.config import LoraCore
+from fssa_jax.config.experiment import KINDS
 from fssa_jax.data.rows import read_rows
-from fssa_jax.experiment import train_policy as policy_train
+from fssa_jax.experiment.train import train
 from tests import documents, tiny, tiny_policy
 from tests.documents import FILES, ROOT
 from tests.programs import parse
 
 LANGUAGES = {"python", "bash", "json", "text"}
-SETTINGS = [type(config(v)) for config, v in ((rows_config.get_config, "np_btl"), (styles_config.get_config, "sft"))]
 # Commands of blocks that belong to others; ours are parsed.
 OTHERS = {"pip", "source", "git"}
 
@@ -73,16 +72,14 @@ def place(finished, tiny_base, once, tmp_path, monkeypatch):
     """The directory in which the examples run: the files and the work directories that they name."""
     people, _ = finished
 
-    def train(directory: Path) -> None:
+    def make(directory: Path) -> None:
         config = tiny_policy.config(people / "rows.jsonl", tiny_base, people / "run")
-        changes = {"adapter.kind": "lora_core", "adapter.core": "full", "adapter.places": ("query", "value")}
-        policy_train.train(
-            tiny_policy.change(config, {f"policy.{k}": v for k, v in changes.items()}), directory / "run"
-        )
+        config.policy.adapter = LoraCore(core="full", places=("query", "value"))
+        train(config, directory / "run")
 
     for name, target in (
         ("mine", people / "run"),
-        ("policy", once("low_rank_policy", train) / "run"),
+        ("policy", once("low_rank_policy", make) / "run"),
         ("base/model", tiny_base),
     ):
         (tmp_path / "runs" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -162,7 +159,7 @@ def test_rows_in_a_document_are_rows(file, tmp_path):
 @pytest.mark.parametrize("file", FILES)
 def test_the_settings_that_a_document_names_are_there(file):
     for key in documents.settings_named(file):
-        assert any(documents.has_setting(kind, key) for kind in SETTINGS), f"{file}: config.{'.'.join(key)}"
+        assert any(documents.has_setting(kind, key) for kind in KINDS), f"{file}: config.{'.'.join(key)}"
 
 
 @pytest.mark.parametrize("file", FILES)
