@@ -34,7 +34,7 @@ def read_config(directory: Path) -> DecoderConfig | BertConfig:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(f"{path}: not the configuration of a model that is supported ({reason})") from error
-    raise UserError(f"{path}: model_type {kind!r} is not supported; supported are {', '.join(DECODERS + ENCODERS)}")
+    raise UserError(f"{path}: model_type {kind!r} is not supported; known are {', '.join(DECODERS + ENCODERS)}")
 
 
 def _decoder_config(v: dict[str, Any]) -> DecoderConfig:

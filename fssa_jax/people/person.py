@@ -149,7 +149,9 @@ class PersonModel:
     def _checked(self, choices: Sequence[Any], row: int, people: int) -> list[Choice]:
         who = "a person" if people == 1 else f"person {row}"
         if self.limit is not None and len(choices) > self.limit:
-            raise UserError(f"{len(choices)} choices of {who}, but the policy supports {self.limit}; leave some out")
+            raise UserError(
+                f"{len(choices)} choices of {who}, but the policy was made for {self.limit}; leave some out"
+            )
         return [as_choice(choice, f"choice {j} of {who}") for j, choice in enumerate(choices)]
 
     def _table(self, texts: Sequence[Text], size: int) -> tuple[Mapping[Text, int], jax.Array]:

@@ -60,29 +60,29 @@ MISTAKES = {
     "no context": ({"train.max_context": -1}, "config.train.max_context: must be > 0, got -1"),
     "scale of nothing": (
         {"policy.adapter.shared.alpha": 4.0},
-        "config.policy.adapter.shared.alpha: counts with config.policy.adapter.shared.rank > 0",
+        "config.policy.adapter.shared.alpha: only applies with config.policy.adapter.shared.rank > 0",
     ),
     "places of nothing": (
         {"policy.adapter.shared.places": ("query",)},
-        "config.policy.adapter.shared.places: counts with config.policy.adapter.shared.rank > 0",
+        "config.policy.adapter.shared.places: only applies with config.policy.adapter.shared.rank > 0",
     ),
     "no number": ({"evaluate.generate.temperature": float("nan")}, "config.evaluate.generate.temperature: must be"),
     "length buckets": ({"train.length_buckets": 9}, "config.train.length_buckets: must be ≥ 1 and ≤ 8, got 9"),
     "divergence of a point": (
         {"encoder": NewEncoder(divergence="elbo")},
-        "config.encoder.divergence: counts with a Gaussian latent",
+        "config.encoder.divergence: only applies to a Gaussian latent",
     ),
     "weight of a point": (
         {"encoder": WarmEncoder(init_from="reward", kl_weight=0.1)},
-        "config.encoder.kl_weight: counts with a Gaussian latent",
+        "config.encoder.kl_weight: only applies to a Gaussian latent",
     ),
     "attention's dropout of a new encoder": (
         {"encoder": NewEncoder(model=NpBtl(encoder=SetEncoder(dropout=0.1)))},
-        "config.encoder.model.encoder.dropout: has no part in the training of a policy",
+        "config.encoder.model.encoder.dropout: is not used in the training of a policy",
     ),
     "dropout of a new encoder": (
         {"encoder": NewEncoder(model=NpBtl(text_dropout=0.1))},
-        "config.encoder.model.text_dropout: has no part in the training of a policy",
+        "config.encoder.model.text_dropout: is not used in the training of a policy",
     ),
 }
 

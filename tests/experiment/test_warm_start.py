@@ -114,4 +114,4 @@ def test_an_encoder_of_another_feature_size_is_named(finished, made, tmp_path):
     rows.write_text((directory / "rows.jsonl").read_text())
     config.data.path, config.data.components = str(rows), 5
     message = complaint(make, config, tmp_path / "run")
-    assert "reads features of 9 numbers, these data have 6" in message
+    assert "reads features of width 9, these data have width 6" in message

@@ -159,10 +159,10 @@ def test_combined_adapters_move_by_the_weighted_sum(kind):
 def test_rows_that_do_not_fit_are_named():
     """Else a sequence would get two people's adapters, or one weight would count for everybody."""
     three = Film(jnp.ones((3, 2)), jnp.zeros((3, 2)))
-    with pytest.raises(ValueError, match="3 rows cannot be shared out evenly to 4 sequences"):
+    with pytest.raises(ValueError, match="3 rows cannot be divided evenly among 4 sequences"):
         apply_film(three, jnp.ones((4, 3, 2)))
     core = LowRank(jnp.ones((2, 1)), jnp.ones((1, 2)), jnp.ones((3, 1)))
-    with pytest.raises(ValueError, match="3 rows cannot be shared out"):
+    with pytest.raises(ValueError, match="3 rows cannot be divided"):
         apply_low_rank(core, jnp.ones((4, 3, 2)), jnp.ones((4, 3, 2)))
     people = {"residual": Film(jnp.ones((1, 3, 2)), jnp.zeros((1, 3, 2)))}
     with pytest.raises(ValueError, match="weights of 1 rows for adapters of 3"):

@@ -75,7 +75,7 @@ def test_the_four_calls(work, moved, tmp_path):
     people = policy.adapt(both)
     assert "adapters of 2 people for 4 prompts" in complaint(policy.generate, people, ["question 0"] * 4)
     wider = jax.tree.map(lambda x: jnp.concatenate([x, x], -1), people)
-    assert "are of another model: 2 layers of 16 → 32, where this one has 2 of 16 → 16" in complaint(
+    assert "are for another model: 2 layers of 16 → 32; this one has 2 of 16 → 16" in complaint(
         policy.generate, wider, ["question 0"] * 2
     )
     assert "10 choices" in complaint(policy.infer, [("p", "a", "b")] * 10)

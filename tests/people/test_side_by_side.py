@@ -63,9 +63,9 @@ def test_the_program_writes_and_names_what_does_not_fit(steered, finished, files
     for share in (1.5, -0.25):
         wrong = run(*base, f"--people={one},{two}", f"--blend=0,{share}")
         assert_one_clear_line(wrong, f"--blend: {share:g} is no share of the second person; give numbers from 0 to 1")
-    assert_one_clear_line(run(*base, f"--choices={one}", "--trace"), "--trace: means nothing with --prompt")
+    assert_one_clear_line(run(*base, f"--choices={one}", "--trace"), "--trace: has no effect with --prompt")
     ranking = ("steer", f"--workdir={steered}", f"--choices={one}", f"--responses={two}", "--blend=0,1")
-    assert_one_clear_line(run(*ranking), "--blend: means nothing with --responses")
+    assert_one_clear_line(run(*ranking), "--blend: has no effect with --responses")
     reward = ("steer", f"--workdir={finished[0] / 'run'}", "--prompt=question 0", f"--choices={one}")
     assert_one_clear_line(run(*reward), "a reward model ranks responses but writes none")
 
