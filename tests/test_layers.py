@@ -43,7 +43,13 @@ ROOMS: dict[str, list[list[str]]] = {
         ["scoring"],
         ["writer"],
     ],
-    "config": [["fields"], ["data", "evaluate", "model", "objective", "train"], ["policy"], ["experiment"]],
+    "config": [
+        ["fields"],
+        ["data", "evaluate", "model", "objective", "train"],
+        ["policy"],
+        ["experiment"],
+        ["reference"],
+    ],
     "data": [
         ["benchmarks.styles", "benchmarks.synthetic", "embedding_store", "rows", "splits"],
         ["features", "schemas"],
