@@ -47,6 +47,14 @@ OTHERS = {"pip", "source", "git"}
         "models.bert",
         "models.decoder",
         "models.hypernetwork",
+        "models.layers",
+        "ops.factorise",
+        "lm.engine",
+        "lm.weight_map",
+        "data.benchmarks.styles",
+        "people.blend",
+        "errors",
+        "types",
     ],
 )
 def test_docstring_examples(name):
