@@ -5,9 +5,9 @@
 
 A Qwen2 of width 256 with 4 layers and a vocabulary of 32,000, random weights, float32: tokens per second of the forward
 pass, of response log-probabilities with gradients for one LoRA adapter per row, and of greedy decoding, 8 rows of 64
-new tokens; decoding of 32 rows with and without an adapter of their own; peak memory of log-probabilities at a vocabulary
-of 152,000, and host memory while a checkpoint of many files is loaded. Embedding: texts per second of all-MiniLM-L6-v2
-at about 90 tokens. The published policy code reaches 613 new tokens per second for 8 x 64.
+new tokens; decoding of 32 rows with and without an adapter of their own; peak memory of log-probabilities at a
+vocabulary of 152,000, and host memory while a checkpoint of many files is loaded. Embedding: texts per second of
+all-MiniLM-L6-v2 at about 90 tokens. The published policy code reaches 613 new tokens per second for 8 x 64.
 """
 
 import dataclasses
