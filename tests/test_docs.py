@@ -50,6 +50,14 @@ OTHERS = {"pip", "source", "git"}
         "lm.engine",
         "lm.weight_map",
         "models.hypernetwork",
+        "models.layers",
+        "ops.factorise",
+        "lm.engine",
+        "lm.weight_map",
+        "data.benchmarks.styles",
+        "people.blend",
+        "errors",
+        "types",
     ],
 )
 def test_docstring_examples(name):
