@@ -80,7 +80,7 @@ def test_a_second_signal_ends_a_program_that_hangs(name):
     child.send_signal(number)
     assert child.wait(10) == -number
     assert child.stderr is not None
-    assert b"a second one ends at once" in child.stderr.read()
+    assert b"a second signal ends the process at once" in child.stderr.read()
     child.stdout.close()
     child.stderr.close()
 
