@@ -190,8 +190,3 @@ def save_params(
                 copy = target / file.relative_to(source)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 copy.write_bytes(file.read_bytes())
-
-
-def param_count(variables: PyTree) -> int:
-    """Number of parameters."""
-    return sum(int(np.prod(jnp.shape(leaf))) for leaf in jax.tree.leaves(variables))

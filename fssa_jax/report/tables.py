@@ -31,7 +31,8 @@ def format_table(report: dict[str, Any]) -> str:
         for name, cells in series.items():
             label = group if name == "accuracy" else f"{group}, {name}"
             values = (f"{100 * cells[k]['mean']:.1f} ±{_half_width(cells[k]):.1f}" for k in ks)
-            lines.append(f"{label + ', %':34s}" + "".join(f"{cell:>16s}" for cell in values))
+            unit = "points" if "steering" in name else "%"
+            lines.append(f"{label + ', ' + unit:34s}" + "".join(f"{cell:>16s}" for cell in values))
     for name, label in (("nll", "NLL, nats"), ("bayes_nll", "Bayes NLL"), ("ece", "ECE")):
         if report.get(name):
             lines.append(f"{label:34s}" + "".join(f"{report[name][k]['mean']:16.3f}" for k in ks))
