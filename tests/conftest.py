@@ -30,6 +30,32 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+SUITES = {
+    "faults": "kills, damage and full disks, in processes of their own",
+    "devices": "several simulated devices, or several processes",
+    "benchmarks": "the programs in benchmarks/, on small sizes",
+    "experiments": "whole experiments of the configurations, from the data to the report",
+}
+"""Suites that take long. Each has a flag and a marker of its name, and is skipped without the flag."""
+
+
+def pytest_addoption(parser):
+    for name, what in SUITES.items():
+        parser.addoption(f"--{name}", action="store_true", help=f"also run {what}")
+
+
+def pytest_configure(config):
+    for name, what in SUITES.items():
+        config.addinivalue_line("markers", f"{name}: {what}; run with --{name}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    for name in SUITES:
+        if item.get_closest_marker(name) and not item.config.getoption(f"--{name}"):
+            pytest.skip(f"a long suite: run with --{name}")
+
+
 def make_comparisons(seed: int, shape: tuple[int, ...], d: int, k=None) -> Comparisons:
     """Random features (*shape, d); the first k of the last axis of `shape` are real."""
     rng = np.random.default_rng(seed)

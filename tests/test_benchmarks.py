@@ -52,6 +52,7 @@ def test_a_setting_that_is_not_there_is_named():
     assert message == "config.train.user: no such setting"
 
 
+@pytest.mark.benchmarks
 def test_every_kind_of_adapter_is_timed_next_to_a_plain_one(monkeypatch):
     out = {kind: policy_speed.measure(kind, "tiny", peak_tflops=1.0) for kind in ("plain", "lora_core")}
     assert out["lora_core"]["tokens_a_second"] > 0
@@ -69,6 +70,7 @@ def test_every_kind_of_adapter_is_timed_next_to_a_plain_one(monkeypatch):
     assert message == "--adapters=published: needs PyTorch; pip install torch, or leave it out"
 
 
+@pytest.mark.benchmarks
 def test_intervals_of_what_says_nothing_hold_zero():
     out = intervals.coverage(1, 100)
     for name in ("control", "scrambled"):
@@ -87,6 +89,7 @@ def test_flags_that_a_measurement_does_not_read_are_refused():
         assert "--data: give the rows" in complaint(policies.main)
 
 
+@pytest.mark.benchmarks
 def test_the_means_of_every_series_stand_next_to_the_limit():
     done = run(
         "accuracy",

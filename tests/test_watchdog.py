@@ -109,6 +109,7 @@ VALIDATION = """
 """
 
 
+@pytest.mark.faults
 def test_validation_of_300_people_ends_on_busy_cores():
     """It never did with JAX 0.10 and the concurrent scheduler, which Python programs of users have on."""
     flags = os.environ["XLA_FLAGS"]

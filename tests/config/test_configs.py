@@ -63,6 +63,7 @@ def test_every_policy_is_allowed_and_documented(name, variant, tmp_path):
     assert "nope" in complaint(module.get_config, "nope")
 
 
+@pytest.mark.experiments
 @pytest.mark.parametrize("kind", [Btl, Dpl])
 def test_models_without_a_context_have_their_baselines_too(tmp_path, kind):
     config = tiny.config(tiny.write_rows(tmp_path / "rows.jsonl", tiny.rows()), steps=10)
@@ -73,6 +74,7 @@ def test_models_without_a_context_have_their_baselines_too(tmp_path, kind):
     assert (result["accuracy"] == result["population"]) == (kind is Btl)
 
 
+@pytest.mark.experiments
 def test_a_short_run_beats_every_model_that_does_not_read_the_context(tmp_path):
     config = synthetic.get_config("np_btl")
     assert isinstance(config.data, Synthetic)

@@ -70,6 +70,7 @@ def test_ratings_become_embedded_and_tokenised_tables(prepared):
     assert not prompts["train"] & (prompts["val"] | prompts["test"])
 
 
+@pytest.mark.experiments
 def test_the_papers_configuration_runs_to_its_report(prepared, tmp_path):
     workdir = tmp_path / "run"
     config = "--config=configs/ultrafeedback_reward.py:hh,np_btl"
@@ -114,6 +115,7 @@ def test_mistakes_with_models_are_one_line(prepared, tmp_path, make, words):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.devices
 def test_two_processes_share_the_embedding(tmp_path):
     """More than one shard of texts: each process writes its own, the first one the prepared directory."""
     config = small_lm.save_bert(tmp_path / "bert")
@@ -147,6 +149,7 @@ def test_two_processes_share_the_embedding(tmp_path):
     assert_one_clear_line(run("prepare_data", *command[3:6], "--coordinator=nowhere"), "--processes=N")
 
 
+@pytest.mark.experiments
 def test_the_papers_policy_runs_to_its_report(prepared, tmp_path):
     workdir = tmp_path / "policy"
     done = run(

@@ -80,6 +80,7 @@ def test_stopped_and_resumed_is_the_undisturbed_run_bit_for_bit(made, tmp_path):
     assert_same(again.trained(), made.trained())
 
 
+@pytest.mark.faults
 def test_a_trained_encoder_and_the_noise_of_its_latent_resume_bit_for_bit_too(made, tmp_path):
     config = with_adapter(with_encoder(made.config, NewEncoder, kl_weight=0.1), "lora", places=("query",))
     config.optim.average_decay = 0.9

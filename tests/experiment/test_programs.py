@@ -112,6 +112,7 @@ def test_what_is_in_a_directory_is_not_overwritten(trained, tmp_path):
     assert (tmp_path / "data" / "rows.jsonl").read_text() == "mine"
 
 
+@pytest.mark.experiments
 def test_the_defaults_fit_a_small_file(tmp_path):
     """The command of the README on 14 rows a person: contexts and targets of training are cut to what there is."""
     rows = tiny.write_rows(tmp_path / "rows.jsonl", tiny.rows())

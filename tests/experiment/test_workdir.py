@@ -28,6 +28,7 @@ def made(steered):
     return Workdir.open(steered)
 
 
+@pytest.mark.experiments
 def test_a_base_may_move_and_is_known_by_its_contents(steered, made, tmp_path):
     """`--base`, and for training `config.policy.base`, name it anew; only where the old place is gone."""
     config = copy.deepcopy(made.config)

@@ -96,6 +96,7 @@ def test_training_again_does_nothing(finished):
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.faults
 def test_kill_9_then_resume_equals_the_undisturbed_run_bit_for_bit(finished, tmp_path):
     directory, config = finished
     step = int(np.random.default_rng().integers(1, 4)) * 5  # fails at any step or not at all
@@ -107,6 +108,7 @@ def test_kill_9_then_resume_equals_the_undisturbed_run_bit_for_bit(finished, tmp
     assert_same_run(directory / "run", tmp_path / "run")
 
 
+@pytest.mark.faults
 def test_sigterm_saves_and_exits_cleanly(finished, tmp_path):
     config = finished[1]
     long = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=4000, checkpoint_every=2000))
@@ -147,6 +149,7 @@ def damage(checkpoint: Path):
         file.write_bytes(b"damaged")
 
 
+@pytest.mark.faults
 def test_a_damaged_latest_checkpoint_falls_back_to_the_one_before_and_says_so(finished, tmp_path, caplog):
     directory, config = finished
     process = start(tmp_path, config, tmp_path / "run")
@@ -170,6 +173,7 @@ def test_a_damaged_metrics_file_ends_neither_training_nor_reading(finished, tmp_
     assert_same_run(directory / "run", tmp_path / "run")
 
 
+@pytest.mark.faults
 def test_a_full_disk_leaves_the_last_good_checkpoint(finished, tmp_path):
     config = finished[1]
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=4000, checkpoint_every=50))

@@ -51,6 +51,8 @@ print(json.dumps({
 }))
 """
 
+pytestmark = pytest.mark.devices
+
 
 _POLICY = """
 import json, pathlib, tempfile
