@@ -120,6 +120,7 @@ def test_what_is_written_is_a_table_with_the_columns_that_there_are():
     assert second == ["policy, k = 3", "50.0 points", "1.23", "75 %", "100.0 %", "0.10"]
 
 
+@pytest.mark.experiments
 def test_other_people_are_scored_with_texts_of_their_own(steered, tmp_path, caplog):
     """References and tokens of new texts are those that the base gives them; too long ones are left out."""
     work = Workdir.open(steered)

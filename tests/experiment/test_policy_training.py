@@ -54,6 +54,7 @@ def test_the_same_command_again_does_nothing(steered, finished, tiny_base):
     assert (steered / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.experiments
 def test_a_policy_for_everybody_is_trained_and_says_the_same_whatever_was_chosen(finished, tiny_base, tmp_path):
     config = tiny_policy.config(finished[0] / "rows.jsonl", tiny_base)
     config.encoder, config.evaluate.in_context_users = NoEncoder(), 0

@@ -220,6 +220,7 @@ def test_a_low_rank_policy_of_a_base_in_bfloat16_writes_and_leaves_as_a_lora(wor
     assert (tmp_path / "lora" / "adapter_model.safetensors").stat().st_size > 1000
 
 
+@pytest.mark.experiments
 def test_choices_are_read_by_the_language_model_itself(finished, tiny_base, tmp_path):
     """No second model: features are the base's own states, of new texts too, and after a move."""
     base = tmp_path / "base"

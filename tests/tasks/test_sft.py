@@ -73,6 +73,7 @@ def test_texts_of_a_base_are_padded_by_plans_too(task):
     np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-5)
 
 
+@pytest.mark.experiments
 def test_a_base_is_made_and_fine_tuned(finished, tmp_path):
     """From nothing but texts to a checkpoint in the format of others, that the loss of its texts is lower for."""
     directory, _ = finished

@@ -54,6 +54,7 @@ def test_texts_of_like_length_are_padded_together_and_nothing_else_changes(made,
     np.testing.assert_allclose(results[0][1]["loss"], results[1][1]["loss"], rtol=1e-5)
 
 
+@pytest.mark.experiments
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_run_by_plans_is_the_run_without_any(made, parts):
     """Calls whose texts differ in length take different plans, of several groups; the parameters do not notice."""
