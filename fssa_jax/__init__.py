@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fssa_jax.ops.episodes import draw_episode as draw_episode
     from fssa_jax.ops.episodes import evaluation_episode as evaluation_episode
     from fssa_jax.ops.likelihoods import btl_log_likelihood as btl_log_likelihood
+    from fssa_jax.ops.likelihoods import choice_log_likelihood as choice_log_likelihood
     from fssa_jax.ops.likelihoods import dpl_log_likelihood as dpl_log_likelihood
     from fssa_jax.ops.logprobs import response_log_probs as response_log_probs
     from fssa_jax.ops.logprobs import token_log_probs as token_log_probs
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from fssa_jax.ops.losses import imitation_loss as imitation_loss
     from fssa_jax.ops.losses import implicit_rewards as implicit_rewards
     from fssa_jax.ops.losses import latent_roles as latent_roles
+    from fssa_jax.ops.losses import list_dpo_loss as list_dpo_loss
     from fssa_jax.ops.losses import neural_process_loss as neural_process_loss
     from fssa_jax.ops.losses import response_weights as response_weights
     from fssa_jax.ops.losses import sft_loss as sft_loss
@@ -70,13 +72,14 @@ _NAMES = {
     "ops.attention": ("attention",),
     "ops.distributions": ("gaussian_kl", "gaussian_log_prob", "gaussian_sample"),
     "ops.episodes": ("draw_episode", "evaluation_episode"),
-    "ops.likelihoods": ("btl_log_likelihood", "dpl_log_likelihood"),
+    "ops.likelihoods": ("btl_log_likelihood", "choice_log_likelihood", "dpl_log_likelihood"),
     "ops.logprobs": ("response_log_probs", "token_log_probs"),
     "ops.losses": (
         "dpo_loss",
         "imitation_loss",
         "implicit_rewards",
         "latent_roles",
+        "list_dpo_loss",
         "neural_process_loss",
         "response_weights",
         "sft_loss",

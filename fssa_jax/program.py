@@ -19,8 +19,8 @@ from ml_collections import config_flags
 from fssa_jax.config import UltraFeedback
 from fssa_jax.config.experiment import KINDS
 from fssa_jax.config.fields import all_kinds, fields_of, kinds_of
-from fssa_jax.errors import Stopped, UserError
-from fssa_jax.watchdog import watch
+from fssa_jax.errors import Stopped, UserError, printable
+from fssa_jax.progress import watch
 
 
 def parse_numbers(flag: str, values: Sequence[str]) -> list[float]:
@@ -133,6 +133,12 @@ def run(main: Callable[[], None], usage: str) -> None:
             sys.exit(130)
         except BrokenPipeError:
             os._exit(1)
+        except MemoryError:
+            _fail("out of memory; give smaller sizes, such as --config.train.users or --config.data.max_rows")
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            _fail(f"the device is out of memory ({str(error).splitlines()[0][:200]}); give smaller sizes")
         except OSError as error:  # a disk that is full or gone, not caught closer to its cause
             _fail(
                 f"{error.filename or 'a file'}: {error.strerror or error}; free disk space, or give another directory"
@@ -194,15 +200,22 @@ def _group_flag(kinds: list[str]) -> str:
 
 def _fail(message: str) -> None:
     sys.stdout.flush()
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {UserError(message)}", file=sys.stderr)
     sys.exit(2)
+
+
+class _OneLine(logging.Formatter):
+    """Messages in one line, without control characters that names and texts from files may hold."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep="\t")
 
 
 def _quiet_logging() -> None:
     """Logs messages of this package from INFO, of all other packages from ERROR."""
     absl_logging.use_python_logging(quiet=True)
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_OneLine("%(message)s"))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.ERROR)

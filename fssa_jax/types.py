@@ -14,11 +14,14 @@ Leaf = Any
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Comparisons:
-    """n pairwise choices of one user, the chosen response first.
+    """n choices of one user, the chosen response first.
 
     `chosen` and `rejected` hold features (*batch, n, d), or ids of texts (*batch, n) that are still to
     be looked up in a feature table. Rows where `mask` (*batch, n) is False are padding and never count.
     There is no "choice" array: the order carries the choice.
+
+    In choices of one among more than two, `others` holds the further responses that were not chosen, (*batch, n, a, d)
+    or (*batch, n, a), and `listed` (*batch, n, a) which of them are real. Both are None for choices between two.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax import Comparisons
@@ -29,6 +32,8 @@ class Comparisons:
     chosen: Leaf
     rejected: Leaf
     mask: Leaf
+    others: Leaf = None
+    listed: Leaf = None
 
 
 @jax.tree_util.register_dataclass
@@ -73,7 +78,8 @@ class ChoiceTable:
 
     Axis 1 is the pool: 0 context, 1 target. A user's two pools share no text, so a context from one pool never shows
     the texts of the other. `chosen` and `rejected` are (users, 2, rows) integers, `count` (users, 2) is the number of
-    real rows per pool, `group` is (users,).
+    real rows per pool, `group` is (users,). In choices of one among more than two, `others` (users, 2, rows, a) holds
+    the further responses, −1 where there is none; it is None for choices between two.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax import ChoiceTable
@@ -87,6 +93,7 @@ class ChoiceTable:
     rejected: Leaf
     count: Leaf
     group: Leaf
+    others: Leaf = None
 
     @property
     def mask(self) -> Leaf:

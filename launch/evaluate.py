@@ -4,7 +4,7 @@
   python -m launch.evaluate --workdir=runs/styles --data=other_people.jsonl
 
 Prints the table and the path of report.html; report.json and the pictures are next to it. The report on the test users
-is WORKDIR/report, that on --data=ROWS is WORKDIR/report-ROWS.
+is WORKDIR/report, that on --data=ROWS is WORKDIR/report-ROWS. Reports of different rows never replace each other.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from absl import flags
 from fssa_jax import program
 from fssa_jax.errors import UserError
 from fssa_jax.experiment.evaluate import evaluate_workdir
-from fssa_jax.experiment.workdir import report_directory
+from fssa_jax.experiment.reports import report_directory
 from fssa_jax.report.tables import format_generation, format_table
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "work directory that launch.train wrote")
@@ -28,17 +28,20 @@ def main() -> None:
     """Evaluates --workdir."""
     if not _WORKDIR.value:
         raise UserError("--workdir is needed; see --help")
-    if _K.value and not all(k.isascii() and k.isdigit() for k in _K.value):
-        raise UserError(f"--k: needs context sizes such as 0,2,8; got {','.join(_K.value)}")
+    if _K.value and not all(k.isascii() and k.isdigit() and len(k) < 5 for k in _K.value):
+        raise UserError(f"--k: needs context sizes such as 0,2,8, below 10000; got {','.join(_K.value)}")
+    if _DATA.value and flags.FLAGS["split"].present:
+        raise UserError("--split: chooses among the workdir's own people and has no effect with --data; leave it out")
     ks = tuple(int(k) for k in _K.value or ())
     workdir = Path(_WORKDIR.value)
+    where = report_directory(workdir, _DATA.value, _SPLIT.value)
     result = evaluate_workdir(workdir, _DATA.value, _SPLIT.value, ks, _BASE.value)
     print(format_table(result))
     if "generation" in result:
         print(format_generation(result))
     for warning in result["warnings"]:
         print(f"warning: {warning}")
-    print(f"Report: {report_directory(workdir, _DATA.value, _SPLIT.value) / 'report.html'}")
+    print(f"Report: {where / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ SUITES = {
     "faults": "kills, damage and full disks, in processes of their own",
     "devices": "several simulated devices, or several processes",
     "benchmarks": "the programs in benchmarks/, on small sizes",
+    "fuzz": "thousands of damaged and odd files, checkpoints and configurations",
     "experiments": "whole experiments of the configurations, from the data to the report",
 }
 """Suites that take long. Each has a flag and a marker of its name, and is skipped without the flag."""

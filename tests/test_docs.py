@@ -12,7 +12,7 @@ import pytest
 
 from fssa_jax.config import LoraCore
 from fssa_jax.config.experiment import KINDS
-from fssa_jax.data.rows import read_rows
+from fssa_jax.data.reading import read_rows
 from fssa_jax.experiment.train import train
 from tests import documents, tiny, tiny_policy
 from tests.documents import FILES, ROOT
@@ -114,7 +114,7 @@ def test_the_python_of_a_document_runs(file, place):
         assert len(names["rewards"]) == len(names["texts"]) == 2
     if file == "docs/policies.md":
         assert len(names["rewards"]) == len(names["for_both"]) == len(names["people"].mean) == 2
-        assert (place / "anna-lora" / "adapter_model.safetensors").is_file()
+        assert (place / "adapters" / "anna" / "adapter_model.safetensors").is_file()
     if file == "docs/library.md":
         assert (names["log_p"].shape, names["q"].mean.shape) == ((8, 20), (8, 16))
         assert 0 < names["loss"] < 5

@@ -12,12 +12,13 @@ PACKAGE = Path(__file__).parent.parent / "fssa_jax"
 # Rooms from the ground up, and the floors of each: a module may import from lower floors of its own room, and from the
 # rooms before.
 ROOMS: dict[str, list[list[str]]] = {
-    "": [["errors", "types", "watchdog"], ["files"]],
+    "": [["errors", "progress", "types"], ["files"]],
     "ops": [
         ["_checks", "_cholesky"],
         [
             "adapters",
             "attention",
+            "choices",
             "distributions",
             "episodes",
             "factorise",
@@ -37,8 +38,9 @@ ROOMS: dict[str, list[list[str]]] = {
         ["conditioner"],
     ],
     "lm": [
-        ["engine", "hf_config", "hub", "tokenizer", "weight_map"],
-        ["generate", "peft", "safetensors", "token_table"],
+        ["engine", "hf_config", "hub", "messages", "sentence_modules", "weight_map"],
+        ["generate", "peft", "safetensors", "tokenizer"],
+        ["token_table"],
         ["base", "text_encoder"],
         ["scoring"],
         ["writer"],
@@ -51,15 +53,23 @@ ROOMS: dict[str, list[list[str]]] = {
         ["reference"],
     ],
     "data": [
-        ["benchmarks.styles", "benchmarks.synthetic", "embedding_store", "rows", "splits"],
-        ["features", "schemas"],
+        ["benchmarks.styles", "benchmarks.synthetic", "conversations", "embedding_store", "records", "splits"],
+        ["features", "rows"],
+        ["ratings", "schemas"],
+        ["reading"],
         ["dataset"],
-        ["featurise", "tokenised"],
+        ["featurise", "summary", "tokenised"],
         ["row_dataset"],
         ["build", "new_people"],
     ],
     "train": [["digests", "metrics_log", "parallel", "state"], ["checkpoint", "step"], ["batches", "loop"]],
-    "tasks": [["predictor", "reference"], ["policy_scorer", "task"], ["reward", "sft"], ["policy"]],
+    "tasks": [
+        ["predictor", "reference"],
+        ["policy_scorer", "reward_predictor", "task"],
+        ["reward_models"],
+        ["reward", "sft"],
+        ["policy"],
+    ],
     "evaluate": [
         ["bayes", "controls", "episodes", "in_context", "scores", "style_scores", "warnings"],
         ["latent", "written"],
@@ -67,7 +77,7 @@ ROOMS: dict[str, list[list[str]]] = {
     ],
     "people": [["blend", "choices"], ["person"], ["rank", "side_by_side"]],
     "report": [["example", "plots", "series"], ["html", "pictures", "tables"], ["written"]],
-    "experiment": [["prepare", "workdir"], ["evaluate", "warm_start"], ["make"], ["train"]],
+    "experiment": [["prepare", "reports", "workdir"], ["evaluate", "warm_start"], ["resume"], ["make"], ["train"]],
     "program": [["program"]],
 }
 

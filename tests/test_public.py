@@ -128,6 +128,14 @@ def table(users, rows, count=(2,)):
     return ChoiceTable(ids(users, 2, rows), ids(users, 2, rows), ids(users, *count), ids(users))
 
 
+def pairs(*shape):
+    return Comparisons(ids(*shape), ids(*shape), true(*shape))
+
+
+def lists(users, n, listed):
+    return Comparisons(ids(users, n), ids(users, n), true(users, n), ids(users, n, 5), listed)
+
+
 def normal(*shape):
     return DiagGaussian(ones(*shape), ones(*shape))
 
@@ -181,6 +189,24 @@ WRONG = {
         "mask",
         "(2, 3)",
         "(3, 2)",
+    ),
+    "choice_log_likelihood": (lambda: ops.choice_log_likelihood(ones(2, 3), true(2, 4)), "listed", "(2, 3)", "(2, 4)"),
+    "join_choices": (lambda: ops.join_choices(pairs(2, 3), pairs(4, 3)), "mask_b", "(2,)", "(4,)"),
+    "list_dpo_loss": (lambda: ops.list_dpo_loss(ones(2, 3), true(2, 4)), "listed", "(2, 3)", "(2, 4)"),
+    "list_response_weights": (
+        lambda: ops.list_response_weights(ones(2, 3, 4), true(2, 3), 1.0),
+        "listed",
+        "(2, 3, 4)",
+        "(2, 3)",
+    ),
+    "offered": (lambda: ops.offered(lists(2, 3, true(2, 4, 5))), "listed", "(2, 3, a)", "(2, 4, 5)"),
+    "per_choice": (lambda: ops.per_choice(ones(2, 5), pairs(2, 3)), "values", "(*lead, 6)", "(2, 5)"),
+    "real_responses": (lambda: ops.real_responses(lists(2, 3, true(3, 5))), "listed", "(2, 3, a)", "(3, 5)"),
+    "responses_of": (
+        lambda: ops.responses_of(Comparisons(ids(2, 3), ids(2, 4), true(2, 3))),
+        "rejected",
+        "(2, 3)",
+        "(2, 4)",
     ),
     "dpl_log_likelihood": (lambda: ops.dpl_log_likelihood(ones(3), 1.0, ones(2), 1.0), "rejected_mean", "(3,)", "(2,)"),
     "dpo_loss": (lambda: ops.dpo_loss(ones(2, 1), ones(2), ones(2), ones(2), beta=1.0), "rejected", "(2, 1)", "(2,)"),

@@ -8,7 +8,9 @@ import numpy as np
 from fssa_jax.config import NpBtl, RewardConfig, Rows, SetEncoder
 from fssa_jax.data import build
 from fssa_jax.data.dataset import Dataset
-from fssa_jax.tasks.reward import RewardTask, resolve
+from fssa_jax.files import with_checksum
+from fssa_jax.tasks.reward import RewardTask
+from fssa_jax.tasks.reward_models import resolve
 
 STEPS = 20
 
@@ -63,6 +65,14 @@ def config(path: Path | str = "", **train: int) -> RewardConfig:
     c.evaluate.k, c.evaluate.draws, c.evaluate.samples, c.evaluate.bootstrap = (0, 1, 3), 2, 4, 50
     c.evaluate.shuffles = 2
     return c
+
+
+def reseal(workdir: Path) -> None:
+    """Makes a change of config.json or run.json look as if the program had written it."""
+    for name in ("run.json", "config.json"):
+        values = json.loads((workdir / name).read_text())
+        values.pop("crc32", None)
+        (workdir / name).write_text(json.dumps(with_checksum(values)))
 
 
 def load_dataset(c: RewardConfig) -> Dataset:

@@ -51,6 +51,10 @@ class Rows(_Texts):
     """File, directory or hub name."""
     on_error: Literal["raise", "skip"] = "raise"
     """`raise`: a bad row is an error; `skip`: it is left out, counted and listed."""
+    ties: Literal["drop", "half"] = "drop"
+    """Rows whose choice says tie: left out and counted, or kept as two choices, one each way (`half`)."""
+    rating_gap: float = number(0.0, least=0)
+    """Smallest difference of two ratings of a person that counts as a choice; any difference if 0."""
     groups: tuple[str, ...] = ()
     """Only the users of these groups; () for all."""
     vectors: str = ""

@@ -22,6 +22,8 @@ from fssa_jax.config.policy import (
 from fssa_jax.config.train import PolicyTraining, RewardTraining, SftTraining
 from fssa_jax.errors import UserError
 
+_MOST_CHOICES = 10_000
+
 
 @dataclasses.dataclass
 class RewardConfig:
@@ -97,7 +99,7 @@ def read(path: Path) -> Config:
     Raises:
       UserError: it is damaged, or was written by another version.
     """
-    values = read_json(path)
+    values = read_json(path, sealed=True)
     name = values.pop("kind", None)
     kind = next((kind for kind in KINDS if kind.__name__ == name), None)
     if kind is None:
@@ -136,8 +138,8 @@ def _check_reward(config: RewardConfig) -> None:
 
 
 def _check_k(settings: Evaluation) -> None:
-    if not settings.k or min(settings.k) < 0:
-        raise UserError(f"config.evaluate.k: needs context sizes ≥ 0, got {settings.k}")
+    if not settings.k or min(settings.k) < 0 or max(settings.k) > _MOST_CHOICES:
+        raise UserError(f"config.evaluate.k: needs context sizes from 0 to {_MOST_CHOICES}, got {settings.k}")
 
 
 def _check_model(settings: NpBtl, place: str) -> None:

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fssa_jax.errors import UserError
+from fssa_jax.files import with_checksum, without_checksum
+
+_LARGEST = 2**53  # whole numbers from here on are not exact as floats, and no size or count of anything
 
 
 def number(
@@ -79,8 +82,8 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def to_json(config: Any) -> str:
-    """An experiment as JSON text: `to_dict` and the name of its class."""
-    return json.dumps({"kind": type(config).__name__} | to_dict(config), indent=2)
+    """An experiment as JSON text: `to_dict`, the name of its class, and a checksum."""
+    return json.dumps(with_checksum({"kind": type(config).__name__} | to_dict(config)), indent=2)
 
 
 def from_dict(kind: type, values: dict[str, Any], place: str = "config") -> Any:
@@ -113,19 +116,30 @@ def _check_kinds(config: Any, place: str) -> None:
         _check_kinds(value, f"{place}.{field.name}")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, sealed: bool = False) -> Any:
     """The content of a config.json, unchecked.
 
+    Args:
+      path: the file.
+      sealed: it must have a checksum; see `files.with_checksum`.
+
     Raises:
-      UserError: it is not a JSON object.
+      UserError: it is not a JSON object, or was changed.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path}: not JSON ({error}); restore it, or train into a new workdir") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: not a JSON object; restore it, or train into a new workdir")
-    return values
+    if not sealed:
+        return values
+    if "crc32" not in values:
+        raise UserError(f"{path}: written by another version of fssa_jax; train again, into a new work directory")
+    try:
+        return without_checksum(values)
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); restore it, or train into a new workdir") from error
 
 
 def first_difference(old: Any, new: Any, prefix: str = "") -> tuple[str, Any, Any] | None:
@@ -178,6 +192,8 @@ def _plain(hint: Any, value: Any, place: str) -> Any:
         if value not in typing.get_args(hint):
             raise UserError(f"{place}: must be one of {', '.join(typing.get_args(hint))}; got {value!r}")
         return value
+    if hint in (int, float) and isinstance(value, int) and not isinstance(value, bool) and abs(value) >= _LARGEST:
+        raise UserError(f"{place}: {str(value)[:40]} is too large")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):

@@ -71,6 +71,9 @@ class AdamW:
     """Steps of linear warm-up."""
     final_fraction: float = number(0.0, least=0)
     """Final learning rate, as a fraction of the peak."""
+    decay_steps: int = number(0, least=0)
+    """Steps until the cosine decay ends, after which the rate stays; 0 for the steps of the training. Training can be
+    extended later if this is given."""
     weight_decay: float = number(1e-2, least=0)
     """Decoupled weight decay."""
     b1: float = number(0.9, least=0, below=1)

@@ -11,10 +11,10 @@ from fssa_jax.config import Data, Rows, Styles, Synthetic
 from fssa_jax.config.fields import flat, to_dict
 from fssa_jax.data import dataset as datasets
 from fssa_jax.data.benchmarks import styles, synthetic
-from fssa_jax.data.dataset import SPLITS, Dataset, Split, Truth, make_table
+from fssa_jax.data.dataset import SPLITS, Dataset, Split, Truth, arrays_of, make_table
 from fssa_jax.data.features import NumberFeaturiser, Text
 from fssa_jax.data.featurise import features_of_texts
-from fssa_jax.data.row_dataset import rows_dataset
+from fssa_jax.data.row_dataset import digest_of_rows, rows_dataset
 from fssa_jax.errors import UserError
 from fssa_jax.types import ChoiceTable
 
@@ -33,11 +33,26 @@ def load_dataset(data: Data, context: int, targets: int, scratch: Path | None = 
         return synthetic_dataset(data, context, targets)
     if not data.path:
         raise UserError("config.data.path: name a file of rows, for example --config.data.path=rows.jsonl")
-    if datasets.is_prepared(Path(data.path)):
-        prepared = datasets.load(Path(data.path))
+    directory = _prepared(data.path)
+    if directory is not None:
+        prepared = datasets.load(directory)
         _refuse_other_settings(data, prepared.report)
+        prepared.report["source_digest"] = digest_of(data)
         return only_groups(prepared, data.groups)
     return only_groups(rows_dataset(data, scratch=scratch), data.groups)
+
+
+def _prepared(path: str) -> Path | None:
+    """The prepared directory that a path names: itself, or the data of a work directory; None for rows."""
+    return next((d for d in (Path(path), Path(path) / "data") if datasets.is_prepared(d)), None)
+
+
+def digest_of(data: Data) -> str:
+    """The digest of a source of data, by which a change is noticed; "" if it cannot be read here."""
+    if not isinstance(data, Rows) or not data.path:
+        return ""
+    directory = _prepared(data.path)
+    return datasets.digest(directory) if directory is not None else digest_of_rows(data)
 
 
 def only_groups(dataset: Dataset, groups: Sequence[str]) -> Dataset:
@@ -57,9 +72,7 @@ def only_groups(dataset: Dataset, groups: Sequence[str]) -> Dataset:
         keep = np.flatnonzero(np.isin(np.asarray(split.table.group), wanted))
         if not len(keep):
             raise UserError(f"config.data.groups: no {name} user is in {', '.join(groups)}")
-        table = ChoiceTable(
-            **{f.name: np.asarray(getattr(split.table, f.name))[keep] for f in dataclasses.fields(ChoiceTable)}
-        )
+        table = ChoiceTable(**{key: value[keep] for key, value in arrays_of(split.table).items()})
         splits[name] = Split([split.users[i] for i in keep], table)
     return dataclasses.replace(dataset, splits=splits)
 
@@ -108,7 +121,7 @@ def styles_dataset(data: Styles, context: int, targets: int, scratch: Path | Non
             asked[1::2] = asked[0::2][: count // 2]
         pools = [styles.choose(rng, mine, pairs, style_of) for pairs in (shown, asked)]
         person = [number[tuple(w)] for w in (mine + 0.0).tolist()]
-        choices = [[(pools[p][0][u], pools[p][1][u]) for p in (0, 1)] for u in range(count)]
+        choices = [[np.stack([pools[p][0][u], pools[p][1][u]], -1) for p in (0, 1)] for u in range(count)]
         users = [f"{name}-{u}: {styles.person_name(weights[i])}" for u, i in enumerate(person)]
         splits[name] = Split(users, make_table(choices, person))
     known = np.flatnonzero(np.isin(prompt_of, prompts["train"]))

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,15 @@ from fssa_jax.data.features import (
     TfidfFeaturiser,
 )
 from fssa_jax.errors import UserError
-from fssa_jax.files import whole_directory
+from fssa_jax.files import check_digests, digest_file, whole_directory, write_digests
+from fssa_jax.lm.messages import messages_of
 from fssa_jax.lm.token_table import TokenTable
 from fssa_jax.types import ChoiceTable
 
 _log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclasses.dataclass
@@ -64,24 +64,48 @@ class Dataset:
         return len(self.texts) if self.trained_texts is None else self.trained_texts
 
 
-def make_table(choices: list[list[tuple[np.ndarray, np.ndarray]]], group: list[int]) -> ChoiceTable:
-    """Pads choices[user][pool] = (chosen ids, rejected ids) to a rectangle."""
+def make_table(choices: Sequence[Sequence[np.ndarray]], group: list[int]) -> ChoiceTable:
+    """Pads choices[user][pool] to a rectangle: ids (rows, 2 + a) of responses, the chosen one first, −1 for none."""
     users = len(choices)
-    rows = max((len(pool[0]) for user in choices for pool in user), default=1)
-    chosen = np.zeros((users, 2, max(rows, 1)), np.int32)
-    rejected = np.zeros_like(chosen)
+    rows = max((len(pool) for user in choices for pool in user), default=1)
+    width = max((pool.shape[1] for user in choices for pool in user if len(pool)), default=2)
+    ids = np.full((users, 2, max(rows, 1), width), -1, np.int32)
     count = np.zeros((users, 2), np.int32)
     for u, user in enumerate(choices):
-        for p, (a, b) in enumerate(user):
-            chosen[u, p, : len(a)], rejected[u, p, : len(b)], count[u, p] = a, b, len(a)
-    return ChoiceTable(chosen, rejected, count, np.asarray(group, np.int32).reshape(users))  # type: ignore[arg-type]
+        for p, pool in enumerate(user):
+            ids[u, p, : len(pool), : pool.shape[1]], count[u, p] = pool, len(pool)
+    chosen, rejected = np.maximum(ids[..., 0], 0), np.maximum(ids[..., 1], 0)
+    others = ids[..., 2:] if width > 2 else None
+    return ChoiceTable(chosen, rejected, count, np.asarray(group, np.int32).reshape(users), others)
+
+
+def arrays_of(table: ChoiceTable) -> dict[str, np.ndarray]:
+    """The arrays of a table by name; without `others` for choices between two."""
+    values = {field.name: getattr(table, field.name) for field in dataclasses.fields(ChoiceTable)}
+    return {name: np.asarray(value) for name, value in values.items() if value is not None}
+
+
+def has_lists(dataset: "Dataset") -> bool:
+    """Whether choices are of one among more than two."""
+    return any(split.table.others is not None for split in dataset.splits.values())
+
+
+def all_of(table: ChoiceTable, texts: np.ndarray) -> np.ndarray:
+    """(users, 2, rows) whether a property of texts (texts,) holds for all responses of a choice."""
+    good = texts[np.asarray(table.chosen)] & texts[np.asarray(table.rejected)]
+    if table.others is not None:
+        others = np.asarray(table.others)
+        good &= (texts[np.maximum(others, 0)] | (others < 0)).all(-1)
+    return good
 
 
 def texts_of(table: ChoiceTable, pool: int | None = None) -> np.ndarray:
     """Ids of the texts that occur in a table, or in one pool of it, sorted."""
     pools = slice(None) if pool is None else slice(pool, pool + 1)
     real = np.asarray(table.mask)[:, pools]
-    return np.unique(np.concatenate([np.asarray(side)[:, pools][real] for side in (table.chosen, table.rejected)]))
+    sides = [table.chosen, table.rejected] + ([] if table.others is None else list(np.moveaxis(table.others, -1, 0)))
+    ids = np.unique(np.concatenate([np.asarray(side)[:, pools][real] for side in sides]))
+    return ids[ids >= 0]
 
 
 def seen_in_training(dataset: Dataset) -> np.ndarray:
@@ -115,9 +139,17 @@ def choice_records(split: Split, texts: Sequence[Text], user: int, number: int) 
     table, records = split.table, []
     for i in range(min(number, int(np.asarray(table.count)[user, 0]))):
         (prompt, a), (_, b) = (texts[int(np.asarray(side)[user, 0, i])] for side in (table.chosen, table.rejected))
-        first, second, choice = (a, b, 0) if i % 2 == 0 else (b, a, 1)
-        row = {"user_id": split.users[user], "prompt": prompt, "response_a": first, "response_b": second}
-        records.append({**row, "choice": choice})
+        messages = messages_of(prompt)
+        row: dict[str, Any] = {"user_id": split.users[user], "prompt": prompt if len(messages) == 1 else messages}
+        others = [] if table.others is None else [int(t) for t in np.asarray(table.others)[user, 0, i] if t >= 0]
+        if others:
+            responses = [b, *(texts[t][1] for t in others)]
+            place = i % (len(responses) + 1)
+            row |= {"responses": [*responses[:place], a, *responses[place:]], "choice": place}
+        else:
+            first, second, choice = (a, b, 0) if i % 2 == 0 else (b, a, 1)
+            row |= {"response_a": first, "response_b": second, "choice": choice}
+        records.append(row)
     return records
 
 
@@ -136,9 +168,9 @@ def save(dataset: Dataset, directory: Path, tokens: TokenTable | None = None) ->
         (target / "texts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         np.save(target / "features.npy", dataset.features)
         arrays = {
-            f"{name}/{field.name}": np.asarray(getattr(split.table, field.name))
+            f"{name}/{key}": value
             for name, split in dataset.splits.items()
-            for field in dataclasses.fields(ChoiceTable)
+            for key, value in arrays_of(split.table).items()
         }
         np.savez(target / "tables.npz", **arrays)  # type: ignore[arg-type]
         if dataset.truth is not None:
@@ -147,6 +179,7 @@ def save(dataset: Dataset, directory: Path, tokens: TokenTable | None = None) ->
             arrays = {name: getattr(tokens, name) for name in ("tokens", "starts", "ends", "lengths")}
             np.savez(target / "tokens.npz", **arrays)  # type: ignore[arg-type]
         dataset.featuriser.save(target)
+        write_digests(target)
 
 
 def is_prepared(directory: Path) -> bool:
@@ -154,22 +187,26 @@ def is_prepared(directory: Path) -> bool:
     return (directory / "meta.json").is_file() and (directory / "tables.npz").is_file()
 
 
+def digest(directory: Path) -> str:
+    """The digest of a prepared directory."""
+    return f"{digest_file(directory / 'digests.json'):08x}" if (directory / "digests.json").is_file() else ""
+
+
 def load(directory: Path) -> Dataset:
-    """Reads what `save` wrote; the features stay memory-mapped."""
+    """Reads what `save` wrote, verified by checksums; the features stay memory-mapped."""
     try:
         meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
         if meta.get("format") != _FORMAT:
             raise UserError(f"{directory}: prepared by another version; run launch.prepare_data again")
+        check_digests(directory)
         lines = (directory / "texts.jsonl").read_text(encoding="utf-8").split("\n")
         texts: list[Text] = [tuple(json.loads(line)) for line in lines if line]
         features = np.load(directory / "features.npy", mmap_mode="r", allow_pickle=False)
         with np.load(directory / "tables.npz", allow_pickle=False) as arrays:
-            splits = {
-                name: Split(
-                    users, ChoiceTable(**{f.name: arrays[f"{name}/{f.name}"] for f in dataclasses.fields(ChoiceTable)})
-                )
-                for name, users in meta["users"].items()
-            }
+            splits = {}
+            for name, users in meta["users"].items():
+                mine = {key.removeprefix(f"{name}/"): arrays[key] for key in arrays.files if key.startswith(f"{name}/")}
+                splits[name] = Split(users, ChoiceTable(**mine))
         truth = None
         if (directory / "truth.npz").exists():
             with np.load(directory / "truth.npz", allow_pickle=False) as arrays:
@@ -186,7 +223,7 @@ def load(directory: Path) -> Dataset:
         groups, report = meta["groups"], meta["report"]
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # damaged files surface as many kinds
         raise UserError(f"{directory}: damaged ({error}); run launch.prepare_data again") from error
     if len(features) != len(texts):
         raise UserError(f"{directory}: {len(features)} features for {len(texts)} texts; run launch.prepare_data again")
@@ -201,7 +238,7 @@ def load_tokens(directory: Path) -> TokenTable | None:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             table = [arrays[name] for name in ("tokens", "starts", "ends", "lengths")]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # damaged archives surface as many kinds
         raise UserError(f"{file}: damaged ({error}); run launch.prepare_data again") from error
     return TokenTable(*table, too_long=np.flatnonzero(table[3] == 0).tolist())
 
@@ -209,12 +246,7 @@ def load_tokens(directory: Path) -> TokenTable | None:
 def log_left_out(dataset: Dataset) -> None:
     """Logs what the data set leaves out: nothing is dropped silently."""
     report = dataset.report
-    skipped = report.get("skipped", [])
-    if skipped:
-        more = " …" if len(skipped) > 5 else ""
-        _log.warning("%d rows skipped (all in data/meta.json): %s%s", len(skipped), "; ".join(skipped[:5]), more)
-    if report.get("duplicates"):
-        _log.warning("%d duplicate rows kept once", report["duplicates"])
+    log_left_out_rows(report)
     users = report.get("left_out_users", [])
     if users:
         names = ", ".join(users[:10]) + (" …" if len(users) > 10 else "")
@@ -222,6 +254,21 @@ def log_left_out(dataset: Dataset) -> None:
     for reason, number in report.get("left_out_rows", {}).items():
         if number:
             _log.warning("%d rows left out: %s", number, reason)
+
+
+def log_left_out_rows(report: dict[str, Any]) -> None:
+    """Logs the rows of a source that are no choices."""
+    skipped = report.get("skipped", [])
+    if skipped:
+        more = " …" if len(skipped) > 5 else ""
+        _log.warning("%d rows skipped (all in data/meta.json): %s%s", len(skipped), "; ".join(skipped[:5]), more)
+    if report.get("duplicates"):
+        _log.warning("%d duplicate rows kept once", report["duplicates"])
+    if report.get("unpaired"):
+        _log.warning("%d people left out: their ratings of responses to one prompt are all alike", report["unpaired"])
+    for name, what in (("ties", "ties"), ("unanswered", "rows without an answer")):
+        if report.get(name):
+            _log.warning("%d %s left out (all in data/meta.json): %s", report[name], what, report["undecided"][0])
 
 
 _KINDS = {TfidfFeaturiser: "tfidf", EncoderFeaturiser: "encoder", GivenFeaturiser: "given", NumberFeaturiser: "number"}

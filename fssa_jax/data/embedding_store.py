@@ -5,18 +5,18 @@ import io
 import json
 import logging
 import shutil
-import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from fssa_jax.errors import UserError
-from fssa_jax.files import write_bytes, write_text
+from fssa_jax.files import check_digests, write_bytes, write_digests, write_text
 from fssa_jax.lm.text_encoder import Text, TextEncoder
+from fssa_jax.progress import doing
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def embed_to(
         todo = [s for s in mine if not _shard(parts, s).exists()]
         done = sum(min(_SHARD, len(texts) - s) for s in mine if s not in set(todo))
         total = sum(min(_SHARD, len(texts) - s) for s in mine)
-        with tqdm(total=total, initial=done, desc="embedding", unit="text", disable=None, file=sys.stderr) as bar:
+        with doing("embedding", total, "texts", done) as work:
             at_once = max(encoder.together // _SHARD, 1)
             for group in range(0, len(todo), at_once):
                 shards = todo[group : group + at_once]
@@ -67,13 +67,17 @@ def embed_to(
                 for i, s in enumerate(shards):
                     mine = (were_cut >= s) & (were_cut < s + _SHARD)
                     # The numbers are written first: if the vectors exist, the numbers are complete.
-                    write_bytes(_cut_file(parts, s), _npy(were_cut[mine]))
-                    write_bytes(_shard(parts, s), _npy(vectors[i * _SHARD : (i + 1) * _SHARD]))
-                bar.update(len(vectors))
+                    write_bytes(_cut_file(parts, s), _checksummed(were_cut[mine]))
+                    write_bytes(_shard(parts, s), _checksummed(vectors[i * _SHARD : (i + 1) * _SHARD]))
+                work.add(len(vectors))
         if process == 0:
             _wait(lambda: all(_shard(parts, s).exists() for s in starts), parts)
             _join(parts, list(starts), final, len(texts), encoder.width)
         _wait(final.exists, final)
+    try:
+        check_digests(directory)
+    except ValueError as error:
+        raise UserError(f"{directory}: damaged ({error}); remove it and run the same command again") from error
     features = np.load(final, mmap_mode="r", allow_pickle=False)
     cut = cut_texts(directory)
     if cut and process == 0:
@@ -88,7 +92,8 @@ def _claim(directory: Path, stamp: dict) -> None:
     if file.exists():
         try:
             before = json.loads(file.read_text())
-        except ValueError:
+            before = before if isinstance(before, dict) else {}
+        except (ValueError, RecursionError):
             before = {}
         for name, what in (("encoder", "another encoder or other settings"), ("texts", "other texts")):
             if before.get(name) != stamp[name]:
@@ -111,6 +116,25 @@ def _npy(array: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
+def _checksummed(array: np.ndarray) -> bytes:
+    """An array as a .npy file with a CRC-32 behind it, which numpy.load ignores."""
+    content = _npy(array)
+    return content + zlib.crc32(content).to_bytes(4, "big")
+
+
+def _verified(path: Path) -> np.ndarray:
+    """The array of `_checksummed`.
+
+    Raises:
+      UserError: the file was changed. It is removed, so that the next run makes it again.
+    """
+    content = path.read_bytes()
+    if zlib.crc32(content[:-4]).to_bytes(4, "big") != content[-4:]:
+        path.unlink()
+        raise UserError(f"{path}: damaged, and removed; run the same command again, which embeds its texts again")
+    return np.load(io.BytesIO(content), allow_pickle=False)
+
+
 _PATIENCE = 24 * 3600  # seconds that a process waits for the others
 
 
@@ -130,15 +154,17 @@ def _join(parts: Path, starts: list[int], final: Path, number: int, width: int) 
         with temporary.open("wb") as stream:
             np.lib.format.write_array_header_1_0(stream, header)  # type: ignore[arg-type]
             for s in starts:
-                stream.write(np.load(_shard(parts, s), allow_pickle=False).astype("<f4").tobytes())
+                stream.write(_verified(_shard(parts, s)).astype("<f4").tobytes())
     except OSError as error:
         temporary.unlink(missing_ok=True)
         reason = error.strerror or str(error)
         raise UserError(
             f"{final}: cannot be written ({reason}); free disk space, then run the same command again"
         ) from error
-    cut = np.concatenate([np.load(_cut_file(parts, s), allow_pickle=False) for s in starts])
-    write_bytes(final.with_name("cut.npy"), _npy(cut))
+    cut = final.with_name("cut.npy")
+    write_bytes(cut, _npy(np.concatenate([_verified(_cut_file(parts, s)) for s in starts])))
+    # Before the rename: another process that sees the vectors finds their checksum.
+    write_digests(final.parent, {final.name: temporary, cut.name: cut})
     temporary.rename(final)
     shutil.rmtree(parts)
 

@@ -5,20 +5,24 @@ Any object with `transform(texts) -> (n, d) float32` and `save(directory)` can b
 
 import dataclasses
 import json
-import zipfile
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from fssa_jax.data.embedding_store import cut_texts, embed_to
-from fssa_jax.data.rows import read_lines
+from fssa_jax.data.records import read_lines
 from fssa_jax.errors import UserError
+from fssa_jax.lm.messages import join_messages
 from fssa_jax.lm.text_encoder import EmbedSettings, Text, TextEncoder
 from fssa_jax.types import PyTree
 
-# Words, and every other visible character by itself: emoji and punctuation carry style.
-_TOKENS = r"(?u)\w+|[^\w\s]"
+# Scripts without spaces between words: Thai to Myanmar, Khmer, kana, Chinese characters and their extensions.
+_UNSPACED = (
+    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+# Words, every character of such scripts, and every other visible one: emoji and punctuation carry style.
+_TOKENS = rf"(?u)[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]"
 
 
 @runtime_checkable
@@ -53,7 +57,10 @@ class TfidfFeaturiser:
         except ValueError:  # no word occurs in two texts
             rank = 0
         if rank < 1:
-            raise UserError("data.features: too few distinct texts or words for tfidf; give vectors instead")
+            raise UserError(
+                "config.data.features: no word occurs in two of the training texts, so TF-IDF cannot describe them; "
+                "give more texts, vectors (config.data.vectors), or a text encoder (config.data.features=encoder)"
+            )
         from sklearn.decomposition import TruncatedSVD  # imported here because it takes a second
 
         svd = TruncatedSVD(rank, random_state=seed).fit(matrix)
@@ -144,7 +151,8 @@ class EncoderFeaturiser:
 
     def save(self, directory: Path) -> None:
         """Writes the settings and the two moments, not the model."""
-        (directory / "encoder.json").write_text(json.dumps(dataclasses.asdict(self._settings)), encoding="utf-8")
+        settings = self._settings if self._encoder is None else self._encoder.settings
+        (directory / "encoder.json").write_text(json.dumps(dataclasses.asdict(settings)), encoding="utf-8")
         np.savez(directory / "encoder.npz", mean=np.asarray(self._mean), scale=self._scale)
 
     @classmethod
@@ -215,7 +223,7 @@ def read_vectors(vectors: str, texts: str, known: list[Text]) -> GivenFeaturiser
     """
     try:
         array = np.load(vectors, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged header surfaces as many kinds
         raise UserError(f"{vectors}: not a readable .npy array ({error})") from error
     if not isinstance(array, np.ndarray):
         raise UserError(f"{vectors}: an archive of arrays; save one array with numpy.save")
@@ -227,15 +235,19 @@ def read_vectors(vectors: str, texts: str, known: list[Text]) -> GivenFeaturiser
         for place, line in read_lines(texts):
             try:
                 text = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 text = None
-            if not (isinstance(text, list) and len(text) == 2 and all(isinstance(part, str) for part in text)):
+            if not (isinstance(text, list) and len(text) == 2 and isinstance(text[1], str)):
                 raise UserError(f"{place}: must be a JSON list [prompt, response] of two strings")
-            order.append(tuple(text))
+            prompt = [{"role": "user", "content": text[0]}] if isinstance(text[0], str) else text[0]
+            if not isinstance(prompt, list):
+                raise UserError(f"{place}: must be a JSON list [prompt, response] of two strings")
+            order.append((join_messages(prompt, place), text[1]))
     if len(array) != len(order):
         what = texts or "the distinct texts of the rows, in order of appearance"
         raise UserError(f"{vectors}: {len(array)} rows, but {what} has {len(order)}; write one vector per text")
-    bad = np.flatnonzero(~np.isfinite(np.asarray(array, np.float32)).all(axis=1))
+    with np.errstate(over="ignore", invalid="ignore"):
+        bad = np.flatnonzero(~np.isfinite(np.asarray(array, np.float32)).all(axis=1))
     if len(bad):
         raise UserError(f"{vectors}: row {bad[0]} is not finite (and {len(bad) - 1} more); fix the vectors")
     return GivenFeaturiser(order, array, vectors)

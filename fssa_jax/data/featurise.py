@@ -1,5 +1,7 @@
 """Computes the features of a data set's texts: given vectors, or features of the texts."""
 
+import hashlib
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,8 @@ from fssa_jax.data.features import EncoderFeaturiser, Featuriser, Text, TfidfFea
 from fssa_jax.errors import UserError
 from fssa_jax.lm.hub import at_hand
 from fssa_jax.lm.text_encoder import EmbedSettings
+
+_log = logging.getLogger(__name__)
 
 
 def features_of_rows(
@@ -24,8 +28,9 @@ def features_of_rows(
     if not vectors or data.features not in ("auto", "given"):
         encode = data.features == "encoder" or (data.features == "auto" and at_hand(data.text_encoder.name))
         return features_of_texts(data, encode, texts, texts_of(train.table), scratch)
+    _log.info("features: the vectors in %s", vectors)
     featuriser = read_vectors(vectors, order, texts)
-    return featuriser, _finite(featuriser.transform(texts), data.path)
+    return featuriser, _checked(featuriser.transform(texts), texts, data.path)
 
 
 def features_of_texts(
@@ -33,8 +38,9 @@ def features_of_texts(
 ) -> tuple[Featuriser, np.ndarray]:
     """Features from a pretrained model or tfidf; `known` are the rows of the training texts."""
     if not encode:
+        _log.info("features: TF-IDF of %d texts, fitted to the %d of training", len(texts), len(known))
         featuriser: Featuriser = TfidfFeaturiser.fit([texts[i] for i in known], data.components)
-        return featuriser, _finite(featuriser.transform(texts), getattr(data, "path", "styles"))
+        return featuriser, _checked(featuriser.transform(texts), texts, getattr(data, "path", "styles"))
     chosen = data.text_encoder
     # An absolute path: new texts may be embedded later from another working directory.
     name = str(Path(chosen.name).resolve()) if Path(chosen.name).is_dir() else chosen.name
@@ -47,11 +53,26 @@ def features_of_texts(
         dtype=chosen.dtype,
         attention=chosen.attention,
     )
+    _log.info("features: embeddings of %d texts by %s", len(texts), chosen.name)
     featuriser = EncoderFeaturiser(settings)
-    return featuriser, _finite(featuriser.fit_transform(texts, known, scratch), chosen.name)
+    return featuriser, _checked(featuriser.fit_transform(texts, known, scratch), texts, chosen.name)
 
 
-def _finite(features: np.ndarray, source: str) -> np.ndarray:
+def _checked(features: np.ndarray, texts: list[Text], source: str) -> np.ndarray:
+    """Raises `UserError` for features that are not finite, and warns of different texts with the same features."""
     if not np.isfinite(features).all():
         raise UserError(f"{source}: features are not finite")
+    first: dict[bytes, Text] = {}
+    same = 0
+    for text, row in zip(texts, features, strict=True):
+        # A prompt that features leave out does not make two texts.
+        same += first.setdefault(hashlib.blake2b(row.tobytes(), digest_size=16).digest(), text)[1] != text[1]
+    if same:
+        _log.warning(
+            "%s: features cannot tell %d of %d texts from others; learnt texts (config.model.learn_texts=yes) or a "
+            "text encoder can",
+            source,
+            same,
+            len(texts),
+        )
     return features

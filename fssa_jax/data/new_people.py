@@ -9,8 +9,9 @@ import numpy as np
 
 from fssa_jax.config import Data, Rows
 from fssa_jax.data.dataset import Dataset, Split, append_texts, log_left_out, number_texts
-from fssa_jax.data.row_dataset import rows_by_user, rows_split, texts_in
-from fssa_jax.data.rows import read_rows
+from fssa_jax.data.reading import read_rows_of
+from fssa_jax.data.row_dataset import rows_by_user, rows_split
+from fssa_jax.data.rows import choice_texts
 from fssa_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -26,7 +27,8 @@ def with_people(
     Raises:
       UserError: bad rows, or nobody is left.
     """
-    rows, reading = read_rows(path, settings.on_error if isinstance(settings, Rows) else "raise")
+    here = dataclasses.replace(settings, path=path) if isinstance(settings, Rows) else Rows(path=path)
+    rows, reading = read_rows_of(here)
     met = {*dataset.splits["train"].users, *dataset.splits["val"].users, *met_elsewhere}
     again = sorted({row.user for row in rows if row.user in met})
     rows = [dataclasses.replace(row, split_user="test") for row in rows if row.user not in met]
@@ -35,15 +37,13 @@ def with_people(
     if again:
         names = ", ".join(again[:10]) + (" …" if len(again) > 10 else "")
         _log.warning("%d people of %s were trained on and are left out: %s", len(again), path, names)
-    number = number_texts(texts_in(rows), dataset.texts)
+    number = number_texts(choice_texts(rows), dataset.texts)
     rng = np.random.default_rng(settings.split_seed)
     groups, left_out = list(dataset.groups), list[str]()
     dropped: Counter[str] = Counter()
-    here = dataclasses.replace(settings, path=path) if isinstance(settings, Rows) else Rows(path=path)
     split = rows_split(here, "test", rows_by_user(rows), number, groups, rng, left_out, dropped)
     report = dataset.report | {
-        "duplicates": reading.duplicates,
-        "skipped": reading.skipped,
+        **dataclasses.asdict(reading),
         "left_out_users": left_out,
         "left_out_rows": dict(dropped),
     }

@@ -1,56 +1,44 @@
 """From checked rows of people's choices to a `Dataset`: users of each split, disjoint pools, tables, features."""
 
 import dataclasses
+import logging
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from fssa_jax.config import Rows, UltraFeedback
+from fssa_jax.config import Rows
 from fssa_jax.config.fields import to_dict
 from fssa_jax.data.dataset import SPLITS, Dataset, Split, make_table, number_texts
-from fssa_jax.data.features import EncoderFeaturiser, Text
+from fssa_jax.data.features import EncoderFeaturiser, Text, find_vectors
 from fssa_jax.data.featurise import features_of_rows
-from fssa_jax.data.rows import Row, RowReport, read_records, read_rows
-from fssa_jax.data.schemas import conversation_rows, schema_of, ultrafeedback_rows
+from fssa_jax.data.reading import as_ultrafeedback, read_source
+from fssa_jax.data.records import source_digest
+from fssa_jax.data.rows import Row, choice_texts
 from fssa_jax.data.splits import disjoint_pools, split_users
 from fssa_jax.errors import UserError
 
+_log = logging.getLogger(__name__)
+
 POOLS = ("context", "target")
-_LABELS = ("helpfulness", "honesty")  # default labels of UltraFeedback
-
-
-def read_source(data: Rows) -> tuple[list[Row], dict]:
-    """Rows, in the schema of the first record, and a report of what was read and left out."""
-    first = next(iter(read_records(data.path, ())), ("", None))[1]
-    schema = schema_of(first)
-    if schema == "rows":
-        rows, reading = read_rows(data.path, data.on_error)
-        return rows, {"read": reading.read, "duplicates": reading.duplicates, "skipped": reading.skipped}
-    reading = RowReport()
-    records = read_records(data.path, (), reading, data.on_error)
-    if schema == "ultrafeedback":
-        ours = as_ultrafeedback(data)
-        rows, made = ultrafeedback_rows(records, ours.labels, ours.conflicting, data.split_seed, reading, data.on_error)
-    else:
-        rows, made = conversation_rows(records, data.split_seed, reading, data.on_error)
-    return rows, {"schema": schema, "skipped": reading.skipped, **dataclasses.asdict(made)}
 
 
 def rows_dataset(data: Rows, rows: list[Row] | None = None, scratch: Path | None = None) -> Dataset:
     """Checks or creates splits and pools, numbers the texts, and computes the features."""
     report: dict = {"source": data.path, "skipped": [], "duplicates": 0}
     if rows is None:
+        report["source_digest"] = digest_of_rows(data)
         rows, reading = read_source(data)
         report |= reading
         if report.get("schema") == "ultrafeedback":  # store the labels that were used
             data = as_ultrafeedback(data)
-    ids = number_texts(texts_in(rows))
+    rows, divided = with_source_splits(rows, data.split_seed)
+    hold_out = data.hold_out_items or divided
+    ids = number_texts(choice_texts(rows))
     by_user = rows_by_user(rows)
     texts = list(ids)
     split_of = _user_splits(data.path, by_user, data.split_seed)
-    if data.hold_out_items:
+    if hold_out:
         without = next((row for row in rows if not row.split_item), None)
         if without is not None:
             raise UserError(f"{without.place}: config.data.hold_out_items needs 'split_item' in every row; fill it in")
@@ -61,7 +49,7 @@ def rows_dataset(data: Rows, rows: list[Row] | None = None, scratch: Path | None
     splits = {}
     for name in SPLITS:
         mine = {user: rows for user, rows in by_user.items() if split_of[user] == name}
-        if data.hold_out_items and name == "train":
+        if hold_out and name == "train":
             kept = {user: [row for row in rows if row.split_item == "train"] for user, rows in mine.items()}
             dropped["of held-out items"] = sum(map(len, mine.values())) - sum(map(len, kept.values()))
             mine = kept
@@ -80,9 +68,11 @@ def rows_dataset(data: Rows, rows: list[Row] | None = None, scratch: Path | None
     return Dataset(texts, features, splits, groups, featuriser, report=report)
 
 
-def texts_in(rows: list[Row]) -> Iterator[Text]:
-    """(prompt, response) of both responses of every row, the chosen one first."""
-    return ((row.prompt, response) for row in rows for response in (row.chosen, row.rejected))
+def digest_of_rows(data: Rows) -> str:
+    """The digest of the rows and of the vectors that go with them; "" if the rows cannot be read here."""
+    vectors = (data.vectors, data.texts) if data.vectors else find_vectors(data.path)
+    used = vectors if data.features in ("auto", "given") else ("", "")
+    return source_digest(data.path, *(Path(file) for file in used if file))
 
 
 def rows_by_user(rows: list[Row]) -> dict[str, list[Row]]:
@@ -111,12 +101,12 @@ def rows_split(
     users, choices, group = [], [], []
     for user, mine in sorted(by_user.items()):
         pools = _user_pools(user, mine, ids, rng, dropped)
-        for p, (a, b) in enumerate(pools):
-            if len(a) > data.max_rows:
-                keep = rng.permutation(len(a))[: data.max_rows]
-                dropped["beyond max_rows"] += len(a) - data.max_rows
-                pools[p] = (a[keep], b[keep])
-        if len(pools[0][0]) < data.min_context or len(pools[1][0]) < data.min_targets:
+        for p, ids_of_pool in enumerate(pools):
+            if len(ids_of_pool) > data.max_rows:
+                keep = rng.permutation(len(ids_of_pool))[: data.max_rows]
+                dropped["beyond max_rows"] += len(ids_of_pool) - data.max_rows
+                pools[p] = ids_of_pool[keep]
+        if len(pools[0]) < data.min_context or len(pools[1]) < data.min_targets:
             left_out.append(user)
             continue
         users.append(user)
@@ -131,6 +121,33 @@ def rows_split(
             f"({len(by_user)} users in this split); give more rows per user, or lower config.data.min_context"
         )
     return Split(users, make_table(choices, group))
+
+
+def with_source_splits(rows: list[Row], seed: int) -> tuple[list[Row], bool]:
+    """Rows with the source's own splits as split_user, or else as split_item; and whether it is the latter.
+
+    They are splits of people if nobody is in two of them. Then people for validation, or testing, are taken from those
+    for training if the source has none. Otherwise they are splits of the rows of people: training uses the training
+    rows alone. Rows in no split are for training.
+    """
+    if not any(row.split for row in rows) or any(row.split_user for row in rows):
+        return rows, False
+    rows = [row if row.split else dataclasses.replace(row, split="train") for row in rows]
+    of_user: dict[str, set[str]] = {}
+    for row in rows:
+        of_user.setdefault(row.user, set()).add(row.split)
+    if any(len(splits) > 1 for splits in of_user.values()):
+        _log.info("the source splits the rows of people, not people: its test rows are left out of the training")
+        return [dataclasses.replace(row, split_item=row.split_item or row.split) for row in rows], True
+    given = {user: next(iter(splits)) for user, splits in of_user.items()}
+    missing = [name for name in ("val", "test") if name not in given.values()]
+    training = [user for user, split in given.items() if split == "train"]
+    if missing and len(training) > len(missing):
+        hashed = split_users(training, seed)
+        given |= {user: split for user, split in hashed.items() if split in missing}
+    counts = Counter(given.values())
+    _log.info("people are split as in the source: %s", ", ".join(f"{counts[n]} {n}" for n in SPLITS))
+    return [dataclasses.replace(row, split_user=given[row.user]) for row in rows], False
 
 
 def _user_splits(path: str, by_user: dict[str, list[Row]], seed: int) -> dict[str, str]:
@@ -160,33 +177,44 @@ def _user_splits(path: str, by_user: dict[str, list[Row]], seed: int) -> dict[st
 
 def _user_pools(
     user: str, mine: list[Row], ids: dict[Text, int], rng: np.random.Generator, dropped: Counter
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """[(chosen, rejected) of the context pool, (chosen, rejected) of the target pool] as ids of texts."""
-    chosen = np.array([ids[row.prompt, row.chosen] for row in mine], np.int32)
-    rejected = np.array([ids[row.prompt, row.rejected] for row in mine], np.int32)
-    named = [row.pool for row in mine]
+) -> list[np.ndarray]:
+    """Ids of the responses (rows, 2 + a) in the context pool and in the target pool, the chosen one first, −1 for none.
+
+    Pools share no text. Where texts repeat by design and rows name their situation, pools share no situation instead.
+    """
+    texts = np.full((len(mine), max((len(row.responses) for row in mine), default=2)), -1, np.int32)
+    for i, row in enumerate(mine):
+        texts[i, : len(row.responses)] = [ids[row.prompt, response] for response in row.responses]
+    named, situations = [row.pool for row in mine], [row.situation for row in mine]
+    for column, values in (("pool", named), ("situation", situations)):
+        if any(values) and not all(values):
+            row = mine[values.index("")]
+            raise UserError(
+                f"{row.place}: user {user!r} has no {column} here, but has one in other rows; fill in {column!r}"
+            )
     if not any(named):
-        pool = disjoint_pools(chosen, rejected, rng) if mine else np.zeros(0, int)
+        if any(situations):
+            number = {name: i for i, name in enumerate(dict.fromkeys(situations))}
+            half = rng.permutation(len(number)) % 2
+            pool = np.array([half[number[name]] for name in situations], int)
+        else:
+            pool = disjoint_pools(texts, rng) if mine else np.zeros(0, int)
         dropped["texts in both pools"] += int((pool < 0).sum())
     else:
-        if not all(named):
-            row = mine[named.index("")]
-            raise UserError(f"{row.place}: user {user!r} has no pool here, but has one in other rows; fill in 'pool'")
         pool = np.array([POOLS.index(name) for name in named])
-        texts = [np.concatenate([chosen[pool == p], rejected[pool == p]]) for p in (0, 1)]
-        both = np.intersect1d(texts[0], texts[1])
-        if len(both):
-            where = next(r for r, a, b in zip(mine, chosen, rejected, strict=True) if both[0] in (a, b))
-            text = where.chosen if ids[where.prompt, where.chosen] == both[0] else where.rejected
+        of_pool = [{name for name, q in zip(situations, pool, strict=True) if name and q == p} for p in (0, 1)]
+        shared = min(of_pool[0] & of_pool[1], default=None)
+        if shared is not None:
+            row = mine[situations.index(shared)]
             raise UserError(
-                f"{where.place}: text {text[:60]!r} is in both pools of user {user!r}; "
-                "leave out 'pool' to have disjoint pools made"
+                f"{row.place}: situation {shared[:60]!r} is in both pools of user {user!r}; give it one pool"
             )
-    return [(chosen[pool == p], rejected[pool == p]) for p in (0, 1)]
-
-
-def as_ultrafeedback(data: Rows) -> UltraFeedback:
-    """Converts the settings to `UltraFeedback`, for rows that turn out to have its schema."""
-    if not isinstance(data, UltraFeedback):
-        data = UltraFeedback(**{field.name: getattr(data, field.name) for field in dataclasses.fields(data)})
-    return dataclasses.replace(data, labels=data.labels or _LABELS)
+        both = np.setdiff1d(np.intersect1d(texts[pool == 0], texts[pool == 1]), -1)
+        if len(both) and not any(situations):
+            where = next(row for row, of_row in zip(mine, texts, strict=True) if both[0] in of_row)
+            text = next(response for response in where.responses if ids[where.prompt, response] == both[0])
+            raise UserError(
+                f"{where.place}: text {text[:60]!r} is in both pools of user {user!r}; leave out 'pool' to have "
+                "disjoint pools made, or name the 'situation' of every row if texts repeat by design"
+            )
+    return [texts[pool == p] for p in (0, 1)]

@@ -1,242 +1,332 @@
-"""Reading preference rows from JSONL(.gz), CSV, Parquet, a `datasets` directory or a hub name.
+"""Choices of people as rows: the schemas that name the person, and checks of every value.
 
-A row is `user_id, prompt, response_a, response_b, choice` (0 = a, 1 = b), and optionally `item_id,
-group, split_user, split_item, pool, attributes`. A bad row is an error that names file, row and column;
-with on_error="skip" it is counted and listed instead.
+A row has `user_id` and one of these; `prompt` is a text or a list of messages, and "" if it is absent:
+
+| columns | a choice is |
+|---|---|
+| response_a, response_b, choice | one of two: 0, "a" or false for the first, 1, "b" or true for the second |
+| chosen, rejected | one of two, as in TRL: texts, or lists of messages whose shared beginning is the prompt |
+| responses, choice | one of n: the place of the chosen response in the list, from 0 |
+| ranking | the best of all, then of the rest, and so on: responses, the best first |
+| response, rating | see data/ratings.py |
+
+Optional columns are group, split_user, split_item, pool and situation. A bad row is an error that names file, row and
+column.
 """
 
-import csv
 import dataclasses
-import gzip
 import json
-import zlib
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
-from tqdm import tqdm
-
+from fssa_jax.data.conversations import split_pair
 from fssa_jax.errors import UserError
+from fssa_jax.lm.messages import join_messages
 
-REQUIRED = ("user_id", "prompt", "response_a", "response_b", "choice")
-_ALLOWED = {
+Schema = Literal["choices", "pairs", "one_of_n", "ranking", "ratings", "ultrafeedback", "crowd"]
+Ties = Literal["drop", "half"]
+
+REQUIRED: dict[Schema, tuple[str, ...]] = {
+    "choices": ("user_id", "response_a", "response_b", "choice"),
+    "pairs": ("user_id", "chosen", "rejected"),
+    "one_of_n": ("user_id", "responses", "choice"),
+    "ranking": ("user_id", "ranking"),
+    "ratings": ("user_id", "response", "rating"),
+}
+ALLOWED = {
     "split_user": ("train", "val", "test"),
     "split_item": ("train", "val", "test"),
     "pool": ("context", "target"),
 }
+_OF_CHOICES: tuple[Schema, ...] = ("choices", "pairs", "one_of_n", "ranking")
+_CHOICES = {"0": 0, "a": 0, "false": 0, "response_a": 0, "1": 1, "b": 1, "true": 1, "response_b": 1}
+_TIES = ("tie", "tied", "draw", "equal", "both", "0.5")
+_UNANSWERED = ("", "skip", "skipped", "none", "neither", "unsure", "nan", "null")
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One checked choice; absent optional columns are ""."""
+    """One checked choice; absent optional columns are "".
+
+    `others` are further responses that were not chosen, in a choice of one of more than two. `split` is the split that
+    the source itself puts the row in.
+    """
 
     user: str
     prompt: str
     chosen: str
     rejected: str
+    others: tuple[str, ...] = ()
     group: str = ""
     split_user: str = ""
     split_item: str = ""
     pool: str = ""
+    situation: str = ""
+    split: str = ""
     place: str = ""
+
+    @property
+    def responses(self) -> tuple[str, ...]:
+        """All responses of the choice, the chosen one first."""
+        return (self.chosen, self.rejected, *self.others)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rated:
+    """A response with a person's rating; `common` are the optional columns."""
+
+    user: str
+    prompt: str
+    response: str
+    rating: float
+    common: Mapping[str, str]
+    place: str
 
 
 @dataclasses.dataclass
 class RowReport:
-    """A report of the rows that were left out."""
+    """A report of the rows that were read and left out."""
 
     read: int = 0
     duplicates: int = 0
     skipped: list[str] = dataclasses.field(default_factory=list)
+    ties: int = 0
+    unanswered: int = 0
+    unpaired: int = 0
+    """People whose ratings give no choice."""
+    undecided: list[str] = dataclasses.field(default_factory=list)
+    """Places of ties and unanswered questions, with what they say."""
 
 
-def read_rows(path: str, on_error: str = "raise", person: str = "") -> tuple[list[Row], RowReport]:
-    """Reads and checks the rows of a file, directory or hub name; duplicates are kept once and counted.
+class Undecided(Exception):  # noqa: N818 (the row is well formed)
+    """A row without a choice: a tie, or a question that was not answered."""
 
-    Args:
-      on_error: "raise", or "skip" to list bad rows in the report.
-      person: user_id of rows that lack one; "" if every row must name its user.
+
+def schema_of(values: Any) -> Schema:
+    """The schema of a record, by its columns."""
+    names = set(values) if isinstance(values, dict) else set()
+    if {"completions", "instruction"} <= names:
+        return "ultrafeedback"
+    if {"chosen", "rejected"} <= names:
+        return "pairs" if "user_id" in names else "crowd"
+    if "ranking" in names:
+        return "ranking"
+    if "responses" in names:
+        return "one_of_n"
+    if "rating" in names and "response" in names:
+        return "ratings"
+    return "choices"
+
+
+def own_schema(values: Any, schema: Schema) -> Schema:
+    """The schema of a record in a source of some schema: pairs, lists and rankings may be mixed."""
+    given = {name for name, value in values.items() if not is_missing(value)} if isinstance(values, dict) else set()
+    if given.issuperset(REQUIRED.get(schema, ())):
+        return schema
+    for one in _OF_CHOICES:
+        if given.issuperset(REQUIRED[one]):
+            return one
+    return schema
+
+
+def parse_row(values: Any, place: str) -> Row:
+    """Parses one choice from a dictionary, in any of the schemas of a single choice.
 
     Raises:
-      UserError: the source cannot be read, a bad row (with on_error "raise"), or no usable row is left.
+      UserError: a bad row, a tie, or a schema of several choices. The message starts with `place` (file and row).
     """
-    report = RowReport()
-    rows: dict[tuple[str, str, str, str], Row] = {}
-    required = REQUIRED[1:] if person else REQUIRED
-    records = read_records(path, required, report, on_error)
-    for place, record in tqdm(records, desc="reading", unit="row", delay=2, disable=None):
-        report.read += 1
-        if person and isinstance(record, dict) and record.get("user_id") is None:
-            record = {**record, "user_id": person}
-        try:
-            row = parse_row(record, place)
-        except UserError as error:
-            if on_error == "raise":
-                raise
-            report.skipped.append(str(error))
-            continue
-        key = (row.user, row.prompt, row.chosen, row.rejected)
-        first = rows.get(key)
-        if first is not None:
-            report.duplicates += 1
-            differs = next((name for name in _ALLOWED if getattr(first, name) != getattr(row, name)), None)
-            if differs:
-                message = (
-                    f"{place}: repeats {first.place}, but {differs!r} is {getattr(row, differs)!r} here and "
-                    f"{getattr(first, differs)!r} there; remove one of the two"
-                )
-                if on_error == "raise":
-                    raise UserError(message)
-                report.skipped.append(message)
-        else:
-            rows[key] = row
-    if not rows:
-        detail = f" ({report.skipped[0]})" if report.skipped else ""
-        raise UserError(f"{path}: no usable row{detail}; a row needs {', '.join(required)}")
-    return list(rows.values()), report
+    schema = schema_of(values)
+    if schema == "ranking":
+        raise UserError(f"{place}: a ranking is several choices; give choices one by one, or read them from a file")
+    if schema not in ("pairs", "one_of_n"):
+        schema = "choices"
+    try:
+        return parse_record(values, place, "", schema)[0]
+    except Undecided as found:
+        raise UserError(f"{place}: column 'choice' says {found}; leave the row out") from found
 
 
-def parse_row(record: Any, place: str) -> Row:
-    """Parses one row from a dictionary; every error starts with `place` (file and row number)."""
-    if not isinstance(record, dict):
+def parse_record(values: Any, place: str, split: str, schema: Schema) -> list[Row]:
+    """The choices of one record: one, or several of a ranking.
+
+    Raises:
+      UserError: a bad record.
+      Undecided: a tie, or no answer.
+    """
+    if not isinstance(values, dict):
         raise UserError(f"{place}: not an object with named columns; write one JSON object per line")
-    if None in record:  # the key that csv.DictReader gives to cells beyond the header
-        raise UserError(f"{place}: more cells than columns; quote the texts that contain commas")
-    for name in REQUIRED:
-        if record.get(name) is None:
-            raise UserError(f"{place}: column {name!r} is missing; needed are {', '.join(REQUIRED)}")
-    for name in REQUIRED:
-        if not isinstance(record[name], str | int | float):
-            kind = type(record[name]).__name__
-            raise UserError(f"{place}: column {name!r} must be a text, got a {kind}; write one text per cell")
-    text = {name: str(record[name]) for name in REQUIRED}
-    for name in ("user_id", "response_a", "response_b"):
-        if not text[name].strip():
-            raise UserError(f"{place}: column {name!r} is empty; remove the row or fill it in")
-    if isinstance(record["choice"], bool) or text["choice"].strip() not in ("0", "1"):
+    required = REQUIRED.get(schema)
+    if required is None:
+        raise UserError(f"{place}: rows of people need {', '.join(REQUIRED['choices'])}; 'user_id' is missing")
+    for name in required:
+        if name not in values or (is_missing(values[name]) and name != "choice"):
+            raise UserError(f"{place}: column {name!r} is missing; needed are {', '.join(required)}")
+    common = _common(values, place) | {"split": split}
+    user = _filled("user_id", values["user_id"], place)
+    if schema == "pairs":
+        asked = None if is_missing(values.get("prompt")) else values["prompt"]
+        prompt, chosen, rejected = split_pair(asked, values["chosen"], values["rejected"], place)
+        choices = [(prompt, [chosen, rejected])]
+    else:
+        prompt = _prompt(values.get("prompt"), place)
+        choices = [(prompt, ordered) for ordered in _ordered(values, place, schema)]
+    made = []
+    for prompt, (chosen, rejected, *others) in choices:
+        for name, text in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
+            _check_text(name, text, place)
+        row = Row(user, prompt, chosen, rejected, tuple(others), place=place, **common)
+        made.append(row)
+    return made
+
+
+def _ordered(values: Mapping[str, Any], place: str, schema: Schema) -> list[list[str]]:
+    """The responses of each choice of a record, the chosen one first."""
+    if schema == "choices":
+        responses = [_filled(name, values[name], place) for name in ("response_a", "response_b")]
+        if responses[0] == responses[1]:
+            raise UserError(f"{place}: columns 'response_a' and 'response_b' are identical; remove the row")
+        return [responses if _choice(values["choice"], place) == 0 else responses[::-1]]
+    if schema == "one_of_n":
+        responses = _list("responses", values["responses"], place)
+        index = _index(values["choice"], len(responses), place)
+        return [[responses[index], *responses[:index], *responses[index + 1 :]]]
+    ranked = _list("ranking", values["ranking"], place)
+    return [ranked[i:] for i in range(len(ranked) - 1)]
+
+
+def _choice(value: Any, place: str) -> int:
+    word = "" if is_missing(value) else str(value).strip().lower()
+    if isinstance(value, float) and not isinstance(value, bool) and not math.isnan(value):
+        word = f"{value:g}"
+    elif word in ("0.0", "1.0"):
+        word = word[0]
+    if word in _TIES:
+        raise Undecided("tie")
+    if word in _UNANSWERED:
+        raise Undecided("no answer")
+    if word not in _CHOICES:
         raise UserError(
-            f"{place}: column 'choice' must be 0 (a) or 1 (b), got {record['choice']!r}; write 0 where "
+            f"{place}: column 'choice' must be 0 (a) or 1 (b), got {str(value)[:40]!r}; write 0 where "
             "response_a was chosen, 1 where response_b was"
         )
-    if text["response_a"] == text["response_b"]:
-        raise UserError(f"{place}: columns 'response_a' and 'response_b' are identical; remove the row")
-    for name, value in text.items():
+    return _CHOICES[word]
+
+
+def _index(value: Any, number: int, place: str) -> int:
+    if is_missing(value) or str(value).strip().lower() in _UNANSWERED:
+        raise Undecided("no answer")
+    word = re.sub(r"\.0+$", "", str(value).strip())
+    if isinstance(value, bool) or not (word.isascii() and word.isdigit()) or len(word) > 9 or int(word) >= number:
+        raise UserError(
+            f"{place}: column 'choice' must be the place of the chosen response, 0 to {number - 1}; "
+            f"got {str(value)[:40]!r}"
+        )
+    return int(word)
+
+
+def _list(name: str, value: Any, place: str) -> list[str]:
+    if isinstance(value, str) and value.lstrip().startswith("["):  # a cell of a CSV file
         try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise UserError(f"{place}: column {name!r} has half a character ({error.reason}); fix the text") from error
-    optional = {name: str(record[name]) if record.get(name) is not None else "" for name in ("group", *_ALLOWED)}
-    for name, allowed in _ALLOWED.items():
-        if optional[name] and optional[name] not in allowed:
-            raise UserError(f"{place}: column {name!r} must be {' or '.join(allowed)}, got {optional[name]!r}")
-    a, b = text["response_a"], text["response_b"]
-    chosen, rejected = (a, b) if text["choice"].strip() == "0" else (b, a)
-    return Row(text["user_id"], text["prompt"], chosen, rejected, place=place, **optional)
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{place}: column {name!r} is not a JSON list; write a list of texts") from error
+    if not isinstance(value, list | tuple) or len(value) < 2:
+        raise UserError(f"{place}: column {name!r} must be a list of two or more texts")
+    texts = [_filled(f"{name}", text, place) for text in value]
+    if len(set(texts)) < len(texts):
+        twice = next(text for text in texts if texts.count(text) > 1)
+        raise UserError(f"{place}: column {name!r} holds {twice[:40]!r} twice; remove one")
+    for text in texts:
+        _check_text(name, text, place)
+    return texts
 
 
-def read_records(
-    path: str, required: Sequence[str], report: RowReport | None = None, on_error: str = "raise"
-) -> Iterator[tuple[str, Any]]:
-    """(place, record) of every row of a file, directory or hub name; only the format is checked.
+def parse_rating(values: Any, place: str, split: str) -> Rated:
+    """The rating of a record.
 
     Raises:
-      UserError: the source cannot be read, or a table lacks a required column.
+      UserError: a bad record.
     """
-    report = report or RowReport()
-    file = Path(path)
-    if file.is_dir():
-        tables = sorted(str(f) for f in file.rglob("*") if f.name.endswith((".jsonl", ".jsonl.gz", ".parquet", ".csv")))
-        if tables and not any((file / name).exists() for name in ("state.json", "dataset_dict.json")):
-            for table in tables:  # for example a copy of a hub repository
-                yield from read_records(table, required, report, on_error)
-        else:
-            yield from _dataset_records(path, from_disk=True)
-    elif not file.exists():
-        if file.suffix in (".jsonl", ".json", ".gz", ".csv", ".parquet") or not _looks_like_hub_name(path):
-            raise UserError(f"{path}: no such file; give a .jsonl, .jsonl.gz, .csv or .parquet file")
-        yield from _dataset_records(path, from_disk=False)
-    elif path.endswith((".jsonl", ".jsonl.gz", ".json", ".json.gz")):
-        yield from _jsonl_records(path, report, on_error)
-    elif file.suffix == ".csv":
-        yield from _csv_records(path, required)
-    elif file.suffix == ".parquet":
-        yield from _parquet_records(path, required)
-    else:
-        raise UserError(f"{path}: unknown kind of file; give .jsonl, .jsonl.gz, .csv or .parquet")
-
-
-def _looks_like_hub_name(path: str) -> bool:
-    return path.count("/") <= 1 and not path.startswith((".", "/", "~"))
-
-
-def read_lines(path: str, keep_blank: bool = False) -> Iterator[tuple[str, str]]:
-    """(place, line) of a UTF-8 text file, plain or gzipped; blank lines are skipped unless `keep_blank`."""
+    if not isinstance(values, dict):
+        raise UserError(f"{place}: not an object with named columns; write one JSON object per line")
+    for name in REQUIRED["ratings"]:
+        if is_missing(values.get(name)):
+            raise UserError(f"{place}: column {name!r} is missing; needed are {', '.join(REQUIRED['ratings'])}")
     try:
-        with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as stream:
-            for number, raw in enumerate(stream, 1):
-                try:
-                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise UserError(f"{path}:{number}: not UTF-8 ({error.reason}); convert the file") from error
-                if keep_blank or line.strip():
-                    yield f"{path}:{number}", line
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read ({error}); is the file complete?") from error
+        if isinstance(values["rating"], bool):
+            raise ValueError
+        rating = float(values["rating"])
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{place}: column 'rating' must be a number, got {str(values['rating'])[:40]!r}") from error
+    if not math.isfinite(rating):
+        raise UserError(f"{place}: column 'rating' must be a finite number, got {rating}")
+    user, response = (_filled(name, values[name], place) for name in ("user_id", "response"))
+    prompt = _prompt(values.get("prompt"), place)
+    for name, text in (("prompt", prompt), ("response", response)):
+        _check_text(name, text, place)
+    return Rated(user, prompt, response, rating, _common(values, place) | {"split": split}, place)
 
 
-def _jsonl_records(path: str, report: RowReport, on_error: str) -> Iterator[tuple[str, Any]]:
-    for place, line in read_lines(path):
-        try:
-            yield place, json.loads(line)
-        except json.JSONDecodeError as error:
-            message = f"{place}: not JSON ({error.msg} at column {error.colno}); write one object per line"
-            if on_error == "raise":
-                raise UserError(message) from error
-            report.read += 1
-            report.skipped.append(message)
+def _common(values: Mapping[str, Any], place: str) -> dict[str, str]:
+    """The optional columns, checked."""
+    out = {}
+    for name in ("group", "situation", *ALLOWED):
+        value = values.get(name)
+        out[name] = "" if is_missing(value) else _text(name, value, place)
+        _check_text(name, out[name], place)
+        if out[name] and name in ALLOWED and out[name] not in ALLOWED[name]:
+            raise UserError(f"{place}: column {name!r} must be {' or '.join(ALLOWED[name])}, got {out[name][:40]!r}")
+    return out
 
 
-def _csv_records(path: str, required: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    # A quoted text may hold blank lines.
-    reader = csv.DictReader(line for _, line in read_lines(path, keep_blank=True))
+def _prompt(value: Any, place: str) -> str:
+    if is_missing(value):
+        return ""
+    if isinstance(value, list | tuple):
+        return join_messages(value, f"{place}: column 'prompt'")
+    return join_messages([{"role": "user", "content": _text("prompt", value, place)}])
+
+
+def _filled(name: str, value: Any, place: str) -> str:
+    text = _text(name, value, place)
+    if name == "user_id":  # a whole number that a table has stored with a decimal point
+        text = re.sub(r"^(-?\d+)\.0$", r"\1", text.strip())
+    if not text.strip():
+        raise UserError(f"{place}: column {name!r} is empty; remove the row or fill it in")
+    _check_text(name, text, place)
+    return text
+
+
+def _text(name: str, value: Any, place: str) -> str:
+    """A cell as text. Whole numbers are the same person whether they were stored as 7 or as 7.0."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        kind = type(value).__name__
+        raise UserError(f"{place}: column {name!r} must be a text, got a {kind}; write one text per cell")
+    if isinstance(value, int):
+        return str(value)
+    if not math.isfinite(value):
+        raise UserError(f"{place}: column {name!r} is {value}; write a text")
+    if abs(value) > 2**53:
+        raise UserError(f"{place}: column {name!r} is {value:g}, a number that has lost digits; store it as text")
+    return str(int(value)) if value.is_integer() else str(value)
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell is empty: pandas writes missing texts as NaN."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _check_text(name: str, text: str, place: str) -> None:
     try:
-        for name in required:
-            if name not in (reader.fieldnames or ()):
-                raise UserError(f"{path}:1: column {name!r} is missing; needed are {', '.join(required)}")
-        for record in reader:
-            yield f"{path}:{reader.line_num}", {k: v if v != "" or k in required else None for k, v in record.items()}
-    except csv.Error as error:
-        raise UserError(f"{path}:{reader.line_num + 1}: not CSV ({error})") from error
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{place}: column {name!r} has a lone surrogate, half of a character; fix the text") from error
 
 
-def _parquet_records(path: str, required: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.ParquetFile(path)
-        for name in required:
-            if name not in table.schema_arrow.names:
-                raise UserError(f"{path}: column {name!r} is missing; needed are {', '.join(required)}")
-        number = 0
-        for batch in table.iter_batches():
-            for record in batch.to_pylist():
-                number += 1
-                yield f"{path}: row {number}", record
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({error})") from error
-
-
-def _dataset_records(path: str, from_disk: bool) -> Iterator[tuple[str, Any]]:
-    import datasets
-
-    try:
-        loaded = datasets.load_from_disk(path) if from_disk else datasets.load_dataset(path)
-    except Exception as error:  # the library raises many kinds, all of them about this path
-        kind = "a `datasets` directory" if from_disk else "a dataset on the hub that can be reached"
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not {kind} ({reason})") from error
-    parts = loaded if isinstance(loaded, dict) else {"": loaded}
-    for split, part in parts.items():
-        for number, record in enumerate(part, 1):
-            yield f"{path}{f'[{split}]' if split else ''}: row {number}", record
+def choice_texts(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """(prompt, response) of all responses of every row, the chosen one first."""
+    return [(row.prompt, response) for row in rows for response in row.responses]

@@ -1,20 +1,25 @@
-"""Converts other schemas to preference rows: UltraFeedback's ratings, and pairs of whole conversations.
+"""Converts schemas without people to preference rows: UltraFeedback's ratings, and pairs that name nobody.
 
-Neither has real users. UltraFeedback has a few objectives, HH-RLHF one crowd. Each objective or crowd is split into as
-many users with a few dozen choices as its rows allow. Prompts, not pairs, are split into train, val and test, so no
-prompt of a held-out user occurs in training.
+UltraFeedback has a few objectives, HH-RLHF and other pairs one crowd. Each objective or crowd is split into as many
+users with a few dozen choices as its rows allow. Prompts, not pairs, are split into train, val and test, so no prompt
+of a held-out user occurs in training. A division of the source's own is kept.
 """
 
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
+from math import isfinite
 from typing import Any
 
 import numpy as np
 
+from fssa_jax.data.conversations import split_pair
+from fssa_jax.data.records import BadRecord, Record
 from fssa_jax.data.rows import Row, RowReport
 from fssa_jax.errors import UserError
+from fssa_jax.lm.messages import readable
+from fssa_jax.progress import each
 
 ASPECTS = ("helpfulness", "honesty", "truthfulness", "instruction_following")
 _ROWS_OF_A_USER = 60  # half of them context: enough for k = 10 and 20 targets, with some to choose from
@@ -29,7 +34,7 @@ class SchemaReport:
     unrated: int = 0  # completions with a missing or "N/A" rating
     ambiguous: int = 0  # pairs with equal ratings in some label
     agreed: int = 0  # pairs left out to reach the conflicting share
-    unreadable: int = 0  # pairs of conversations without a common prompt
+    unreadable: int = 0  # pairs without a common prompt, or with an empty or the same response
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,20 +45,11 @@ class _Pair:
     first: str
     second: str
     prefers_first: tuple[bool, ...]
-
-
-def schema_of(record: Any) -> str:
-    """ "ultrafeedback", "conversations", or "rows"."""
-    if isinstance(record, dict):
-        if "completions" in record and "instruction" in record:
-            return "ultrafeedback"
-        if {"chosen", "rejected"} <= set(record) and "user_id" not in record:
-            return "conversations"
-    return "rows"
+    split: str = ""
 
 
 def ultrafeedback_rows(
-    records: Iterable[tuple[str, Any]],
+    records: Iterable[Record | BadRecord],
     labels: Sequence[str],
     conflicting: float = 1.0,
     seed: int = 0,
@@ -66,7 +62,7 @@ def ultrafeedback_rows(
     the labels disagree about: 1 keeps only these, as in the paper, 0.5 adds as many others.
 
     Args:
-      records: (place, record) with `instruction` and `completions` of `response` and `annotations`.
+      records: with `instruction` and `completions` of `response` and `annotations`.
       labels: aspects that are rated, such as ("helpfulness", "honesty").
       conflicting: in (0, 1].
       seed: of the random choices of left-out pairs and of each user's rows.
@@ -82,8 +78,8 @@ def ultrafeedback_rows(
         raise UserError(f"config.data.conflicting: must be above 0 and at most 1, got {conflicting}")
     report = SchemaReport()
     at_odds, agreed = [], []
-    for place, record in records:
-        prompt, completions = _fields(record, "instruction", "completions")
+    for record in each(records, "reading", "records"):
+        place, (prompt, completions) = record.place, _fields(record, "instruction", "completions")
         if not (isinstance(prompt, str) and isinstance(completions, list)):
             what = "needs 'instruction', a text, and 'completions', a list; is it UltraFeedback?"
             _bad(f"{place}: {what}", reading, on_error)
@@ -100,7 +96,8 @@ def ultrafeedback_rows(
             if first == second or any(x == y for x, y in zip(a, b, strict=True)):
                 report.ambiguous += 1
                 continue
-            pair = _Pair(prompt, first, second, tuple(x > y for x, y in zip(a, b, strict=True)))
+            prefers = tuple(x > y for x, y in zip(a, b, strict=True))
+            pair = _Pair(prompt, first, second, prefers, getattr(record, "split", ""))
             (at_odds if len(set(pair.prefers_first)) > 1 else agreed).append(pair)
     rng = np.random.default_rng(seed)
     if len(labels) > 1:
@@ -116,8 +113,9 @@ def ultrafeedback_rows(
     return list(_rows(pairs, labels, rng, seed)), report
 
 
-def _fields(record: Any, *names: str) -> tuple[Any, ...]:
-    return tuple(record.get(name) for name in names) if isinstance(record, dict) else (None,) * len(names)
+def _fields(record: Record | BadRecord, *names: str) -> tuple[Any, ...]:
+    values = record.values if isinstance(record, Record) else None
+    return tuple(values.get(name) for name in names) if isinstance(values, dict) else (None,) * len(names)
 
 
 def _bad(message: str, reading: RowReport | None, on_error: str) -> None:
@@ -127,40 +125,46 @@ def _bad(message: str, reading: RowReport | None, on_error: str) -> None:
     reading.skipped.append(message)
 
 
-def conversation_rows(
-    records: Iterable[tuple[str, Any]], seed: int = 0, reading: RowReport | None = None, on_error: str = "raise"
+def crowd_rows(
+    records: Iterable[Record | BadRecord], seed: int = 0, reading: RowReport | None = None, on_error: str = "raise"
 ) -> tuple[list[Row], SchemaReport]:
-    """HH-RLHF's pairs of whole conversations, `chosen` and `rejected`; the prompt is everything before the last answer.
+    """Pairs `chosen` and `rejected` that name no people, in the forms of `split_pair`: one crowd of annotators.
 
     Raises:
       UserError: a record of another schema, or no usable record.
     """
     report = SchemaReport()
     pairs = []
-    for place, record in records:
-        chosen, rejected = _fields(record, "chosen", "rejected")
-        if not (isinstance(chosen, str) and isinstance(rejected, str)):
-            _bad(f"{place}: 'chosen' and 'rejected' must be texts of whole conversations", reading, on_error)
+    for record in each(records, "reading", "records"):
+        prompt, chosen, rejected = _fields(record, "prompt", "chosen", "rejected")
+        if not all(isinstance(side, str | list) for side in (chosen, rejected)):
+            what = "'chosen' and 'rejected' must be texts of whole conversations, or lists of messages"
+            _bad(f"{record.place}: {what}", reading, on_error)
             continue
         report.prompts += 1
-        (before, mark, a), (other, _, b) = (text.rpartition("\n\nAssistant:") for text in (chosen, rejected))
-        if not mark or before != other or not a.strip() or not b.strip() or a.strip() == b.strip():
+        try:
+            before, a, b = split_pair(prompt or None, chosen, rejected, record.place)
+            if a.strip() == b.strip():
+                raise UserError(f"{record.place}: the responses are identical")
+        except UserError:
             report.unreadable += 1
             continue
-        prompt = before.removeprefix("\n\nHuman:").strip()
-        pairs.append(_Pair(prompt, a.strip(), b.strip(), (True,)))
+        pairs.append(_Pair(before, a.strip(), b.strip(), (True,), getattr(record, "split", "")))
     report.pairs = len(pairs)
     if not pairs:
-        raise UserError("no record whose two conversations share all but the last answer")
+        raise UserError("no record whose two conversations share all but the last response")
     return list(_rows(pairs, ("annotators",), np.random.default_rng(seed), seed)), report
 
 
-def _ratings(completion: Any, labels: Sequence[str]) -> tuple[int, ...] | None:
+def _ratings(completion: Any, labels: Sequence[str]) -> tuple[float, ...] | None:
     """A completion's ratings by label; None if one is missing or "N/A", or if there is no response."""
     try:
-        ratings = tuple(int(completion["annotations"][label]["Rating"]) for label in labels)
-        return ratings if isinstance(completion["response"], str) and completion["response"].strip() else None
-    except (KeyError, TypeError, ValueError):
+        ratings = tuple(float(completion["annotations"][label]["Rating"]) for label in labels)
+        good = (
+            isinstance(completion["response"], str) and completion["response"].strip() and all(map(isfinite, ratings))
+        )
+        return ratings if good else None
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
 
@@ -170,11 +174,31 @@ def _split_of(prompt: str, seed: int) -> str:
     return "train" if place < 0.8 else "val" if place < 0.9 else "test"
 
 
+def _given_splits(pairs: list[_Pair], seed: int) -> dict[str, str]:
+    """The split of each prompt in a source that is divided: a prompt in several splits is held out.
+
+    Without val, one in ten of the prompts for training is for validation; without test one in ten more for testing.
+    """
+    of_prompt: dict[str, str] = {}
+    for pair in pairs:
+        before = of_prompt.get(pair.prompt, "")
+        of_prompt[pair.prompt] = max(before, pair.split, key=("", "train", "val", "test").index)
+    if not any(of_prompt.values()):
+        return {}
+    missing = {"val", "test"} - set(of_prompt.values())
+    for prompt, split in of_prompt.items():
+        if split == "train" and (hashed := _split_of(prompt, seed)) in missing:
+            of_prompt[prompt] = hashed
+    return of_prompt
+
+
 def _rows(pairs: list[_Pair], labels: Sequence[str], rng: np.random.Generator, seed: int) -> Iterator[Row]:
     """Rows of users: all labels share the same pairs, so that steering can be scored where labels disagree."""
     by_split: dict[str, dict[str, list[_Pair]]] = {"train": {}, "val": {}, "test": {}}
+    given = _given_splits(pairs, seed)
     for pair in pairs:
-        by_split[_split_of(pair.prompt, seed)].setdefault(pair.prompt, []).append(pair)
+        split = given.get(pair.prompt) or _split_of(pair.prompt, seed)
+        by_split[split].setdefault(pair.prompt, []).append(pair)
     for split, by_prompt in by_split.items():
         prompts = list(by_prompt)
         users: list[list[tuple[str, _Pair]]] = [[]]
@@ -199,5 +223,5 @@ def _rows(pairs: list[_Pair], labels: Sequence[str], rng: np.random.Generator, s
                         split_user=split,
                         split_item=split,
                         pool=pool,
-                        place=f"{label} on {pair.prompt[:40]!r}",
+                        place=f"{label} on {readable(pair.prompt)[:40]!r}",
                     )

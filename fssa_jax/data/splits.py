@@ -16,20 +16,23 @@ def split_users(users: list[str], seed: int) -> dict[str, str]:
     return {user: names[i] if i < len(names) else "train" for i, user in enumerate(ordered)}
 
 
-def disjoint_pools(chosen: np.ndarray, rejected: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def disjoint_pools(responses: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Splits one user's choices into a context (0) and a target (1) pool that share no text.
 
     Choices that share texts form a graph. Each connected component goes to the smaller pool, largest first. A component
     with most of the rows is cut in two, and texts are moved across the cut as long as that saves rows.
 
     Args:
-      chosen, rejected: (n,) ids of the texts of the user's choices.
+      responses: (n, r) ids of the responses of the user's choices, −1 for none; the first two are real.
 
     Returns:
-      (n,) pool of every row; −1 for a row whose two texts are in different pools.
+      (n,) pool of every row; −1 for a row whose texts are in different pools.
     """
-    texts, flat = np.unique(np.concatenate([chosen, rejected]), return_inverse=True)
-    pairs = np.stack([flat[: len(chosen)], flat[len(chosen) :]], axis=1)
+    chosen = np.broadcast_to(responses[:, :1], responses.shape)
+    # A choice connects its first response with each of the others.
+    real = (responses >= 0) & (np.arange(responses.shape[1]) > 0)
+    texts, flat = np.unique(np.concatenate([chosen[real], responses[real]]), return_inverse=True)
+    pairs = flat.reshape(2, -1).T
     neighbours: list[list[int]] = [[] for _ in texts]
     for a, b in pairs:
         neighbours[a].append(int(b))
@@ -47,8 +50,9 @@ def disjoint_pools(chosen: np.ndarray, rejected: np.ndarray, rng: np.random.Gene
         pool = 0 if load[0] <= load[1] else 1
         side[component] = pool
         load[pool] += degrees
-    a, b = side[pairs[:, 0]], side[pairs[:, 1]]
-    return np.where(a == b, a, -1)
+    number = np.searchsorted(texts, np.where(responses < 0, chosen, responses))
+    sides = side[number]
+    return np.where((sides == sides[:, :1]).all(1), sides[:, 0], -1)
 
 
 def _components(neighbours: list[list[int]], rng: np.random.Generator) -> list[list[int]]:

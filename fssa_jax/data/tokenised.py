@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from fssa_jax.data.dataset import Dataset
+from fssa_jax.data.dataset import Dataset, all_of
 from fssa_jax.data.features import Text
 from fssa_jax.errors import UserError
 from fssa_jax.lm.base import Base
@@ -25,7 +25,11 @@ def tokenise(base: Base, texts: Sequence[Text], max_length: int, truncate: Trunc
     limit = base.decoder.config.max_length
     if max_length > limit:
         raise UserError(f"config.policy.max_length: {max_length} is more than the {limit} positions of the model")
-    return encode_table(base.tokenizer, texts, max_length=max_length, truncate=truncate)
+    before = base.tokenizer.spelled
+    table = encode_table(base.tokenizer, texts, max_length=max_length, truncate=truncate)
+    if number := base.tokenizer.spelled - before:
+        _log.warning("%d prompts or responses contain the string of a special token, which is encoded as text", number)
+    return table
 
 
 def only_with_tokens(dataset: Dataset, tokens: TokenTable) -> None:
@@ -52,13 +56,14 @@ def table_with_tokens(table: ChoiceTable, tokens: TokenTable) -> tuple[ChoiceTab
     Raises:
       UserError: no user has both a context and a target choice left.
     """
-    fits, table = tokens.lengths > 0, jax.tree.map(np.array, table)
-    good = np.asarray(table.mask) & fits[table.chosen] & fits[table.rejected]
+    table = jax.tree.map(np.array, table)
+    good = np.asarray(table.mask) & all_of(table, tokens.lengths > 0)
     order = np.argsort(~good, axis=2, kind="stable")
     chosen, rejected = (np.take_along_axis(side, order, axis=2) for side in (table.chosen, table.rejected))
+    others = None if table.others is None else np.take_along_axis(table.others, order[..., None], axis=2)
     count = good.sum(2).astype(np.int32)
     if not (count > 0).all(1).any():
         raise UserError(
             "config.policy.max_length: no choice is short enough; raise it, or give config.policy.truncate=left"
         )
-    return ChoiceTable(chosen, rejected, count, table.group), int(table.count.sum() - good.sum())
+    return ChoiceTable(chosen, rejected, count, table.group, others), int(table.count.sum() - good.sum())

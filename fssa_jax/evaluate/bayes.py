@@ -8,9 +8,16 @@ from jaxtyping import Array
 from fssa_jax.data.dataset import Truth
 from fssa_jax.ops.episodes import truncate_context
 from fssa_jax.ops.metrics import bayes_log_posterior, bayes_log_predictive
+from fssa_jax.tasks.predictor import Predictions
 from fssa_jax.types import Comparisons, Episode
 
 _PEOPLE = 200  # people per call
+
+
+def bayes_predictions(truth: Truth, episodes: Episode, ks: tuple[int, ...]) -> Predictions:
+    """Predictions of the Bayes predictor, which knows the set of possible people; without latents."""
+    nothing = np.zeros((len(ks), episodes.user.shape[0], 0))
+    return Predictions(bayes_log_p(truth, episodes, ks), nothing, nothing, {})
 
 
 def bayes_log_p(truth: Truth, episodes: Episode, ks: tuple[int, ...]) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Control contexts that are uninformative about a person: any effect is bias, or comes from counting choices."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,15 +28,15 @@ def scrambled_context(context: Comparisons, seed: int) -> Comparisons:
     users, n = context.mask.shape
     owner = np.stack([rng.permutation(users) for _ in range(n)] or [np.zeros(users, int)], axis=1)[:, :n]
     place = np.broadcast_to(np.arange(n), owner.shape)
-    chosen, rejected = (np.asarray(side)[owner, place] for side in (context.chosen, context.rejected))
-    real = np.asarray(context.mask) & np.asarray(context.mask)[owner, place]
-    return Comparisons(jnp.asarray(chosen), jnp.asarray(rejected), jnp.asarray(real))
+    mixed = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[owner, place]), context)
+    return dataclasses.replace(mixed, mask=context.mask & mixed.mask)
 
 
 def contradicted_context(context: Comparisons) -> Comparisons:
-    """Contexts of 2n choices, each choice followed by its reverse.
+    """Contexts of 2n choices between two, each choice followed by its reverse.
 
-    In a model without a population reward their evidence cancels out.
+    In a model without a population reward their evidence cancels out. Of choices of one among more, the first response
+    that was not chosen is taken.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax import Comparisons
@@ -55,5 +57,4 @@ def contradicted_context(context: Comparisons) -> Comparisons:
 
 def with_contexts_of(episode: Episode, owner: np.ndarray) -> Episode:
     """The episodes with exchanged contexts: user i gets the context of user `owner[i]`."""
-    context = jax.tree.map(lambda x: x[owner], episode.context)
-    return Episode(context, episode.targets, episode.user, episode.group)
+    return dataclasses.replace(episode, context=jax.tree.map(lambda x: x[owner], episode.context))

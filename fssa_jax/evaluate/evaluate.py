@@ -10,15 +10,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from fssa_jax import config as configs
 from fssa_jax.data.dataset import Dataset, Split, seen_in_training
-from fssa_jax.evaluate.bayes import bayes_log_p
+from fssa_jax.evaluate.bayes import bayes_predictions
 from fssa_jax.evaluate.controls import other_owners, scrambled_context, with_contexts_of
 from fssa_jax.evaluate.episodes import FEW_GROUPS, eligible_users, evaluation_episodes, first_users
 from fssa_jax.evaluate.latent import context_effect, latent_health
 from fssa_jax.evaluate.scores import Scores
+from fssa_jax.ops.choices import per_choice, real_responses, responses_of
+from fssa_jax.progress import each
 from fssa_jax.tasks.predictor import Predictor
 from fssa_jax.types import Episode
 
@@ -53,6 +54,8 @@ def evaluate(
     * control (accuracy with another person's context), scrambled (every choice from another person), population,
       specialist, bayes: accuracies, and each also with _nll, _ece and _steering.
     * gain and control_gain: paired differences of accuracy from the population model.
+    Steering is of choices between two, and None for choices of one among more.
+
     * accuracy_unseen and population_unseen: accuracies on the target rows with both texts unseen in training, if these
       are only a part of all rows.
     * steering_gap: S minus the S of the Bayes limit, paired within people, and share_of_bayes_steering, their ratio
@@ -88,30 +91,32 @@ def evaluate(
     mask = np.asarray(targets.mask)
     score = Scores(ks, mask, targets, settings, seed)
     own = [main.predict(e, ks) for e in _progress(episodes, "model")]
-    score.add("", np.stack([found.log_p for found in own]))
+    score.add("", own)
     if main.reads and control and len(users) > 1:
         for name, made in _controls(episodes, split, users, settings, seed).items():
-            score.add(name, np.stack([main.predict(e, ks).log_p for e in _progress(made, name)]))
+            score.add(name, [main.predict(e, ks) for e in _progress(made, name)])
     # A group without training users has no specialist; its users are left out of the specialists' score.
     trained_groups = np.unique(np.asarray(dataset.splits["train"].table.group))
     known = np.isin(np.asarray(split.table.group)[users], trained_groups)
     for name, other in others.items():
         scored = mask & known[:, None] if name == "specialist" else mask
         if scored.any():
-            log_p = other.predict(episodes[0], (0,)).log_p
-            score.add(name, np.repeat(log_p, len(ks), axis=0)[None], scored)
+            score.add(name, [other.predict(episodes[0], (0,)).repeated(len(ks))], scored)
     if "population" in others:
         score.add_gains("population")
     if dataset.truth is not None:
-        score.add("bayes", np.stack([bayes_log_p(dataset.truth, e, ks) for e in _progress(episodes, "Bayes limit")]))
+        score.add("bayes", [bayes_predictions(dataset.truth, e, ks) for e in _progress(episodes, "Bayes limit")])
         score.add_steering_gap("bayes")
 
     seen = seen_in_training(dataset)
-    unseen = mask & ~seen[np.asarray(targets.chosen)] & ~seen[np.asarray(targets.rejected)]
+    met = np.isin(per_choice(responses_of(targets), targets), np.flatnonzero(seen)) & np.asarray(
+        real_responses(targets)
+    )
+    unseen = mask & ~met.any(-1)
     if 0 < unseen.sum() < mask.sum():
-        score.add("unseen", score.log_p[""], unseen)
+        score.add("unseen", score.predictions[""], unseen)
         if "population" in others:
-            score.add("population_unseen", score.log_p["population"], unseen)
+            score.add("population_unseen", score.predictions["population"], unseen)
 
     report: dict[str, Any] = {"k": list(ks), **score.report}
     of_user = np.asarray(split.table.group)[users]
@@ -132,7 +137,7 @@ def evaluate(
 
 
 def _progress(episodes: list[Episode], name: str) -> Iterable[Episode]:
-    return tqdm(episodes, desc=f"evaluate: {name}", unit="draw", leave=False, disable=None)
+    return each(episodes, f"evaluate: {name}", "draws")
 
 
 def _controls(

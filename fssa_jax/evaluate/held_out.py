@@ -3,14 +3,12 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fssa_jax.data.dataset import Split
 from fssa_jax.evaluate.episodes import eligible_users, episodes_of, first_users
 from fssa_jax.evaluate.latent import context_effect, latent_health
 from fssa_jax.evaluate.warnings import collapse_warnings
-from fssa_jax.ops.metrics import preference_accuracy
 from fssa_jax.tasks.predictor import Predictor
 from fssa_jax.types import Episode
 
@@ -40,8 +38,7 @@ class HeldOut:
     def scores(self, predictor: Predictor) -> tuple[dict[str, float], list[str]]:
         """Metrics and warnings of a collapse: "val/nll", the mean over people and k, and "val/NAME_kK" for every k."""
         found = predictor.predict(self.episodes, self.ks)
-        hits = np.asarray(preference_accuracy(jnp.asarray(found.log_p)))
-        series = {"rewards/accuracies": hits, **found.named}
+        series = {"rewards/accuracies": found.hits, **found.named}
         kl = found.kl() if predictor.gaussian else None
         if kl is not None:
             series["kl"] = kl.sum(-1)

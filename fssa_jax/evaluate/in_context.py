@@ -2,28 +2,32 @@
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fssa_jax.data.features import Text
+from fssa_jax.lm.messages import readable
 from fssa_jax.lm.scoring import Texts, log_probs_of
-from fssa_jax.lm.tokenizer import Encoded, encode
+from fssa_jax.ops.choices import per_choice, real_responses, responses_of
+from fssa_jax.ops.likelihoods import choice_log_likelihood
 from fssa_jax.ops.padding import bucket
+from fssa_jax.progress import finished
 from fssa_jax.tasks.policy import PolicyTask
 from fssa_jax.tasks.predictor import Predictor, no_latent
-from fssa_jax.types import DiagGaussian, Episode
-from fssa_jax.watchdog import finished
+from fssa_jax.types import Comparisons, DiagGaussian, Episode
 
 _BATCH_TOKENS = 32_768
 
 
-def in_context_prompt(prompt: str, choices: Sequence[tuple[str, str, str]]) -> str:
-    """A prompt, preceded by a person's choices (prompt, chosen, rejected)."""
+def in_context_prompt(prompt: str, choices: Sequence[tuple[str, ...]]) -> str:
+    """A prompt, preceded by a person's choices (prompt, chosen, rejected, others …)."""
     if not choices:
         return prompt
-    shown = "\n\n".join(f"Question: {p}\nPreferred answer: {a}\nOther answer: {b}" for p, a, b in choices)
-    return f"{shown}\n\nQuestion: {prompt}\nPreferred answer:"
+    shown = []
+    for asked, chosen, *others in choices:
+        answers = [f"Preferred answer: {chosen}", *(f"Other answer: {other}" for other in others)]
+        shown.append("\n".join([f"Question: {readable(asked)}", *answers]))
+    return "\n\n".join([*shown, f"Question: {readable(prompt)}\nPreferred answer:"])
 
 
 def in_context_predictor(task: PolicyTask) -> Predictor:
@@ -36,17 +40,14 @@ def in_context_predictor(task: PolicyTask) -> Predictor:
     limit = base.decoder.config.max_length
     references: dict[bytes, np.ndarray] = {}  # without choices, so the same for every k
 
-    def log_probs(rows: list[tuple[Text, list[tuple[str, str, str]]]]) -> np.ndarray:
+    def log_probs(rows: list[tuple[Text, list[tuple[str, ...]]]]) -> np.ndarray:
         encoded = []
         for (prompt, response), choices in rows:
-            row = encode(base.tokenizer, in_context_prompt(prompt, choices), response)
+            row = base.tokenizer.encode(in_context_prompt(prompt, choices), response)
             while len(row.tokens) > limit and choices:
                 choices = choices[1:]
-                row = encode(base.tokenizer, in_context_prompt(prompt, choices), response)
-            if len(row.tokens) > limit:  # keep the end of the prompt, and the response
-                over = min(len(row.tokens) - limit, row.start - 1)
-                row = Encoded(row.tokens[over:][:limit], row.start - over, min(row.end - over, limit))
-            encoded.append(row)
+                row = base.tokenizer.encode(in_context_prompt(prompt, choices), response)
+            encoded.append(row.cut(limit))
         width = min(bucket(max(len(row.tokens) for row in encoded)), limit)
         number = max(_BATCH_TOKENS // width, 1)
         out = []
@@ -67,15 +68,21 @@ def in_context_predictor(task: PolicyTask) -> Predictor:
         del q  # the choices themselves are read
         context, targets = episodes.context, episodes.targets
         users, number = targets.mask.shape
-        pairs = np.stack([np.asarray(targets.chosen), np.asarray(targets.rejected)], -1).reshape(users, -1)
+        ids, listed = _offered(targets)
+        pairs = ids.reshape(users, -1)
+        read, there = _offered(context)
         choices = [
-            [(texts[a][0], texts[a][1], texts[b][1]) for a, b, real in zip(*rows, strict=True) if real]
-            for rows in zip(*(np.asarray(x) for x in (context.chosen, context.rejected, context.mask)), strict=True)
+            [
+                (texts[row[0]][0], *(texts[t][1] for t, offered in zip(row, real, strict=True) if offered))
+                for row, real in zip(*of_user, strict=True)
+                if real[0]
+            ]
+            for of_user in zip(read, there, strict=True)
         ]
-        real = np.repeat(np.asarray(targets.mask), 2, axis=1)
+        real = listed.reshape(users, -1)
         place = [(u, i) for u in range(users) for i in np.flatnonzero(real[u])]
 
-        def scored(shown: Sequence[list[tuple[str, str, str]]]) -> np.ndarray:
+        def scored(shown: Sequence[list[tuple[str, ...]]]) -> np.ndarray:
             values = np.zeros(pairs.shape, np.float32)
             values[real] = log_probs([(texts[pairs[u, i]], shown[u]) for u, i in place])
             return values / np.maximum(lengths[pairs], 1) if objective.length_normalised else values
@@ -86,7 +93,19 @@ def in_context_predictor(task: PolicyTask) -> Predictor:
             if targets_key not in references:
                 references[targets_key] = scored([[]] * users)
             ratio = scored(choices) - references[targets_key]
-        ratio = ratio.reshape(users, number, 2)
-        return {"log_p": np.asarray(jax.nn.log_sigmoid(objective.beta * (ratio[..., 0] - ratio[..., 1])))}
+        ratio = ratio.reshape(users, number, -1)
+        margins = objective.beta * (ratio[..., :1] - ratio[..., 1:])
+        if targets.others is None:
+            return {"log_p": np.asarray(choice_log_likelihood(margins))}
+        # Of padding the first response is taken, so that no row is without any.
+        there = listed[..., 1:] | (np.arange(margins.shape[-1]) == 0)
+        log_p = np.asarray(choice_log_likelihood(margins, there))
+        return {"log_p": log_p, "log_best_other": log_p - np.where(there, margins, np.inf).min(-1)}
 
     return Predictor(no_latent, score, reads=True)
+
+
+def _offered(choices: Comparisons) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of the responses of every choice, (users, n, 2 + a), the chosen one first; and which are real."""
+    ids, real = per_choice(responses_of(choices), choices), choices.mask[..., None]
+    return np.asarray(ids), np.asarray(real_responses(choices) & real)

@@ -13,6 +13,8 @@ import numpy as np
 
 from fssa_jax.config import Evaluation
 from fssa_jax.ops import metrics
+from fssa_jax.ops.choices import per_choice, responses_of
+from fssa_jax.tasks.predictor import Predictions
 from fssa_jax.types import Comparisons
 
 # Fewer clusters than this are too few for a bootstrap.
@@ -20,36 +22,34 @@ _GROUPS = 20
 
 
 class Scores:
-    """Turns log-probabilities (draws, k, users, targets) into the series of the report."""
+    """Turns predictions into the series of the report."""
 
     def __init__(self, ks, mask: np.ndarray, targets: Comparisons, settings: Evaluation, seed: int):
         self.ks = ks
         self.mask = mask
         self.report: dict[str, Any] = {}
-        self.log_p: dict[str, np.ndarray] = {}
+        self.predictions: dict[str, list[Predictions]] = {}
         self.by_user: dict[str, np.ndarray] = {}
         chosen, rejected = np.asarray(targets.chosen), np.asarray(targets.rejected)
-        pairs = np.stack([np.minimum(chosen, rejected), np.maximum(chosen, rejected)], -1).reshape(-1, 2)
-        unique, item = np.unique(pairs, axis=0, return_inverse=True)
+        offered = np.asarray(per_choice(responses_of(targets), targets))
+        if targets.listed is not None:
+            offered = np.where(np.concatenate([np.ones((*mask.shape, 2), bool), targets.listed], -1), offered, -1)
+        self._pairs = targets.others is None
+        unique, item = np.unique(np.sort(offered, -1).reshape(-1, offered.shape[-1]), axis=0, return_inverse=True)
         together = _drawn_together(item.reshape(chosen.shape), mask)
         weights = metrics.bootstrap_weights(jax.random.key(seed), int(together.max(initial=-1)) + 1, settings.bootstrap)
         self._weights = np.asarray(weights, np.float64)[:, together]
         self._item, self._side, self._items = item.reshape(chosen.shape), chosen < rejected, len(unique)
 
-    def add(self, name: str, log_p: np.ndarray, mask: np.ndarray | None = None) -> None:
-        """Adds the series of one predictor; the name of the main model is empty."""
-        self.log_p[name] = log_p
+    def add(self, name: str, draws: list[Predictions], mask: np.ndarray | None = None) -> None:
+        """Adds the series of one predictor, over draws of contexts; the name of the main model is empty."""
+        self.predictions[name] = draws
         mask = self.mask if mask is None else mask
-        hits = np.asarray(metrics.preference_accuracy(jnp.asarray(log_p))).mean(0)
+        hits = np.stack([draw.hits for draw in draws]).mean(0)
         accuracy = self._per_user(hits, mask)
         self.by_user[name] = accuracy
-        nll = self._per_user(-log_p.mean(0), mask)
-        counts = np.stack(
-            [
-                sum(np.asarray(metrics.calibration_counts(jnp.exp(draw[k]), jnp.asarray(mask))) for draw in log_p)
-                for k in range(len(self.ks))
-            ]
-        )
+        nll = self._per_user(-np.stack([draw.log_p for draw in draws]).mean(0), mask)
+        counts = np.stack([sum(_calibration(draw, k, mask) for draw in draws) for k in range(len(self.ks))])
         flat = counts.reshape(*counts.shape[:2], -1)
         prefix = f"{name}_" if name else ""
         own = {"": "accuracy", "unseen": "accuracy_unseen"}
@@ -60,7 +60,7 @@ class Scores:
         )
         self.report[f"{prefix}steering"] = None  # if no two people disagree about a pair
         weight = self._contested(mask)
-        if weight.sum() > 0:
+        if self._pairs and weight.sum() > 0:
             gain, total = (hits * weight).sum(-1), weight.sum(-1)
             self.report[f"{prefix}steering"] = self._over_k(
                 lambda k, w: 2 * (w @ gain[k]) / np.maximum(w @ total, 1e-12) - 1
@@ -77,9 +77,7 @@ class Scores:
         weight = self._contested(self.mask)
         if not weight.sum():
             return
-        own, other = (
-            np.asarray(metrics.preference_accuracy(jnp.asarray(self.log_p[name]))).mean(0) for name in ("", limit)
-        )
+        own, other = (np.stack([draw.hits for draw in self.predictions[name]]).mean(0) for name in ("", limit))
         gap, total = ((own - other) * weight).sum(-1), weight.sum(-1)
         self.report["steering_gap"] = self._over_k(lambda k, w: 2 * (w @ gap[k]) / np.maximum(w @ total, 1e-12))
         reached, possible = self.report["steering"], self.report[f"{limit}_steering"]
@@ -96,8 +94,8 @@ class Scores:
         """The accuracies of predictors that were added before, on a subset of target rows."""
         out = {}
         for name in names:
-            if name in self.log_p:
-                hits = np.asarray(metrics.preference_accuracy(jnp.asarray(self.log_p[name]))).mean(0)
+            if name in self.predictions:
+                hits = np.stack([draw.hits for draw in self.predictions[name]]).mean(0)
                 out[name or "accuracy"] = self._means(self._per_user(hits, mask))
         return out
 
@@ -119,6 +117,12 @@ class Scores:
             low, high = metrics.interval(jnp.asarray(np.asarray(statistic(i, self._weights), np.float32)))
             out[str(k)] = {"mean": mean, "low": float(low), "high": float(high)}
         return out
+
+
+def _calibration(draw: Predictions, k: int, mask: np.ndarray) -> np.ndarray:
+    """`metrics.calibration_counts` of one draw at the k-th context size."""
+    best = None if draw.log_best_other is None else jnp.exp(draw.log_best_other[k])
+    return np.asarray(metrics.calibration_counts(jnp.exp(draw.log_p[k]), jnp.asarray(mask), best_other=best))
 
 
 def _drawn_together(item: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -15,7 +15,8 @@ from fssa_jax.evaluate.in_context import in_context_predictor
 from fssa_jax.evaluate.latent import drift
 from fssa_jax.evaluate.warnings import report_warnings
 from fssa_jax.evaluate.written import TrainedPolicy, Written, written_for
-from fssa_jax.experiment.workdir import Workdir, report_directory
+from fssa_jax.experiment.reports import report_directory, source_name
+from fssa_jax.experiment.workdir import Workdir
 from fssa_jax.files import whole_directory
 from fssa_jax.models.rewards import RewardModel
 from fssa_jax.report.example import write_example
@@ -65,6 +66,7 @@ def evaluate_workdir(
     report |= {
         "step": step,
         "data": data or f"{split} split",
+        "source": source_name(data) if data else "",
         "config": work.config.name,
         "seed": work.config.seed,
         "run": work.run,

@@ -1,8 +1,6 @@
 """Makes work directories: data, tokens, base and reference, before anything is trained."""
 
-import copy
-import dataclasses
-import json
+import logging
 import shutil
 import sys
 import time
@@ -15,35 +13,29 @@ import numpy as np
 from fssa_jax.config import (
     Config,
     Evaluation,
-    NewEncoder,
     NewModel,
     PolicyConfig,
     RewardConfig,
     RewardTraining,
+    Rows,
     SftConfig,
     check,
-    to_json,
 )
-from fssa_jax.config.experiment import read
-from fssa_jax.config.fields import first_difference, read_json, to_dict
 from fssa_jax.data import dataset as datasets
 from fssa_jax.data.build import load_dataset
 from fssa_jax.data.dataset import Dataset, log_left_out
+from fssa_jax.data.summary import data_warnings, summary
 from fssa_jax.data.tokenised import only_with_tokens, tokenise
 from fssa_jax.errors import UserError
-from fssa_jax.experiment.warm_start import (
-    fingerprint_of_teacher,
-    load_people,
-    rename_moved,
-    take_over_settings,
-    with_whole_paths,
-)
-from fssa_jax.experiment.workdir import OWN, Workdir, has_checkpoints, open_task
-from fssa_jax.files import write_text
+from fssa_jax.experiment.resume import resolve_config, resume, take_over_population
+from fssa_jax.experiment.warm_start import fingerprint_of_teacher, load_people, take_over_settings, with_whole_paths
+from fssa_jax.experiment.workdir import OWN, Workdir, has_checkpoints, open_task, write_settings
+from fssa_jax.files import is_ours
 from fssa_jax.lm.base import Base, load_base, new_base
 from fssa_jax.models.decoder import DecoderConfig
-from fssa_jax.tasks.reward import fit_sizes, resolve, resolve_model
 from fssa_jax.train import parallel
+
+_log = logging.getLogger(__name__)
 
 
 def make(config: Config, path: Path) -> Workdir:
@@ -62,7 +54,7 @@ def make(config: Config, path: Path) -> Workdir:
     check(config)
     mode = _check_parts(config)
     if has_checkpoints(path):
-        return _resume(config, path)
+        return resume(config, path)
     _refuse_foreign(path)
     if path.is_dir():
         (path / "reference.npz").unlink(missing_ok=True)  # left by a start that failed
@@ -76,6 +68,11 @@ def make(config: Config, path: Path) -> Workdir:
     config = resolve_config(config, dataset)
     if not isinstance(config, SftConfig):
         _check_context_sizes(config.evaluate.k, dataset)
+    if isinstance(config.data, Rows):
+        for line in summary(dataset):
+            _log.info("%s", line)
+        for warning in data_warnings(dataset):
+            _log.warning("%s", warning)
     datasets.save(dataset, path / "data", tokens)
     facts: dict[str, Any] = {
         "seed": config.seed,
@@ -87,53 +84,13 @@ def make(config: Config, path: Path) -> Workdir:
         "parallel": mode,
     }
     if base is not None:
-        facts["base"] = base.fingerprint
+        facts |= {"base": base.fingerprint, "date": base.tokenizer.date}
     if isinstance(config, PolicyConfig):
         facts["encoder"] = fingerprint_of_teacher(config)
-    write_text(path / "run.json", json.dumps(facts, indent=2))
-    write_text(path / "config.json", to_json(config))
+    write_settings(path, config, facts)
+    take_over_population(config, path)
     shutil.rmtree(path / "embedding", ignore_errors=True)
     return Workdir(path, open_task(path, config, dataset, base=base))
-
-
-def resolve_config(config: Config, dataset: Dataset, quiet: bool = False) -> Any:
-    """The configuration with all settings that depend on the data filled in."""
-    if isinstance(config, RewardConfig):
-        return resolve(config, dataset, quiet)
-    config = copy.deepcopy(config)
-    if isinstance(config, PolicyConfig):
-        fit_sizes(config.train, config.data, dataset, quiet)
-        if isinstance(config.encoder, NewEncoder):
-            config.encoder.model = resolve_model(config.encoder.model, dataset, quiet)
-    return config
-
-
-def check_same(path: Path, before: Config, config: Config) -> None:
-    """Raises `UserError` if a work directory was trained with another configuration, naming the first difference."""
-    old_values, new_values = ({"kind": type(c).__name__} | to_dict(c) for c in (before, config))
-    found = first_difference(old_values, new_values)
-    if found:
-        name, old, new = found
-        raise UserError(
-            f"{path}: was trained with config.{name}={old!r}, not {new!r}; give the same configuration, or another "
-            "--workdir"
-        )
-
-
-def _resume(config: Any, path: Path) -> Workdir:
-    """Opens an existing work directory, after checking that it has the same configuration."""
-    before: Any = read(path / "config.json")
-    dataset = datasets.load(path / "data")
-    if isinstance(config, RewardConfig) or type(before) is not type(config):
-        check_same(path, before, resolve_config(config, dataset, quiet=True))
-        return Workdir(path, open_task(path, before, dataset))
-    now = rename_moved(before, config)
-    check_same(path, now, resolve_config(config, dataset, quiet=True))
-    if isinstance(now, PolicyConfig):
-        _check_teacher(path, now)
-    # Features were computed under the stored name of the base.
-    task = open_task(path, before, dataset, now.policy.base)
-    return Workdir(path, dataclasses.replace(task, config=now))
 
 
 def _check_parts(config: Any) -> str:
@@ -154,7 +111,7 @@ def _refuse_foreign(path: Path) -> None:
     """Raises `UserError` if a directory that is not yet a work directory holds other files."""
     if (path / "config.json").exists() or not path.is_dir():
         return
-    foreign = sorted(p.name for p in path.iterdir() if p.name not in OWN)
+    foreign = sorted(p.name for p in path.iterdir() if p.name not in OWN and not is_ours(p))
     if foreign or ((path / "data").exists() and not datasets.is_prepared(path / "data")):
         raise UserError(f"{path}: holds other files ({', '.join(foreign) or 'data'}); give a new --workdir")
 
@@ -209,15 +166,4 @@ def _check_context_sizes(ks: tuple[int, ...], dataset: Dataset) -> None:
         raise UserError(
             f"config.evaluate.k: {max(ks)} is larger than any context; the longest of a test user "
             f'has {longest} choices; give "--config.evaluate.k=({shorter},)" or more rows per user'
-        )
-
-
-def _check_teacher(path: Path, config: PolicyConfig) -> None:
-    """Raises `UserError` if the encoder's reward model is not the one that the training started with."""
-    file = path / "run.json"
-    before = read_json(file).get("encoder") if file.is_file() else None
-    if before not in (None, fingerprint_of_teacher(config)):
-        raise UserError(
-            f"{path}: {getattr(config.encoder, 'init_from', '')} is another reward model than it was started with; "
-            "name that one in config.encoder.init_from"
         )

@@ -1,19 +1,26 @@
-"""From rows, ratings or a benchmark to a prepared directory: split, embedded, and optionally tokenised."""
+"""From rows, ratings or a benchmark to a prepared directory, or to rows in the format of TRL."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from fssa_jax.config import Data, Evaluation, RewardTraining, Styles, Synthetic, UltraFeedback
+from fssa_jax.config import Data, Evaluation, RewardTraining, Rows, Styles, Synthetic, UltraFeedback
 from fssa_jax.config.fields import check_fields, group
 from fssa_jax.data import build, dataset
-from fssa_jax.data.dataset import log_left_out
+from fssa_jax.data.dataset import log_left_out, log_left_out_rows
+from fssa_jax.data.reading import read_source
+from fssa_jax.data.row_dataset import with_source_splits
+from fssa_jax.data.rows import Row
+from fssa_jax.data.summary import data_warnings, summary
 from fssa_jax.errors import UserError
+from fssa_jax.files import write_text
 from fssa_jax.lm.hf_config import read_config
 from fssa_jax.lm.hub import find_checkpoint
+from fssa_jax.lm.messages import messages_of
 from fssa_jax.lm.token_table import Truncate, encode_table
 from fssa_jax.lm.tokenizer import check_vocabulary, load_tokenizer
 from fssa_jax.train import parallel
@@ -29,7 +36,7 @@ class PrepareConfig:
 def prepare(
     data: UltraFeedback, source: str, out: Path, tokenizer: str = "", max_length: int = 512, truncate: Truncate = "drop"
 ) -> dict[str, Any]:
-    """Writes the directory atomically; returns counts of its content and of what was left out.
+    """Writes the directory atomically; returns its report: what it holds, in words too, and what was left out.
 
     Embeddings of a killed run, in OUT.embedding, are reused.
 
@@ -54,6 +61,8 @@ def prepare(
     scratch = out.with_name(f"{out.name}.embedding")
     prepared = build.load_dataset(settings, max(Evaluation().k), RewardTraining().targets, scratch)
     log_left_out(prepared)
+    prepared.report["summary"] = summary(prepared)
+    prepared.report["warnings"] = data_warnings(prepared, Evaluation().k)
     tokens = None
     if loaded is not None:
         tokens = encode_table(loaded, prepared.texts, max_length=max_length, truncate=truncate)
@@ -63,7 +72,7 @@ def prepare(
     if jax.process_index() == 0:
         dataset.save(prepared, out, tokens)
         shutil.rmtree(scratch, ignore_errors=True)
-    return {name: value for name, value in prepared.report.items() if not isinstance(value, list)}
+    return prepared.report
 
 
 def settings_of(data: UltraFeedback, source: str) -> Data:
@@ -75,3 +84,40 @@ def settings_of(data: UltraFeedback, source: str) -> Data:
     if source in ("synthetic", "synthetic_published"):
         return Synthetic(**same, published=source == "synthetic_published")
     return dataclasses.replace(data, path=source)
+
+
+def write_trl(data: UltraFeedback, source: str, out: Path) -> int:
+    """Writes choices as TRL's conversational preference rows with user_id, as JSONL; returns their number.
+
+    A choice of one among n becomes n − 1 rows with the same chosen response: TRL knows only pairs.
+
+    Raises:
+      UserError: bad rows, or a benchmark, which is not made of rows.
+    """
+    if out.exists():
+        raise UserError(f"{out}: exists; give another --out")
+    check_fields(data)
+    settings = settings_of(data, source)
+    if not isinstance(settings, Rows):
+        raise UserError(f"--to=trl: {source} is a built-in benchmark; give a file of rows")
+    rows, report = read_source(settings)
+    rows, _ = with_source_splits(rows, data.split_seed)
+    log_left_out_rows(report)
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for row in rows for record in trl_records(row)]
+    write_text(out, "".join(lines))
+    return len(lines)
+
+
+def trl_records(row: Row) -> list[dict[str, Any]]:
+    """A choice in the format of TRL: `prompt`, `chosen` and `rejected` are lists of messages."""
+    optional = {name: getattr(row, name) for name in ("group", "split_user", "split_item", "pool", "situation")}
+    return [
+        {
+            "user_id": row.user,
+            "prompt": messages_of(row.prompt),
+            "chosen": [{"role": "assistant", "content": row.chosen}],
+            "rejected": [{"role": "assistant", "content": other}],
+            **{name: value for name, value in optional.items() if value},
+        }
+        for other in row.responses[1:]
+    ]

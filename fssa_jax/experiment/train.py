@@ -1,5 +1,7 @@
 """Trains an experiment: all models of its task, one after the other, into a work directory."""
 
+import contextlib
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,6 +14,7 @@ from fssa_jax.evaluate.held_out import HeldOut
 from fssa_jax.experiment.make import make
 from fssa_jax.experiment.warm_start import teacher_variables
 from fssa_jax.experiment.workdir import AnyTask, Workdir
+from fssa_jax.files import clean, locked
 from fssa_jax.tasks.policy import TEACHER, PolicyTask
 from fssa_jax.tasks.sft import SftTask
 from fssa_jax.tasks.task import MAIN
@@ -21,6 +24,8 @@ from fssa_jax.train.loop import Run, StopSignal, run_to_end
 from fssa_jax.train.state import learning_rates, start_state
 from fssa_jax.train.step import draw_rows, make_step
 from fssa_jax.types import PyTree
+
+_log = logging.getLogger(__name__)
 
 _POLICY_USERS, _POLICY_TARGETS = 128, 12  # maximum for the validation of policies
 
@@ -32,17 +37,23 @@ def train(config: Config, path: Path) -> Workdir:
 
     Raises:
       Stopped: SIGTERM was received; everything is saved.
-      UserError: see `make.make` and `loop.run_to_end`.
+      UserError: another process trains in `path`; or see `make.make` and `loop.run_to_end`.
     """
-    work = make(config, path)
-    trained: dict[str, PyTree] = {}
-    if isinstance(work.config, PolicyConfig) and (variables := teacher_variables(work.config)) is not None:
-        trained[TEACHER] = variables
-    with StopSignal() as stop:
-        for name in work.task.names:
-            trained[name] = fit(work, name, trained, stop)
-    work.task.finish(path, trained[MAIN])
-    return work
+    first = jax.process_index() == 0
+    with locked(path, "training") if first else contextlib.nullcontext():
+        if first:
+            for directory in (path, *path.glob("baselines/*")):
+                clean(directory)
+        work = make(config, path)
+        trained: dict[str, PyTree] = {}
+        if isinstance(work.config, PolicyConfig) and (variables := teacher_variables(work.config)) is not None:
+            trained[TEACHER] = variables
+        _log.info("training on %s", ", ".join(sorted({f"{d.platform} ({d.device_kind})" for d in jax.devices()})))
+        with StopSignal() as stop:
+            for name in work.task.names:
+                trained[name] = fit(work, name, trained, stop)
+        work.task.finish(path, trained[MAIN])
+        return work
 
 
 def fit(work: Workdir, name: str, trained: Mapping[str, PyTree], stop: StopSignal) -> PyTree:

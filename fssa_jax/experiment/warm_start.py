@@ -12,10 +12,11 @@ import numpy as np
 
 from fssa_jax.config import FrozenEncoder, NpBtl, PolicyConfig, RewardTraining, Rows, WarmEncoder
 from fssa_jax.data.build import load_dataset
-from fssa_jax.data.dataset import Dataset
+from fssa_jax.data.dataset import Dataset, has_lists
 from fssa_jax.errors import UserError
 from fssa_jax.experiment.workdir import MET, Workdir, is_gone
 from fssa_jax.tasks.reward import RewardTask
+from fssa_jax.tasks.reward_models import check_lists
 from fssa_jax.types import PyTree
 
 _log = logging.getLogger(__name__)
@@ -119,6 +120,8 @@ def load_people(config: PolicyConfig, path: Path) -> Dataset:
     dataset = load_dataset(config.data, max(config.evaluate.k), targets, path / "embedding")
     if work is None:
         return dataset
+    if has_lists(dataset):
+        check_lists(work.config.model, config.data.path)  # type: ignore[union-attr]
     source = work.path
     if work.config.model.learn_texts == "yes":
         raise UserError(

@@ -2,7 +2,8 @@
 
 DIR/
   config.json        the configuration, with settings resolved from the data
-  run.json           seed, command, versions, devices, fingerprints of the base and of the encoder
+  run.json           seed, command, versions, devices, fingerprints of the base and of the encoder, and the date that
+                     the chat template gets
   data/              people, texts, features and tokens (data/dataset.py)
   reference.npz      for policies: log-probabilities of all texts under the base
   checkpoints/       checkpoints of the main model: latest/ to resume from, best/ by validation
@@ -13,6 +14,7 @@ DIR/
 """
 
 import dataclasses
+import json
 import logging
 from collections.abc import Collection
 from pathlib import Path
@@ -22,13 +24,14 @@ import numpy as np
 
 from fssa_jax.config import NoEncoder, NpBtl, PolicyConfig, RewardConfig, SftConfig
 from fssa_jax.config.experiment import Config, read
-from fssa_jax.config.fields import read_json
+from fssa_jax.config.fields import read_json, to_json
 from fssa_jax.data import dataset as datasets
 from fssa_jax.data.dataset import Dataset, Split, load_tokens
 from fssa_jax.data.features import EncoderFeaturiser
 from fssa_jax.data.new_people import with_people
 from fssa_jax.data.tokenised import note_too_long, table_with_tokens, tokenise
 from fssa_jax.errors import UserError
+from fssa_jax.files import LOCK, with_checksum, write_text
 from fssa_jax.lm.base import Base, load_base
 from fssa_jax.lm.scoring import table_log_probs
 from fssa_jax.lm.token_table import join_tables
@@ -36,6 +39,7 @@ from fssa_jax.people.person import PersonModel, PersonPolicy
 from fssa_jax.tasks.policy import PolicyTask
 from fssa_jax.tasks.reference import stored_reference
 from fssa_jax.tasks.reward import RewardTask
+from fssa_jax.tasks.reward_models import check_lists, model_settings
 from fssa_jax.tasks.sft import SftTask
 from fssa_jax.tasks.task import MAIN
 from fssa_jax.train.checkpoint import Checkpoints, best_or_latest_variables
@@ -48,6 +52,7 @@ MET = "people_of_the_encoder"
 
 # Files that an interrupted start may leave before config.json is written.
 OWN = (
+    LOCK,
     "data",
     "embedding",
     "start",
@@ -97,13 +102,8 @@ class Workdir:
 
     @property
     def run(self) -> dict[str, Any]:
-        """The content of run.json; {} if there is none.
-
-        Raises:
-          UserError: it is damaged.
-        """
-        file = self.path / "run.json"
-        return read_json(file) if file.is_file() else {}
+        """See `read_run`."""
+        return read_run(self.path)
 
     def directory(self, name: str) -> Path:
         """The directory of a model's checkpoints and metrics."""
@@ -156,6 +156,8 @@ class Workdir:
         """
         task = self.task
         dataset, split = with_people(task.dataset, task.config.data, data, task.dataset.report.get(MET, ()))
+        if split.table.others is not None:
+            check_lists(model_settings(task.config), data)
         if not isinstance(task, PolicyTask):
             return dataclasses.replace(self, task=dataclasses.replace(task, dataset=dataset)), split
         settings = task.config.policy
@@ -191,15 +193,25 @@ def model_directory(path: Path, name: str) -> Path:
     return path if name == MAIN else path / "baselines" / name
 
 
+def read_run(path: Path) -> dict[str, Any]:
+    """The content of the run.json of a work directory; {} if there is none.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    file = path / "run.json"
+    return read_json(file, sealed=True) if file.is_file() else {}
+
+
 def has_checkpoints(path: Path) -> bool:
     """Whether anything was trained here. A directory without checkpoints may be started anew."""
     return (path / "config.json").is_file() and any(path.glob("**/checkpoints/*/*"))
 
 
-def report_directory(workdir: Path, data: str = "", split: str = "test") -> Path:
-    """report/ for the test users; report-val/ and report-NAME/ for validation users and other people's rows."""
-    name = Path(data).name.split(".")[0] if data else "" if split == "test" else split
-    return workdir / (f"report-{name}" if name else "report")
+def write_settings(path: Path, config: Config, facts: dict[str, Any]) -> None:
+    """Writes run.json and config.json, each with its checksum."""
+    write_text(path / "run.json", json.dumps(with_checksum(facts), indent=2))
+    write_text(path / "config.json", to_json(config))
 
 
 def open_task(path: Path, config: Config, dataset: Dataset, at: str = "", base: Base | None = None) -> AnyTask:
@@ -220,9 +232,14 @@ def open_task(path: Path, config: Config, dataset: Dataset, at: str = "", base: 
     tokens = load_tokens(path / "data")
     if tokens is None:
         raise UserError(f"{path}: no data/tokens.npz; train into a new --workdir")
+    run = read_run(path)
     if base is None:
-        base = _load_base(path, config, at)
-    _check_base(path, base)
+        base = _load_base(path, config, at, run.get("date", ""))
+    if run.get("base") not in (None, base.fingerprint):
+        raise UserError(
+            f"{path}: its adapters are of another language model than {base.directory}; name the base that it was "
+            "trained with"
+        )
     if isinstance(dataset.featuriser, EncoderFeaturiser):
         dataset.featuriser.share(config.policy.base, base.directory, config.policy.dtype, base.variables)
     if isinstance(config, SftConfig):
@@ -230,7 +247,7 @@ def open_task(path: Path, config: Config, dataset: Dataset, at: str = "", base: 
     return PolicyTask(config, dataset, base, tokens, stored_reference(base, tokens, path / "reference.npz"))
 
 
-def _load_base(path: Path, config: PolicyConfig | SftConfig, at: str) -> Base:
+def _load_base(path: Path, config: PolicyConfig | SftConfig, at: str, date: str) -> Base:
     settings = config.policy
     # SFT of a new base starts from the initial model in start/.
     name = at or settings.base or str(path / "start")
@@ -239,23 +256,12 @@ def _load_base(path: Path, config: PolicyConfig | SftConfig, at: str) -> Base:
             f"{path}: its language model is not in {name}; name the directory where it is now (--base, or "
             "--config.policy.base to train on)"
         )
-    return load_base(name, settings.dtype, settings.remat, settings.attention)
+    return load_base(name, settings.dtype, settings.remat, settings.attention, date)
 
 
 def is_gone(name: str) -> bool:
     """Whether an absolute path names a directory that no longer exists."""
     return Path(name).is_absolute() and not Path(name).is_dir()
-
-
-def _check_base(path: Path, base: Base) -> None:
-    """Raises `UserError` if adapters were trained for another language model."""
-    file = path / "run.json"
-    before = read_json(file).get("base") if file.is_file() else None
-    if before not in (None, base.fingerprint):
-        raise UserError(
-            f"{path}: its adapters are of another language model than {base.directory}; name the base that it was "
-            "trained with"
-        )
 
 
 def load(workdir: str | Path, base: str = "") -> PersonModel:

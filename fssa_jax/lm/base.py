@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from fssa_jax.errors import UserError
 from fssa_jax.lm.hf_config import read_config, to_hugging_face
 from fssa_jax.lm.hub import find_checkpoint
-from fssa_jax.lm.safetensors import load_params, save_params
-from fssa_jax.lm.tokenizer import check_vocabulary, load_tokenizer
+from fssa_jax.lm.safetensors import check_checkpoint, load_params, save_params, weight_files, with_own_head
+from fssa_jax.lm.tokenizer import ChatTokenizer, check_vocabulary, load_tokenizer
 from fssa_jax.models.decoder import Decoder, DecoderConfig, Remat
 from fssa_jax.ops.attention import Implementation
 from fssa_jax.types import PyTree
@@ -35,28 +35,33 @@ class Base:
     directory: Path
     decoder: Decoder
     variables: PyTree
-    tokenizer: Any
+    tokenizer: ChatTokenizer
     fingerprint: str
 
 
-def load_base(name: str, dtype: str = "float32", remat: Remat = "none", implementation: Implementation = "xla") -> Base:
+def load_base(
+    name: str, dtype: str = "float32", remat: Remat = "none", implementation: Implementation = "xla", date: str = ""
+) -> Base:
     """Loads a language model.
 
     Args:
       name: directory or hub name of a checkpoint.
       dtype: of parameters and computation.
       remat, implementation: see `Decoder`.
+      date: what the chat template gets for today's date; see `ChatTokenizer`.
 
     Raises:
       UserError: the checkpoint does not exist, is damaged or is not a decoder, or its tokenizer does not fit.
     """
     directory = find_checkpoint(name)
+    check_checkpoint(directory)
     if (directory / "checkpoints").is_dir() and (directory / "model").is_dir():
         raise UserError(f"{name}: a work directory, not a checkpoint; give {directory / 'model'}")
     config = read_config(directory)
     if not isinstance(config, DecoderConfig):
         raise UserError(f"{name}: a sentence encoder cannot generate; give a language model")
-    tokenizer = load_tokenizer(directory)
+    config = with_own_head(directory, config)
+    tokenizer = load_tokenizer(directory, date)
     check_vocabulary(tokenizer, config.vocabulary, directory)
     decoder = Decoder(config, jnp.dtype(dtype), remat, implementation)
     variables = load_params(directory, config, jnp.dtype(dtype))
@@ -67,7 +72,9 @@ def fingerprint(directory: Path) -> str:
     """Fingerprint of the weights, shape and tokenizer of a checkpoint."""
     digest = hashlib.sha256()
     names = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-    for file in sorted(f for f in directory.iterdir() if f.name in names or f.suffix == ".safetensors"):
+    for file in sorted(
+        [*weight_files(directory), *(directory / name for name in names if (directory / name).is_file())]
+    ):
         digest.update(file.name.encode())
         with file.open("rb") as stream:
             while block := stream.read(1 << 22):

@@ -13,8 +13,8 @@ from fssa_jax.models.decoder import Decoder
 from fssa_jax.ops.adapters import AdapterTree
 from fssa_jax.ops.padding import bucket
 from fssa_jax.ops.sampling import Sampling
+from fssa_jax.progress import finished
 from fssa_jax.types import PyTree
-from fssa_jax.watchdog import finished
 
 _GREEDY = Sampling()
 

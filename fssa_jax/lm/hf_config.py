@@ -27,14 +27,39 @@ def read_config(directory: Path) -> DecoderConfig | BertConfig:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         kind = values.get("model_type")
-        if kind in DECODERS:
-            return _decoder_config(values)
-        if kind in ENCODERS:
-            return _bert_config(values)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if kind in (*DECODERS, *ENCODERS):
+            _check_sizes(values)
+            return _decoder_config(values) if kind in DECODERS else _bert_config(values)
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(f"{path}: not the configuration of a model that is supported ({reason})") from error
     raise UserError(f"{path}: model_type {kind!r} is not supported; known are {', '.join(DECODERS + ENCODERS)}")
+
+
+_MOST = {
+    "num_hidden_layers": 2**12,
+    "hidden_size": 2**18,
+    "intermediate_size": 2**22,
+    "vocab_size": 2**24,
+    "num_attention_heads": 2**12,
+    "num_key_value_heads": 2**12,
+    "head_dim": 2**16,
+    "max_position_embeddings": 2**28,
+    "type_vocab_size": 2**16,
+}
+
+
+def _check_sizes(values: dict[str, Any]) -> None:
+    """Raises ValueError for a size that no model has: memory would run out before the weights are found missing."""
+    for name, most in _MOST.items():
+        size = values.get(name)
+        if size is None:
+            continue
+        if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= most:
+            raise ValueError(f"{name} is {str(size)[:40]}, not a whole number from 1 to {most}")
+    heads, groups = values.get("num_attention_heads"), values.get("num_key_value_heads")
+    if heads and groups and heads % groups:
+        raise ValueError(f"{heads} attention heads cannot share {groups} key and value heads")
 
 
 def _decoder_config(v: dict[str, Any]) -> DecoderConfig:

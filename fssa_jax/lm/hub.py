@@ -5,6 +5,8 @@ from pathlib import Path
 
 from fssa_jax.errors import UserError
 
+_WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_OTHERS = ["consolidated*", "adapter_model*", "optimizer*", "onnx/*", "openvino/*"]
 _MINILM_NAMES = ("all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2")
 
 
@@ -26,7 +28,7 @@ def find_checkpoint(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
+        return Path(snapshot_download(name, allow_patterns=_WANTED, ignore_patterns=_OTHERS))
     except Exception as error:  # the library raises many kinds, all of them about this name
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{name}: neither a directory nor a hub name that can be reached ({reason})") from error

@@ -12,6 +12,25 @@ from fssa_jax.lm.weight_map import decoder_weights
 from fssa_jax.models.decoder import DecoderConfig
 from fssa_jax.ops.adapters import AdapterTree, lora_factors
 
+_CARD = """---
+base_model: {base}
+library_name: peft
+tags: [lora, fssa_jax]
+---
+
+# The adapter of one person
+
+A LoRA of rank {rank} on {places}. A hypernetwork of fssa_jax emitted it from a few choices of one person
+(arXiv 2412.13998, NP-DPO); nothing was trained for the person. Load it with PEFT, or serve it with its base:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "THIS_DIRECTORY")
+```
+"""
+
 
 def save_lora(directory: Path, adapters: AdapterTree, config: DecoderConfig, base: str = "", row: int = 0) -> None:
     """Writes one row of low-rank adapters as a LoRA in the format of PEFT, atomically.
@@ -19,7 +38,7 @@ def save_lora(directory: Path, adapters: AdapterTree, config: DecoderConfig, bas
     Other libraries can load it with the same base and serve one person without this package.
 
     Args:
-      directory: where adapter_config.json and adapter_model.safetensors are written.
+      directory: where adapter_config.json, adapter_model.safetensors and a README.md are written.
       adapters: from `lora` or `lora_core`; places of lower rank are padded with zeros.
       config: of the base.
       base: directory or hub name of the base, for adapter_config.json.
@@ -57,6 +76,8 @@ def save_lora(directory: Path, adapters: AdapterTree, config: DecoderConfig, bas
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
+    card = _CARD.format(base=base or "a language model", rank=rank, places=", ".join(sorted(factors)))
     with whole_directory(directory) as target:
+        (target / "README.md").write_text(card, encoding="utf-8")
         save_file(tensors, str(target / "adapter_model.safetensors"), metadata={"format": "pt"})
         (target / "adapter_config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")

@@ -1,6 +1,8 @@
 """Reads and writes parameters as safetensors files. No pickle, no remote code, no torch."""
 
+import dataclasses
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,34 +13,63 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from fssa_jax.errors import UserError
-from fssa_jax.files import replaceable, whole_directory
+from fssa_jax.files import DIGESTS, check_digests, replaceable, whole_directory, write_digests
 from fssa_jax.lm.weight_map import IGNORED, Weight, weight_map, weight_of
 from fssa_jax.models.bert import BertConfig
 from fssa_jax.models.decoder import DecoderConfig
 from fssa_jax.types import PyTree
 
+_log = logging.getLogger(__name__)
+
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_HEAD = "lm_head.weight"
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The files that hold the weights of a checkpoint, as transformers chooses them.
+
+    They are model.safetensors, or if there is none the shards that model.safetensors.index.json lists. Other
+    safetensors files in the directory belong to something else.
+
+    Raises:
+      UserError: neither exists, or the index is damaged, lists a file outside the directory, or one that is missing.
+    """
+    if (directory / _WEIGHTS).is_file():
+        return [directory / _WEIGHTS]
+    index = directory / _INDEX
+    if not index.is_file():
+        others = ", ".join(sorted(path.name for path in directory.glob("*.safetensors"))[:5])
+        found = f"{others} hold something else" if others else "pickled weights are not read"
+        raise UserError(f"{directory}: no {_WEIGHTS}, and no {_INDEX} that lists its shards; {found}")
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        outside = [name for name in names if Path(name).name != name]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{index}: not an index of shards ({error!r}); download it again") from error
+    if outside:
+        raise UserError(f"{index}: lists {outside[0]!r}, which is not a file next to it; download the checkpoint again")
+    for name in names:
+        if not (directory / name).is_file():
+            raise UserError(f"{index}: lists {name}, which is missing; download the checkpoint again")
+    return [directory / name for name in names]
+
 
 class _Shards:
-    """The tensors of all safetensors files in a directory, by name; each is read on demand from memory-mapped files."""
+    """The tensors of a checkpoint by name; each is read on demand from memory-mapped files."""
 
     def __init__(self, directory: Path):
-        index = directory / "model.safetensors.index.json"
-        files = sorted(directory.glob("*.safetensors"))
-        if index.is_file():
-            try:
-                files = sorted({directory / name for name in json.loads(index.read_text())["weight_map"].values()})
-            except (ValueError, KeyError, AttributeError, TypeError) as error:
-                raise UserError(f"{index}: not an index of shards ({error!r}); download it again") from error
-        if not files:
-            raise UserError(f"{directory}: no .safetensors file; pickled weights are not read")
         self._where: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
-        for file in files:
+        for file in weight_files(directory):
             try:
                 self._open[file] = safe_open(str(file), "numpy")
+                names = list(self._open[file].keys())
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{file}: truncated or damaged ({error}); download it again") from error
-            self._where |= dict.fromkeys(self._open[file].keys(), file)
+            twice = next((name for name in names if name in self._where), None)
+            if twice is not None:
+                raise UserError(f"{self._where[twice]} and {file} both hold {twice}; remove one of them")
+            self._where |= dict.fromkeys(names, file)
 
     def names(self) -> set[str]:
         return set(self._where)
@@ -50,6 +81,22 @@ class _Shards:
         """A tensor, or a slice of it."""
         file = self._open[self._where[name]]
         return file.get_slice(name)[index] if index else file.get_tensor(name)
+
+
+def with_own_head(directory: Path, config: DecoderConfig) -> DecoderConfig:
+    """The configuration, no longer tied if the checkpoint holds a head that differs from the embedding.
+
+    transformers does the same: what the file holds goes before `tie_word_embeddings`.
+    """
+    shards = _Shards(directory) if config.tied else None
+    if shards is None or _HEAD not in shards.names():
+        return config
+    weights = weight_map(config)
+    embedding = _prefix(shards.names(), weights)(weights[0].name)
+    if embedding not in shards.names() or np.array_equal(shards.read(embedding), shards.read(_HEAD)):
+        return config
+    _log.warning("%s: config.json ties the head to the embedding, but the file has a head of its own", directory)
+    return dataclasses.replace(config, tied=False)
 
 
 def load_params(
@@ -102,7 +149,7 @@ def _check_names(
     """Raises a `UserError` that lists all mismatches in one line."""
     names = shards.names()
     tied = isinstance(config, DecoderConfig) and config.tied
-    extra = {n for n in names - set(wanted) if not n.endswith(IGNORED) and not (tied and n == "lm_head.weight")}
+    extra = {n for n in names - set(wanted) if not n.endswith(IGNORED) and not (tied and n == _HEAD)}
     if isinstance(config, BertConfig):
         extra = {n for n in extra if not n.startswith("cls.")}
     wrong = []
@@ -173,7 +220,7 @@ def save_params(
     with whole_directory(directory) as target:
         where = {}
         for number, weights in enumerate(files, 1):
-            file = "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+            file = _WEIGHTS if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
             out = {}
             for weight in weights:
                 tensor = np.asarray(weight_of(variables, weight))
@@ -182,10 +229,29 @@ def save_params(
             save_file(out, str(target / file), metadata={"format": "pt"})
         if len(files) > 1:
             index = {"metadata": {"total_size": total}, "weight_map": where}
-            (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
-        for file in source.rglob("*"):
+            (target / _INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
+        # Sentence encoders have numbered directories of modules. Others, such as work directories, are not copied.
+        parts = [source, *(path for path in source.iterdir() if path.is_dir() and path.name[:1].isdigit())]
+        for file in (file for part in parts for file in part.iterdir()):
             plain = file.is_file() and file.suffix in (".json", ".txt", ".model", ".jinja")
-            if plain and "safetensors" not in file.name:
+            if plain and "safetensors" not in file.name and file.name != DIGESTS:
                 copy = target / file.relative_to(source)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 copy.write_bytes(file.read_bytes())
+        if isinstance(config, DecoderConfig) and not config.tied:  # also if the head was untied when it was loaded
+            values = json.loads((target / "config.json").read_text(encoding="utf-8"))
+            settings = json.dumps(values | {"tie_word_embeddings": False}, indent=1)
+            (target / "config.json").write_text(settings, encoding="utf-8")
+        write_digests(target)
+
+
+def check_checkpoint(directory: Path) -> None:
+    """Raises `UserError` if a file of a checkpoint that `save_params` wrote was changed or lost."""
+    if not (directory / DIGESTS).is_file():
+        return
+    try:
+        check_digests(directory)
+    except ValueError as error:
+        raise UserError(
+            f"{directory}: damaged ({error}); restore it, or remove {DIGESTS} if you changed the file yourself"
+        ) from error

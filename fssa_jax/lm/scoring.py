@@ -14,8 +14,8 @@ from fssa_jax.models.decoder import Decoder
 from fssa_jax.ops.adapters import AdapterTree, adapter_rows, take_adapter_rows
 from fssa_jax.ops.logprobs import response_log_probs
 from fssa_jax.ops.padding import Plan, batch_rows, filled_rows, length_batches
+from fssa_jax.progress import finished
 from fssa_jax.types import Leaf, PyTree
-from fssa_jax.watchdog import finished
 
 _BATCH_TOKENS = {"cpu": 8192}  # per device and call; other platforms:
 _MANY_TOKENS = 65_536

@@ -5,7 +5,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -14,15 +13,18 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from fssa_jax.errors import UserError
+from fssa_jax.files import DIGESTS
 from fssa_jax.lm.hf_config import read_config
 from fssa_jax.lm.hub import find_checkpoint
-from fssa_jax.lm.safetensors import load_params
-from fssa_jax.lm.tokenizer import check_vocabulary, encode, load_tokenizer, special_ids
-from fssa_jax.models.bert import BertConfig, BertEncoder, mean_pool
+from fssa_jax.lm.messages import readable
+from fssa_jax.lm.safetensors import check_checkpoint, load_params, weight_files
+from fssa_jax.lm.sentence_modules import read_sentence_modules
+from fssa_jax.lm.tokenizer import check_vocabulary, load_tokenizer
+from fssa_jax.models.bert import BertConfig, BertEncoder, mean_pool, pool_tokens, unit
 from fssa_jax.models.decoder import Decoder
 from fssa_jax.ops.padding import batch_rows, filled_rows, length_batches
+from fssa_jax.progress import finished
 from fssa_jax.types import PyTree
-from fssa_jax.watchdog import finished
 
 Text = tuple[str, str]  # (prompt, response)
 Pool = Literal["mean", "response", "last"]
@@ -44,6 +46,7 @@ class EmbedSettings:
       normalise: scale vectors to unit length.
       dtype: of the computation.
       attention: implementation of a decoder's attention; see `attention.attention`.
+      date: what the chat template of a decoder gets for today's date; see `ChatTokenizer`.
     """
 
     encoder: str
@@ -53,27 +56,32 @@ class EmbedSettings:
     normalise: bool = True
     dtype: str = "float32"
     attention: str = "xla"
+    date: str = ""
 
 
 class TextEncoder:
     """A pretrained model that embeds texts.
 
-    For a sentence encoder a text is the prompt, a blank line, and the response. For a decoder it is the conversation in
-    the chat template, up to the last token of the response.
+    For a sentence encoder a text is the prompt, a blank line, and the response; pooling and default prompt are those of
+    the checkpoint. For a decoder it is the conversation in the chat template, up to the last token of the response.
     """
 
     def __init__(self, settings: EmbedSettings, variables: PyTree = None):
         """`variables` are those of the model if they are in memory already, in the dtype of the settings."""
-        self.settings = settings
-        self.directory = find_checkpoint(settings.encoder)
+        check_checkpoint(find_checkpoint(settings.encoder))
+        self._sentence = read_sentence_modules(find_checkpoint(settings.encoder))
+        self.directory = self._sentence.transformer
         config = read_config(self.directory)
-        self.tokenizer = load_tokenizer(self.directory)
+        self.tokenizer = load_tokenizer(self.directory, settings.date)
+        self.settings = settings = dataclasses.replace(
+            settings, date=self.tokenizer.date if self.tokenizer.dated else settings.date
+        )
         check_vocabulary(self.tokenizer, config.vocabulary, self.directory)
         self._bert = isinstance(config, BertConfig)
-        if self._bert:
-            _check_pooling(self.directory)
+        if not self._bert and (self.directory / "modules.json").is_file():
+            raise UserError(f"{settings.encoder}: a sentence encoder made of a decoder (modules.json) is not supported")
         if self._bert and (settings.pool != "mean" or settings.layer):
-            raise UserError(f"{settings.encoder}: a sentence encoder needs pool 'mean' and layer 0")
+            raise UserError(f"{settings.encoder}: a sentence encoder has its own pooling; give pool 'mean' and layer 0")
         if not self._bert and not 0 <= settings.layer <= config.layers:
             raise UserError(f"{settings.encoder}: layer {settings.layer} is not one of its {config.layers} layers")
         dtype = jnp.dtype(settings.dtype)
@@ -82,10 +90,8 @@ class TextEncoder:
             if isinstance(config, BertConfig)
             else Decoder(config, dtype, implementation=settings.attention)  # type: ignore[arg-type]
         )
-        self.width = config.width
-        self.limit = min(settings.max_tokens or config.max_length, config.max_length)
-        given = _sentence_limit(self.directory) if self._bert and not settings.max_tokens else None
-        self.limit = min(self.limit, given or self.limit)
+        self.width = config.width * (len(self._sentence.pools) if self._bert else 1)
+        self.limit = min(settings.max_tokens or self._sentence.limit or config.max_length, config.max_length)
         devices = jax.local_devices()
         mesh = jax.sharding.Mesh(np.array(devices), ("batch",), axis_types=(AxisType.Auto,))
         everywhere = NamedSharding(mesh, PartitionSpec())
@@ -105,9 +111,10 @@ class TextEncoder:
         """Fingerprint of the settings and the weights: equal fingerprints give equal vectors."""
         digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.settings) | {"encoder": ""}).encode())
         digest.update(str(self.limit).encode())
-        files = [f for f in self.directory.iterdir() if f.suffix in (".safetensors", ".json", ".jinja") and f.is_file()]
-        for file in sorted(files):
-            digest.update(f"{file.name} {file.stat().st_size}".encode())
+        plain = [path for path in self.directory.rglob("*") if path.suffix in (".json", ".jinja") and path.is_file()]
+        plain = [path for path in plain if path.name != DIGESTS]
+        for file in sorted([*weight_files(self.directory), *plain]):
+            digest.update(f"{file.relative_to(self.directory)} {file.stat().st_size}".encode())
             with file.open("rb") as stream:
                 while block := stream.read(1 << 22):
                     digest.update(block)
@@ -116,21 +123,20 @@ class TextEncoder:
     def tokens(self, texts: Sequence[Text]) -> tuple[list[list[int]], list[int], list[int]]:
         """Token ids, indices of the texts that were cut to the limit, and the start of each response.
 
-        Texts of a sentence encoder are cut at the end, as in its own library, and count as all response. Conversations
-        are cut at the beginning, so that the response is kept.
+        Texts of a sentence encoder are cut at the end, as in its own library, and count as all response. Of
+        conversations the beginning of what the user wrote is left out, so that the response is kept.
         """
         limit = self.limit
         if self._bert:
-            whole = [f"{prompt}\n\n{response}" if prompt else response for prompt, response in texts]
-            ids = self.tokenizer(whole, truncation=True, max_length=limit + 1)["input_ids"]
+            whole = [f"{readable(prompt)}\n\n{response}" if prompt else response for prompt, response in texts]
+            whole = [self._sentence.prompt + (text.lower() if self._sentence.lower else text) for text in whole]
+            ids = self.tokenizer.raw(whole, truncation=True, max_length=limit + 1)["input_ids"]
             # The last token closes every text.
             kept = [[*i[: limit - 1], i[-1]] if len(i) > limit else i for i in ids]
             return kept, _longer(ids, limit), [0] * len(ids)
-        special = special_ids(self.tokenizer)
-        rows = [encode(self.tokenizer, p, r, end_of_turn=False, special=special) for p, r in texts]
-        ids = [row.tokens for row in rows]
-        starts = [max(row.start - max(len(row.tokens) - limit, 0), 0) for row in rows]
-        return [i[-limit:] for i in ids], _longer(ids, limit), starts
+        rows = [self.tokenizer.encode(prompt, response, end_of_turn=False) for prompt, response in texts]
+        short = [row.cut(limit) for row in rows]
+        return [row.tokens for row in short], _longer([row.tokens for row in rows], limit), [row.start for row in short]
 
     def embed(self, texts: Sequence[Text]) -> np.ndarray:
         """(texts, width) float32."""
@@ -164,7 +170,8 @@ class TextEncoder:
     def _embed(self, variables: PyTree, tokens: jax.Array, starts: jax.Array, lengths: jax.Array) -> jax.Array:
         s = self.settings
         if self._bert:
-            return mean_pool(self.model.apply(variables, tokens, lengths), lengths, s.normalise)
+            vectors = pool_tokens(self.model.apply(variables, tokens, lengths), lengths, self._sentence.pools)
+            return unit(vectors) if s.normalise else vectors
         hidden, _ = self.model.apply(variables, tokens, until=s.layer or None, method="hidden")
         begin = {"mean": None, "response": starts, "last": lengths - 1}[s.pool]
         return mean_pool(hidden, lengths, s.normalise, begin)
@@ -172,22 +179,3 @@ class TextEncoder:
 
 def _longer(ids: list[list[int]], limit: int) -> list[int]:
     return [number for number, row in enumerate(ids) if len(row) > limit]
-
-
-def _check_pooling(directory: Path) -> None:
-    """Raises `UserError` for a sentence encoder that does not use mean pooling."""
-    file = directory / "1_Pooling" / "config.json"
-    if not file.is_file():
-        return
-    modes = json.loads(file.read_text(encoding="utf-8"))
-    if not modes.get("pooling_mode_mean_tokens", True) or modes.get("pooling_mode_cls_token", False):
-        raise UserError(f"{directory}: this encoder does not use mean pooling; give one that does")
-
-
-def _sentence_limit(directory: Path) -> int | None:
-    """The maximum number of tokens of a sentence-transformers model, if the checkpoint states it."""
-    file = directory / "sentence_bert_config.json"
-    try:
-        return int(json.loads(file.read_text())["max_seq_length"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

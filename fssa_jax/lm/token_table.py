@@ -3,11 +3,11 @@
 import dataclasses
 import logging
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from fssa_jax.lm.tokenizer import Encoded, encode, special_ids
+from fssa_jax.lm.tokenizer import ChatTokenizer, Encoded
 from fssa_jax.ops.padding import bucket
 
 _log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ Truncate = Literal["drop", "left", "right"]
 class TokenTable:
     """Texts as rows of tokens, padded on the right: `tokens` (texts, length), `starts`, `ends`, `lengths` (texts,).
 
-    Rows that were dropped because they did not fit have length 0; their indices are in `too_long`.
+    Rows that were left out because they did not fit have length 0; they and rows that were cut are in `too_long`.
     """
 
     tokens: np.ndarray
@@ -36,7 +36,7 @@ class TokenTable:
 
 
 def encode_table(
-    tokenizer: Any,
+    tokenizer: ChatTokenizer,
     texts: Sequence[tuple[str, str]],
     *,
     max_length: int,
@@ -47,24 +47,23 @@ def encode_table(
 
     Args:
       max_length: maximum tokens per row.
-      truncate: for longer rows: "drop" leaves them out and lists them; "left" cuts the beginning of the prompt; "right"
-        cuts the end of the response.
+      truncate: for longer rows: "drop" leaves them out and lists them; "left" cuts the beginning of what the user
+        wrote; "right" cuts the end of the response.
 
-    A row that would lose its whole response, or everything before it, is left out too.
+    A row that would lose its whole response, or more than what the user wrote, is left out too.
 
     Raises:
       UserError: a response is empty.
     """
     rows: list[Encoded | None] = []
     too_long = []
-    special = special_ids(tokenizer)
+    cut = {"drop": lambda row, limit: None, "left": Encoded.cut_left, "right": Encoded.cut_right}[truncate]
     for number, (prompt, response) in enumerate(texts):
-        row: Encoded | None = encode(tokenizer, prompt, response, end_of_turn=end_of_turn, special=special)
+        row: Encoded | None = tokenizer.encode(prompt, response, end_of_turn=end_of_turn)
         assert row is not None
-        over = len(row.tokens) - max_length
-        if over > 0:
+        if len(row.tokens) > max_length:
             too_long.append(number)
-            row = _shorten(row, over, truncate)
+            row = cut(row, max_length)
         rows.append(row)
     lengths = np.array([len(row.tokens) if row else 0 for row in rows], np.int32)
     tokens = np.zeros((len(rows), min(bucket(max(int(lengths.max(initial=1)), 1)), max_length)), np.int32)
@@ -74,8 +73,11 @@ def encode_table(
     starts = np.array([row.start if row else 0 for row in rows], np.int32)
     ends = np.array([row.end if row else 0 for row in rows], np.int32)
     if too_long:
-        what = {"drop": "left out", "left": "cut at the beginning", "right": "cut at the end"}[truncate]
-        _log.warning("%d texts of more than %d tokens are %s", len(too_long), max_length, what)
+        dropped = sum(rows[number] is None for number in too_long)
+        where = {"drop": "", "left": "at the beginning of the prompt", "right": "at the end of the response"}[truncate]
+        said = [f"{dropped} left out"] if dropped else []
+        said += [f"{len(too_long) - dropped} cut {where}"] if dropped < len(too_long) else []
+        _log.warning("%d texts of more than %d tokens: %s", len(too_long), max_length, ", ".join(said))
     return TokenTable(tokens, starts, ends, lengths, too_long)
 
 
@@ -88,14 +90,3 @@ def join_tables(first: TokenTable, second: TokenTable) -> TokenTable:
     )
     too_long = [*first.too_long, *(len(first.lengths) + i for i in second.too_long)]
     return TokenTable(np.concatenate(tokens), starts, ends, lengths, too_long)
-
-
-def _shorten(row: Encoded, over: int, truncate: Truncate) -> Encoded | None:
-    if truncate == "drop":
-        return None
-    if truncate == "left":
-        if over > row.start - 1:  # one token must remain before the response
-            return None
-        return Encoded(row.tokens[over:], row.start - over, row.end - over)
-    end = row.end - over
-    return Encoded(row.tokens[:end], row.start, end) if end > row.start else None

@@ -9,7 +9,6 @@ import numpy as np
 from fssa_jax.lm.base import Base
 from fssa_jax.lm.generate import generate
 from fssa_jax.lm.scoring import Texts, log_probs_of
-from fssa_jax.lm.tokenizer import prompt_tokens, stop_tokens
 from fssa_jax.ops.adapters import AdapterTree
 from fssa_jax.ops.padding import bucket
 from fssa_jax.ops.sampling import Sampling
@@ -34,22 +33,22 @@ class Samples:
 class Writer:
     """Generates responses with a base and adapters, one row per prompt.
 
-    A prompt that leaves no room for the response loses its beginning with `cut`, and is a `UserError` otherwise.
+    Of a prompt that leaves no room for the response the beginning of what the user wrote is left out with `cut`;
+    otherwise it is a `UserError`.
     """
 
     def __init__(self, base: Base, sampling: Sampling, max_new: int, cut: bool = False):
         self.base, self.sampling, self.max_new, self._cut = base, sampling, max_new, cut
-        self._stops = stop_tokens(base.tokenizer)
         self._room = max(base.decoder.config.max_length - max_new, 1)
 
     def cut_prompts(self, prompts: Sequence[str]) -> int:
         """Number of prompts that leave no room for the response."""
-        return sum(len(prompt_tokens(self.base.tokenizer, prompt)) > self._room for prompt in prompts)
+        return sum(len(self.base.tokenizer.prompt(prompt).tokens) > self._room for prompt in prompts)
 
     def __call__(self, prompts: Sequence[str], adapters: AdapterTree | None, seed: int = 0) -> Samples:
         """A response to each prompt; row i of the adapters is for prompt i."""
-        before = {p: prompt_tokens(self.base.tokenizer, p) for p in dict.fromkeys(prompts)}
-        ids = [before[p][-self._room :] if self._cut else before[p] for p in prompts]
+        before = [self.base.tokenizer.prompt(prompt) for prompt in prompts]
+        ids = [((row.cut_left(self._room) if self._cut else None) or row).tokens for row in before]
         seeds = np.random.default_rng(seed).integers(0, 2**31, len(ids)).tolist()
         out = generate(
             self.base.decoder,
@@ -59,10 +58,10 @@ class Writer:
             adapters=adapters,
             sampling=self.sampling,
             seeds=seeds,
-            stop_tokens=self._stops,
+            stop_tokens=self.base.tokenizer.stop_tokens,
             tokens_per_call=32,
         )
-        texts = self.base.tokenizer.batch_decode(out.tokens, skip_special_tokens=True)
+        texts = self.base.tokenizer.decode(out.tokens)
         return Samples(list(prompts), texts, ids, out.tokens, out.stopped_by)
 
 

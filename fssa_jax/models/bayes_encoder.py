@@ -5,10 +5,12 @@ from typing import Literal, get_args
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from fssa_jax.models.context import MIN_SCALE, check_context
 from fssa_jax.ops._cholesky import cholesky_solve, inverse_diagonal
+from fssa_jax.ops.choices import offered
+from fssa_jax.ops.likelihoods import choice_log_likelihood
 from fssa_jax.types import Comparisons, DiagGaussian
 
 Observation = Literal["difference", "responses"]
@@ -19,7 +21,9 @@ class BayesEncoder(nn.Module):
 
     A choice is read as one or more binary observations, each with probability σ(o + ⟨a, z⟩):
 
-    * "difference": y⁺ is preferred, a = f(y⁺) − f(y⁻), and o is the difference of the population's rewards.
+    * "difference": y⁺ is preferred, a = f(y⁺) − f(y⁻), and o is the difference of the population's rewards. A choice of
+      one among more than two has a difference a_j for each other response y_j, and is one observation, with probability
+      1 / (1 + Σ_j exp(−o_j − ⟨a_j, z⟩)).
     * "responses": y⁺ is liked, a = f(y⁺), and y⁻ is disliked, a = −f(y⁻). This is right if a choice means that a
       person agreed with one text and disagreed with the other. How easily a person likes anything is one more
       coordinate of the latent. It is inferred and then dropped.
@@ -56,7 +60,7 @@ class BayesEncoder(nn.Module):
     def __call__(
         self,
         context: Comparisons,
-        rewards: Float[Array, "*batch n 2"] | None = None,
+        rewards: Float[Array, "*batch n r"] | None = None,
         offsets: Float[Array, "*batch n 2"] | None = None,
         repeats: Float[Array, "*batch n 2"] | None = None,
     ) -> DiagGaussian:
@@ -64,7 +68,7 @@ class BayesEncoder(nn.Module):
 
         Args:
           context: choices with encoded responses (*batch, n, m).
-          rewards: population rewards of (chosen, rejected), in nats, for "difference"; 0 where None.
+          rewards: population rewards of (chosen, rejected, others), in nats, for "difference"; 0 where None.
           offsets: the population's log-odds of liking (chosen, rejected), for "responses"; 0 where None.
           repeats: how often the context shows each response, for "responses"; 1 where None.
 
@@ -78,10 +82,15 @@ class BayesEncoder(nn.Module):
         known = get_args(Observation)
         if not self.observations or set(self.observations) - set(known):
             raise ValueError(f"observations must be some of {known}, got {self.observations}")
+        if "responses" in self.observations and context.others is not None:
+            raise ValueError("observations 'responses' are of choices between two; wants ('difference',)")
         if self.rounds < 1 or self.support < 0:
             raise ValueError(f"wants rounds ≥ 1 and support ≥ 0, got {self.rounds} and {self.support}")
         prior = DiscretePrior(self.support, name="prior") if self.support else NormalPrior(self.rounds, name="prior")
-        mean, scale = prior(*self._observe(context, rewards, offsets, repeats))
+        if context.others is None:
+            mean, scale = prior(*self._observe(context, rewards, offsets, repeats))
+        else:
+            mean, scale = prior(*self._observe_lists(context, rewards))
         m = context.chosen.shape[-1]
         return DiagGaussian(mean[..., :m], jnp.maximum(scale[..., :m], MIN_SCALE))
 
@@ -106,13 +115,26 @@ class BayesEncoder(nn.Module):
         }
         directions, logits, weights = [], [], []
         for kind in self.observations:
-            scale = jnp.exp(self.param(f"{kind}_log_weight", nn.initializers.zeros, ()))
-            slope = self.param(f"{kind}_offset", nn.initializers.ones, ())
+            scale, slope = self._scale_and_slope(kind)
             for direction, logit, weight in kinds[kind]:
                 directions.append(jnp.concatenate(direction, axis=-1))
                 logits.append(slope * logit)
                 weights.append(scale * weight)
         return jnp.concatenate(directions, -2), jnp.concatenate(logits, -1), jnp.concatenate(weights, -1)
+
+    def _observe_lists(self, context: Comparisons, rewards: Array | None) -> tuple[Array, Array, Array, Array | None]:
+        """Directions (*batch, n, 1 + a, m1), offsets, weights (*batch, n) and the offered responses of choices."""
+        scale, slope = self._scale_and_slope("difference")
+        against = jnp.concatenate([context.rejected[..., None, :], context.others], axis=-2)
+        directions = context.chosen[..., None, :] - against
+        logits = jnp.zeros(directions.shape[:-1]) if rewards is None else slope * (rewards[..., :1] - rewards[..., 1:])
+        directions = jnp.concatenate([directions, jnp.zeros((*directions.shape[:-1], 1))], axis=-1)
+        return directions, logits, scale * context.mask.astype(directions.dtype), offered(context)
+
+    def _scale_and_slope(self, kind: str) -> tuple[Array, Array]:
+        """The learnt weight of a kind of observation, and the scale of its offsets."""
+        scale = jnp.exp(self.param(f"{kind}_log_weight", nn.initializers.zeros, ()))
+        return scale, self.param(f"{kind}_offset", nn.initializers.ones, ())
 
 
 class DiscretePrior(nn.Module):
@@ -133,15 +155,21 @@ class DiscretePrior(nn.Module):
     @nn.compact
     def __call__(
         self,
-        directions: Float[Array, "*batch o m"],
-        logits: Float[Array, "*batch o"],
+        directions: Float[Array, "*observed m"],
+        logits: Float[Array, "*observed"],
         weights: Float[Array, "*batch o"],
+        offered: Bool[Array, "*batch o a"] | None = None,
     ) -> tuple[Float[Array, "*batch m"], Float[Array, "*batch m"]]:
-        """Mean and scale of z given observations of o + ⟨a, z⟩ with weights w."""
+        """Mean and scale of z given observations of o + ⟨a, z⟩ with weights w; with `offered`, of lists of them."""
         kinds = self.param("kinds", nn.initializers.normal(0.3), (self.support, directions.shape[-1]))
         log_prior = self.param("log_prior", nn.initializers.zeros, (self.support,))
         of_kind = jnp.einsum("...oi,ji->...oj", directions, kinds) + logits[..., None]
-        log_likelihood = jnp.einsum("...o,...oj->...j", weights, jax.nn.log_sigmoid(of_kind))
+        if offered is None:
+            log_p = jax.nn.log_sigmoid(of_kind)
+        else:
+            of_kind = jnp.moveaxis(of_kind, -2, -1)  # (…, o, j, a)
+            log_p = choice_log_likelihood(of_kind, jnp.broadcast_to(offered[..., None, :], of_kind.shape))
+        log_likelihood = jnp.einsum("...o,...oj->...j", weights, log_p)
         p = jax.nn.softmax(log_likelihood + jnp.broadcast_to(log_prior, log_likelihood.shape))
         mean = p @ kinds
         variance = p @ jnp.square(kinds) - jnp.square(mean)
@@ -153,7 +181,8 @@ class NormalPrior(nn.Module):
 
         g = σ(o + A z),   Λ = Λ₀ + Aᵀ diag(w g (1 − g)) A,   z ← z + Λ⁻¹ (Aᵀ w (1 − g) − Λ₀ (z − μ))
 
-    and the covariance is Λ⁻¹ of the last one.
+    and the covariance is Λ⁻¹ of the last one. For lists, with p_j the probability of response j instead of the chosen
+    one, w (1 − g) a becomes w ā, ā = Σ_j p_j a_j, and w g (1 − g) a aᵀ becomes w (Σ_j p_j a_j a_jᵀ − ā āᵀ).
 
     Attributes:
       rounds: number of steps.
@@ -164,26 +193,48 @@ class NormalPrior(nn.Module):
     @nn.compact
     def __call__(
         self,
-        directions: Float[Array, "*batch o m"],
-        logits: Float[Array, "*batch o"],
+        directions: Float[Array, "*observed m"],
+        logits: Float[Array, "*observed"],
         weights: Float[Array, "*batch o"],
+        offered: Bool[Array, "*batch o a"] | None = None,
     ) -> tuple[Float[Array, "*batch m"], Float[Array, "*batch m"]]:
-        """Mode and scale of z given observations of o + ⟨a, z⟩ with weights w."""
+        """Mode and scale of z given observations of o + ⟨a, z⟩ with weights w; with `offered`, of lists of them."""
         m = directions.shape[-1]
         # The prior mean of the last coordinate is 0: the population's offsets include it.
         prior_mean = self.param("mean", nn.initializers.zeros, (m - 1,))
         prior_precision = jnp.exp(self.param("log_precision", nn.initializers.zeros, (m,)))
-        batch = directions.shape[:-2]
+        batch = weights.shape[:-1]
         mean = jnp.broadcast_to(jnp.concatenate([prior_mean, jnp.zeros(1)]), (*batch, m))
         prior = jnp.broadcast_to(prior_precision, (*batch, m))
         prior_matrix = jnp.broadcast_to(jnp.diag(prior_precision), (*batch, m, m))
         z, precision = mean, prior_matrix
         for _ in range(self.rounds):
-            dislike = jax.nn.sigmoid(-logits - jnp.einsum("...oi,...i->...o", directions, z))
-            curvature = weights * dislike * (1 - dislike)
-            precision = jnp.einsum("...oi,...oj->...ij", directions * curvature[..., None], directions)
+            if offered is None:
+                dislike = jax.nn.sigmoid(-logits - jnp.einsum("...oi,...i->...o", directions, z))
+                curvature = weights * dislike * (1 - dislike)
+                precision = jnp.einsum("...oi,...oj->...ij", directions * curvature[..., None], directions)
+                gradient = jnp.einsum("...oi,...o->...i", directions, weights * dislike)
+            else:
+                gradient, precision = _list_terms(directions, logits, weights, offered, z)
             precision = precision + prior_matrix
-            gradient = jnp.einsum("...oi,...o->...i", directions, weights * dislike)
             factor = jnp.linalg.cholesky(jax.lax.stop_gradient(precision), symmetrize_input=False)
             z = z + cholesky_solve(precision, factor, gradient - prior * (z - mean))
         return z, jnp.sqrt(inverse_diagonal(precision, factor, z))
+
+
+def _list_terms(
+    directions: Float[Array, "*batch o a m"],
+    logits: Float[Array, "*batch o a"],
+    weights: Float[Array, "*batch o"],
+    offered: Bool[Array, "*batch o a"],
+    z: Float[Array, "*batch m"],
+) -> tuple[Float[Array, "*batch m"], Float[Array, "*batch m m"]]:
+    """Gradient of the log-likelihood of choices among several, and its negative Hessian."""
+    margins = logits + jnp.einsum("...oai,...i->...oa", directions, z)
+    log_p = choice_log_likelihood(margins, offered)
+    # Masked twice: the gradient of an infinite exponential would be NaN.
+    p = jnp.where(offered, jnp.exp(log_p[..., None] - jnp.where(offered, margins, 0)), 0) * weights[..., None]
+    mean = jnp.einsum("...oa,...oai->...oi", p, directions)
+    scaled = mean / jnp.maximum(weights, 1e-30)[..., None]
+    precision = jnp.einsum("...oa,...oai,...oaj->...ij", p, directions, directions)
+    return mean.sum(-2), precision - jnp.einsum("...oi,...oj->...ij", mean, scaled)

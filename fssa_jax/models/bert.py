@@ -1,6 +1,8 @@
 """BERT-style sentence encoders, such as all-MiniLM-L6-v2."""
 
 import dataclasses
+import typing
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -11,6 +13,10 @@ from jaxtyping import Array, Float, Int
 from fssa_jax.models.layers import unstack_layers
 from fssa_jax.ops.attention import attention
 from fssa_jax.types import PyTree
+
+Pooling = Literal["cls", "max", "mean", "mean_sqrt_len"]
+POOLS: tuple[Pooling, ...] = typing.get_args(Pooling)
+"""In the order in which sentence-transformers concatenates their results."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +72,36 @@ def mean_pool(
         real &= place >= starts[:, None]
     total = jnp.einsum("btd,bt->bd", hidden.astype(jnp.float32), real.astype(jnp.float32))
     mean = total / jnp.maximum(real.sum(1), 1).astype(jnp.float32)[:, None]
-    if not normalise:
-        return mean
-    return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
+    return unit(mean) if normalise else mean
+
+
+def pool_tokens(
+    hidden: Float[Array, "batch t d"], lengths: Int[Array, " batch"], pools: Sequence[Pooling]
+) -> Float[Array, "batch pools_d"]:
+    """Vectors of texts from the states of their first `lengths` tokens: the results of all poolings, concatenated.
+
+    `mean_sqrt_len` is the sum divided by the root of the length.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax.models.bert import pool_tokens
+    >>> pool_tokens(jnp.array([[[3.0, 0.0], [1.0, 4.0], [9.0, 9.0]]]), jnp.array([2]), ["cls", "max"]).tolist()
+    [[3.0, 0.0, 3.0, 4.0]]
+    """
+    hidden = hidden.astype(jnp.float32)
+    real = (jnp.arange(hidden.shape[1])[None] < lengths[:, None])[..., None]
+    mean = mean_pool(hidden, lengths, normalise=False)
+    made = {
+        "cls": hidden[:, 0],
+        "max": jnp.where(real, hidden, -jnp.inf).max(1),
+        "mean": mean,
+        "mean_sqrt_len": mean * jnp.sqrt(lengths.astype(jnp.float32))[:, None],
+    }
+    return jnp.concatenate([made[pool] for pool in pools], axis=-1)
+
+
+def unit(vectors: Float[Array, "batch d"]) -> Float[Array, "batch d"]:
+    """Vectors scaled to unit length."""
+    return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
 class BertEncoder(nn.Module):

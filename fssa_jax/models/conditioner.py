@@ -70,15 +70,9 @@ class Conditioner(nn.Module):
 
     def target_rewards(
         self, targets: Comparisons, z: Float[Array, "*batch m"], table: Array | None = None
-    ) -> tuple[Float[Array, "*batch t"], Float[Array, "*batch t"]]:
-        """(r(y⁺, z), r(y⁻, z)) of targets under the reward model, in nats.
-
-        log σ of their difference is the log-probability of the choice.
-        """
-        both = jnp.concatenate([targets.chosen, targets.rejected], axis=targets.mask.ndim - 1)
-        rewards = self.reward_model.rewards(both, z[None], table)[0, ..., 0]
-        chosen, rejected = jnp.split(rewards, 2, axis=-1)
-        return chosen, rejected
+    ) -> Float[Array, "*batch t responses"]:
+        """Rewards of the responses of every target under the reward model, in nats; the chosen one first."""
+        return self.reward_model.target_rewards(targets, z[None], table)[0]
 
     def __call__(self, episode: Episode, table: Array | None = None) -> AdapterTree:
         """Adapters at the mean latent. Touches every parameter."""

@@ -22,8 +22,8 @@ def check_context(context: Comparisons, **pairs: Array | None) -> None:
     """Checks the shapes of a context.
 
     Args:
-      context: choices, chosen and rejected (*batch, n, d), mask (*batch, n).
-      pairs: values for (chosen, rejected), (*batch, n, 2), by the names of the arguments; None if not given.
+      context: choices, chosen and rejected (*batch, n, d), mask (*batch, n); others (*batch, n, a, d).
+      pairs: values for (chosen, rejected, others), (*batch, n, 2 + a), by names of arguments; None if not given.
 
     Raises:
       ValueError: a wrong shape; the message states the wanted and the given one.
@@ -33,9 +33,18 @@ def check_context(context: Comparisons, **pairs: Array | None) -> None:
         raise ValueError(f"chosen and rejected must both be (*batch, n, d), got {chosen} and {rejected}")
     if mask != chosen[:-1]:
         raise ValueError(f"mask must be {chosen[:-1]} for choices {chosen}, got {mask}")
+    more = 0
+    if context.others is not None:
+        others, listed = context.others.shape, getattr(context.listed, "shape", None)
+        more = others[-2] if len(others) > 1 else 0
+        if others != (*mask, more, chosen[-1]) or listed != (*mask, more):
+            raise ValueError(
+                f"others must be {(*mask, 'a', chosen[-1])} with listed {(*mask, 'a')} for choices {chosen}, "
+                f"got {others} and {listed}"
+            )
     for name, pair in pairs.items():
-        if pair is not None and pair.shape != (*mask, 2):
-            raise ValueError(f"{name} must be {(*mask, 2)} for choices {chosen}, got {pair.shape}")
+        if pair is not None and pair.shape != (*mask, 2 + more):
+            raise ValueError(f"{name} must be {(*mask, 2 + more)} for choices {chosen}, got {pair.shape}")
 
 
 def count_repeats(context: Comparisons) -> Float[Array, "*batch n 2"]:

@@ -1,6 +1,6 @@
 """Reward models: BTL, DPL and NP-BTL in one module (arXiv 2412.13998, section 3)."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,8 @@ from fssa_jax.models.context import count_repeats
 from fssa_jax.models.layers import MLP
 from fssa_jax.models.reward_heads import BilinearHead, ConcatHead, Norm, PopulationReward
 from fssa_jax.models.set_encoder import SetEncoder
-from fssa_jax.ops.likelihoods import Link, btl_log_likelihood, dpl_log_likelihood
+from fssa_jax.ops.choices import offered, per_choice, responses_of
+from fssa_jax.ops.likelihoods import Link, btl_log_likelihood, choice_log_likelihood, dpl_log_likelihood
 from fssa_jax.types import Comparisons, DiagGaussian, Episode
 
 Latent = Literal["none", "context", "group"]
@@ -188,23 +189,27 @@ class RewardModel(nn.Module):
         if self.latent != "context":
             raise ValueError(f"infer wants a model with latent 'context', got {self.latent!r}")
         encoder = self.context_encoder
-        chosen, rejected = context.chosen, context.rejected
+        sides: list[Any] = [context.chosen, context.rejected]
+        if context.others is not None:
+            sides += list(jnp.moveaxis(context.others, context.mask.ndim, 0))
         rewards = offsets = None
         encoded_input = isinstance(encoder, BayesEncoder) or self.learnt_texts > 0
         if encoded_input or self.population != "none":
-            a, b = (self.encode_responses(side, table, train, text_mask) for side in (chosen, rejected))
-            if a.population is not None and b.population is not None:
-                rewards = jnp.concatenate([a.population[..., :1], b.population[..., :1]], axis=-1)
-            if a.offset is not None and b.offset is not None:
-                offsets = jnp.concatenate([a.offset, b.offset], axis=-1)
+            encoded: list[Any] = [self.encode_responses(side, table, train, text_mask) for side in sides]
+            if encoded[0].population is not None:
+                rewards = jnp.concatenate([one.population[..., :1] for one in encoded], axis=-1)
+            if encoded[0].offset is not None:
+                offsets = jnp.concatenate([one.offset for one in encoded], axis=-1)
             if encoded_input:
-                chosen, rejected = a.response, b.response
+                sides = [one.response for one in encoded]
         if not encoded_input and table is not None:
-            chosen, rejected = table[chosen], table[rejected]
-        choices = Comparisons(chosen, rejected, context.mask)
+            sides = [table[side] for side in sides]
+        others = jnp.stack(sides[2:], axis=context.mask.ndim) if context.others is not None else None
+        choices = Comparisons(sides[0], sides[1], context.mask, others, context.listed)
         if isinstance(encoder, SetEncoder):
             return encoder(choices, rewards, train)
-        return encoder(choices, rewards, offsets, count_repeats(context) if table is not None else None)
+        counted = table is not None and context.others is None
+        return encoder(choices, rewards, offsets, count_repeats(context) if counted else None)
 
     def group_z(self, group: Array) -> Float[Array, "*batch m"]:
         """The learnt latent of a group (latent "group" only)."""
@@ -256,15 +261,39 @@ class RewardModel(nn.Module):
         train: bool = False,
         text_mask: Float[Array, " texts"] | None = None,
     ) -> Float[Array, "*out"]:
-        """log p(choice | z) of every target, (samples, *batch, t); targets as features, or ids with a table."""
+        """log p(choice | z) of every target, (samples, *batch, t); targets as features, or ids with a table.
+
+        Raises:
+          ValueError: choices of one among more than two, for likelihood "dpl".
+        """
         n = targets.mask.shape[-1]
+        if targets.others is not None:
+            rewards = self.target_rewards(targets, z, table, train, text_mask)
+            return choice_log_likelihood(rewards[..., :1] - rewards[..., 1:], _like(offered(targets), rewards))
         # One pass over both responses: batch statistics (norm "batch") cover all of them.
-        both = jnp.concatenate([targets.chosen, targets.rejected], axis=targets.mask.ndim - 1)
-        rewards = self.rewards(both, z, table, train, text_mask)
+        rewards = self.rewards(responses_of(targets), z, table, train, text_mask)
         chosen, rejected = rewards[..., :n, :], rewards[..., n:, :]
         if self.likelihood == "btl":
             return btl_log_likelihood(chosen[..., 0], rejected[..., 0])
         return dpl_log_likelihood(chosen[..., 0], chosen[..., 1], rejected[..., 0], rejected[..., 1], self.link)
+
+    def target_rewards(
+        self,
+        targets: Comparisons,
+        z: Float[Array, "*samples m"] | None = None,
+        table: Float[Array, "texts d"] | None = None,
+        train: bool = False,
+        text_mask: Float[Array, " texts"] | None = None,
+    ) -> Float[Array, "*out"]:
+        """Rewards of the responses of every target, (samples, *batch, t, 2 + a), the chosen one first, in nats.
+
+        Raises:
+          ValueError: for likelihood "dpl", whose rewards are distributions.
+        """
+        if self.likelihood == "dpl":
+            raise ValueError("likelihood 'dpl' is of choices between two responses")
+        rewards = self.rewards(responses_of(targets), z, table, train, text_mask)
+        return per_choice(rewards[..., 0], targets)
 
     def __call__(self, episode: Episode, table: Float[Array, "texts d"] | None = None) -> Array:
         """Log-likelihood of the targets at the mean latent, (1, *batch, t). Touches every parameter."""
@@ -273,3 +302,8 @@ class RewardModel(nn.Module):
         group = self.latent == "group"
         z = self.group_z(episode.group) if group else self.infer(episode.context, table).mean
         return self.log_likelihood(episode.targets, z[None], table)
+
+
+def _like(listed: Array | None, rewards: Array) -> Array | None:
+    """The mask of the offered responses, for every sample of z."""
+    return None if listed is None else jnp.broadcast_to(listed[None], (rewards.shape[0], *listed.shape))

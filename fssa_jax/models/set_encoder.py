@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from fssa_jax.models.context import MIN_SCALE, check_context
 from fssa_jax.models.layers import MLP, MaskedSelfAttention
+from fssa_jax.ops.choices import offered
 from fssa_jax.types import Comparisons, DiagGaussian
 
 PairInput = Literal["chosen", "rejected", "difference", "margin"]
@@ -58,13 +59,14 @@ class SetEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, context: Comparisons, rewards: Float[Array, "*batch n 2"] | None = None, train: bool = False
+        self, context: Comparisons, rewards: Float[Array, "*batch n r"] | None = None, train: bool = False
     ) -> DiagGaussian:
         """Reads a context.
 
         Args:
-          context: choices with features (*batch, n, d).
-          rewards: population rewards of (chosen, rejected), in nats; needed if `inputs` names "margin".
+          context: choices with features (*batch, n, d). A choice of one among more than two is read as the mean of its
+            pairs.
+          rewards: population rewards of (chosen, rejected, others), in nats; needed if `inputs` names "margin".
           train: turns dropout on.
 
         Returns:
@@ -80,6 +82,8 @@ class SetEncoder(nn.Module):
         x = self._read_pairs(context, rewards)
         widths = (self.width,) if self.pair == "linear" else (self.width, self.width)
         h = MLP(widths, name="pair")(x)
+        if (listed := offered(context)) is not None:  # one observation: the mean over the pairs of a choice
+            h = jnp.where(listed[..., None], h, 0).sum(-2) / listed.sum(-1).astype(h.dtype)[..., None]
         if self.prior_choice:
             prior = self.param("prior_choice", nn.initializers.normal(1.0), (self.width,))
             h = jnp.concatenate([jnp.broadcast_to(prior, (*h.shape[:-2], 1, self.width)), h], axis=-2)
@@ -98,14 +102,16 @@ class SetEncoder(nn.Module):
         mean, raw = jnp.split(out, 2, axis=-1)
         return DiagGaussian(mean, jnp.maximum(jax.nn.softplus(raw), MIN_SCALE))
 
-    def _read_pairs(self, context: Comparisons, rewards: Array | None) -> Float[Array, "*batch n p"]:
-        parts = {
-            "chosen": context.chosen,
-            "rejected": context.rejected,
-            "difference": context.chosen - context.rejected,
-        }
+    def _read_pairs(self, context: Comparisons, rewards: Array | None) -> Float[Array, "*pairs p"]:
+        """The inputs of every pair: (*batch, n, p), or (*batch, n, 1 + a, p) of choices among more than two."""
+        chosen, rejected = context.chosen, context.rejected
+        if context.others is not None:
+            rejected = jnp.concatenate([rejected[..., None, :], context.others], axis=-2)
+            chosen = jnp.broadcast_to(chosen[..., None, :], rejected.shape)
+        parts = {"chosen": chosen, "rejected": rejected, "difference": chosen - rejected}
         if "margin" in self.inputs:
             if rewards is None:
                 raise ValueError("inputs name 'margin': wants the population's rewards, got None")
-            parts["margin"] = rewards[..., :1] - rewards[..., 1:]
+            margin = rewards[..., :1] - rewards[..., 1:]
+            parts["margin"] = margin if context.others is None else margin[..., None]
         return jnp.concatenate([parts[name] for name in self.inputs], axis=-1)

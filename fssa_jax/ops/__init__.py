@@ -22,6 +22,7 @@ from fssa_jax.ops.adapters import (
     take_adapter_rows,
 )
 from fssa_jax.ops.attention import Implementation
+from fssa_jax.ops.choices import join_choices, offered, per_choice, real_responses, responses_of
 from fssa_jax.ops.distributions import (
     antithetic_noise,
     gaussian_kl,
@@ -31,7 +32,7 @@ from fssa_jax.ops.distributions import (
 )
 from fssa_jax.ops.episodes import draw_episode, evaluation_episode, nested_order, take_choices, truncate_context
 from fssa_jax.ops.factorise import observed_responses
-from fssa_jax.ops.likelihoods import Link, btl_log_likelihood, dpl_log_likelihood
+from fssa_jax.ops.likelihoods import Link, btl_log_likelihood, choice_log_likelihood, dpl_log_likelihood
 from fssa_jax.ops.logprobs import response_log_probs, token_log_probs
 from fssa_jax.ops.losses import (
     NPLoss,
@@ -42,6 +43,8 @@ from fssa_jax.ops.losses import (
     imitation_loss,
     implicit_rewards,
     latent_roles,
+    list_dpo_loss,
+    list_response_weights,
     masked_mean,
     neural_process_loss,
     response_weights,
@@ -103,6 +106,7 @@ __all__ = [
     "calibration_counts",
     "cheapest",
     "check_adapters",
+    "choice_log_likelihood",
     "combine_adapters",
     "contested_weights",
     "dpl_log_likelihood",
@@ -120,20 +124,27 @@ __all__ = [
     "imitation_loss",
     "implicit_rewards",
     "interval",
+    "join_choices",
     "latent_roles",
     "length_batches",
+    "list_dpo_loss",
+    "list_response_weights",
     "lora_factors",
     "masked_mean",
     "nested_order",
     "neural_process_loss",
     "next_tokens",
     "observed_responses",
+    "offered",
     "padded_tokens",
     "padding_share",
     "penalise",
+    "per_choice",
     "preference_accuracy",
+    "real_responses",
     "response_log_probs",
     "response_weights",
+    "responses_of",
     "restrict",
     "sft_loss",
     "soft_label_loss",

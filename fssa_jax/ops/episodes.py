@@ -1,5 +1,7 @@
 """Drawing episodes from a table of choices: pure functions of a key that run inside jit."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -47,7 +49,11 @@ def take_choices(
     check_shapes(user=(user, ""), pool=(pool, ""), order=(order, "n"), number=(number, ""))
     order = jnp.asarray(order)
     real = jnp.arange(order.shape[0]) < jnp.minimum(number, table.count[user, pool])
-    return Comparisons(table.chosen[user, pool][order], table.rejected[user, pool][order], real)
+    choices = Comparisons(table.chosen[user, pool][order], table.rejected[user, pool][order], real)
+    if table.others is None:
+        return choices
+    others = table.others[user, pool][order]
+    return dataclasses.replace(choices, others=jnp.maximum(others, 0), listed=others >= 0)
 
 
 def draw_episode(
@@ -148,7 +154,7 @@ def truncate_context(episode: Episode, k: Int[ArrayLike, ""]) -> Episode:
     check_shapes(mask=(context.mask, "*batch n"), k=(k, ""))
     first = jnp.arange(context.mask.shape[-1]) < k
     mask = context.mask & jnp.broadcast_to(first, context.mask.shape)
-    return Episode(Comparisons(context.chosen, context.rejected, mask), episode.targets, episode.user, episode.group)
+    return dataclasses.replace(episode, context=dataclasses.replace(context, mask=mask))
 
 
 def _checked(table: ChoiceTable) -> ChoiceTable:
@@ -158,5 +164,6 @@ def _checked(table: ChoiceTable) -> ChoiceTable:
         rejected=(table.rejected, "users 2 rows"),
         count=(table.count, "users 2"),
         group=(table.group, "users"),
+        **({} if table.others is None else {"others": (table.others, "users 2 rows a")}),
     )
     return jax.tree.map(jnp.asarray, table)

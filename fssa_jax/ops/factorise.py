@@ -37,9 +37,11 @@ def observed_responses(table: ChoiceTable) -> tuple[np.ndarray, np.ndarray, np.n
     )
     real = np.asarray(table.mask)
     user = np.broadcast_to(np.arange(len(table.chosen))[:, None, None], real.shape)[real]
-    chosen, rejected = np.asarray(table.chosen)[real], np.asarray(table.rejected)[real]
     ones = np.ones_like(user)
-    rows = np.concatenate([np.stack([user, chosen, ones]), np.stack([user, rejected, 0 * ones])], axis=1)
+    sides = [(np.asarray(table.chosen)[real], ones), (np.asarray(table.rejected)[real], 0 * ones)]
+    if table.others is not None:
+        sides += [(other, 0 * ones) for other in np.asarray(table.others)[real].T]
+    rows = np.concatenate([np.stack([user, text, liked])[:, text >= 0] for text, liked in sides], axis=1)
     user, text, liked = np.unique(rows, axis=1)
     return user, text, liked
 

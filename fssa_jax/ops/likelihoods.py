@@ -1,13 +1,13 @@
-"""Log-likelihoods of a pairwise choice given rewards: Bradley-Terry-Luce and its distributional variant."""
+"""Log-likelihoods of choices given rewards: Bradley-Terry-Luce, its distributional variant, and Plackett-Luce."""
 
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from fssa_jax.ops._checks import floats_alike
+from fssa_jax.ops._checks import check_shapes, floats_alike
 
 Link = Literal["probit", "logistic", "logistic_published"]
 
@@ -45,6 +45,40 @@ def btl_log_likelihood(chosen: ArrayLike, rejected: ArrayLike) -> Float[Array, "
     chosen, rejected = floats_alike(chosen=chosen, rejected=rejected)
     difference = jnp.clip(chosen - rejected, -_MAX_BTL_DIFFERENCE, _MAX_BTL_DIFFERENCE)
     return jax.nn.log_sigmoid(difference)
+
+
+def choice_log_likelihood(
+    margins: Float[ArrayLike, "*batch a"], listed: Bool[ArrayLike, "*batch a"] | None = None
+) -> Float[Array, "*batch"]:
+    """Log-probability of choosing one of several responses, under the model of Plackett and Luce.
+
+    log p(y⁺ | y⁺, y₁ … y_a) = −log (1 + Σ_j exp(−(r(y⁺) − r(y_j))))       (Luce 1959; Plackett 1975, first choice)
+
+    With a = 1 it is `btl_log_likelihood`. It is one observation, not a independent ones.
+
+    Args:
+      margins: r(y⁺) − r(y_j) for every response that was not chosen, (*batch, a), in nats.
+      listed: which of them were offered; all by default.
+
+    Returns:
+      One log-probability per choice, (*batch).
+
+    Raises:
+      ValueError: shapes that do not fit together.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import choice_log_likelihood
+    >>> print(f"{jnp.exp(choice_log_likelihood(jnp.zeros(3))):.2f}")  # one of four that are alike
+    0.25
+    """
+    if listed is not None:
+        check_shapes(margins=(margins, "*batch a"), listed=(listed, "*batch a"))
+    (margins,) = floats_alike(margins=margins)
+    margins = jnp.clip(margins, -_MAX_BTL_DIFFERENCE, _MAX_BTL_DIFFERENCE)
+    if margins.shape[-1] == 1 and listed is None:
+        return jax.nn.log_sigmoid(margins[..., 0])
+    against = -margins if listed is None else jnp.where(listed, -margins, -jnp.inf)
+    return -jnp.logaddexp(0.0, jax.nn.logsumexp(against, axis=-1))
 
 
 def dpl_log_likelihood(

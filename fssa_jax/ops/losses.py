@@ -255,3 +255,89 @@ def response_weights(
     weights = jnp.where(real, jax.nn.softmax(jnp.where(real, both, jnp.finfo(both.dtype).min), axis=-1), 0.0)
     of_chosen, of_rejected = jnp.split(weights, 2, axis=-1)
     return of_chosen, of_rejected
+
+
+def list_dpo_loss(
+    rewards: Float[ArrayLike, "*batch r"],
+    listed: Bool[ArrayLike, "*batch r"],
+    probabilities: Float[ArrayLike, "*batch r"] | None = None,
+    share: ArrayLike = 0.0,
+) -> Float[Array, "*batch"]:
+    """DPO on a choice of one among several responses, under the model of Plackett and Luce.
+
+    −Σ_i q_i log softmax(h)_i,   q = (1 − s) · [i is chosen] + s · p                     (arXiv 2305.18290, eq. 20)
+
+    With two responses and s = 0 it is `dpo_loss`; with s > 0 it is `soft_label_loss` of it.
+
+    Args:
+      rewards: h, implicit rewards of the responses, the chosen one first, (*batch, r), in nats.
+      listed: which responses were offered.
+      probabilities: p, of every response being chosen under a reward model; needed if s > 0.
+      share: s in [0, 1].
+
+    Returns:
+      One loss per choice, (*batch).
+
+    Raises:
+      ValueError: shapes that do not fit together, or a share outside of [0, 1].
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import list_dpo_loss
+    >>> print(f"{list_dpo_loss(jnp.zeros(4), jnp.ones(4, bool)):.3f}")  # log 4
+    1.386
+    """
+    check_shapes(rewards=(rewards, "*batch r"), listed=(listed, "*batch r"))
+    share = as_scalar("share", share)
+    if is_known(share) and not 0 <= share <= 1:
+        raise ValueError(f"share must be in [0, 1], got {share}")
+    rewards, listed = jnp.asarray(rewards), jnp.asarray(listed)
+    log_p = jax.nn.log_softmax(jnp.where(listed, rewards, -jnp.inf), axis=-1)
+    hard = -log_p[..., 0]
+    if probabilities is None:
+        return hard
+    check_shapes(rewards=(rewards, "*batch r"), probabilities=(probabilities, "*batch r"))
+    soft = -(jnp.asarray(probabilities) * jnp.where(listed, log_p, 0)).sum(-1)
+    return (1 - share) * hard + share * soft
+
+
+def list_response_weights(
+    rewards: Float[ArrayLike, "*batch t r"],
+    listed: Bool[ArrayLike, "*batch t r"],
+    beta: ArrayLike,
+    worth: Worth = "advantage",
+) -> Float[Array, "*batch t r"]:
+    """`response_weights` for choices of one among several: the advantage is over the mean of the other responses.
+
+    Args:
+      rewards: of the responses of a person's choices, (*batch, t, r), in nats.
+      listed: which responses are real; none of a choice that is padding.
+      beta: β > 0 of the policy.
+      worth: how the worth of a response is defined.
+
+    Returns:
+      Weights that sum to 1 per person; 0 where no response is real.
+
+    Raises:
+      ValueError: shapes that do not fit together, a β that is not positive, or an unknown `worth`.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax.ops.losses import list_response_weights
+    >>> weights = list_response_weights(jnp.array([[1.0, 0.0, 0.0]]), jnp.ones((1, 3), bool), beta=1.0)
+    >>> print([f"{w:.2f}" for w in weights[0]])
+    ['0.69', '0.15', '0.15']
+    """
+    if worth not in get_args(Worth):
+        raise ValueError(f"worth must be one of {', '.join(get_args(Worth))}; got {worth!r}")
+    check_shapes(rewards=(rewards, "*batch t r"), listed=(listed, "*batch t r"))
+    beta = as_scalar("beta", beta)
+    if is_known(beta) and not beta > 0:
+        raise ValueError(f"beta must be > 0, got {beta}")
+    rewards, listed = jnp.asarray(rewards), jnp.asarray(listed)
+    if worth == "advantage":
+        real = jnp.where(listed, rewards, 0)
+        others = jnp.maximum(listed.sum(-1, keepdims=True) - 1, 1).astype(rewards.dtype)
+        rewards = rewards - (real.sum(-1, keepdims=True) - real) / others
+    shape = rewards.shape
+    flat, mask = (x.reshape(*shape[:-2], -1) for x in (rewards / beta, listed))
+    weights = jax.nn.softmax(jnp.where(mask, flat, jnp.finfo(flat.dtype).min), axis=-1)
+    return jnp.where(mask, weights, 0.0).reshape(shape)

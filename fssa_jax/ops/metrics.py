@@ -1,7 +1,8 @@
 """Metrics of predicted choices: accuracy, calibration, steering, intervals over users.
 
-All targets are ordered (chosen, rejected). A prediction is thus p, the probability of the choice that the person made,
-and the outcome is always 1. Pure functions on arrays.
+All targets are ordered, the chosen response first. A prediction is thus p, the probability of the choice that the
+person made, and the outcome is always 1. Of choices among more than two, the probability of the most probable response
+that was not chosen is needed too. Pure functions on arrays.
 """
 
 import jax
@@ -15,29 +16,39 @@ from fssa_jax.ops._checks import check_shapes, floats_alike
 _TIE = 2e-6
 
 
-def preference_accuracy(log_p: ArrayLike) -> Float[Array, "*batch"]:
-    """1 where the person's choice is the more probable one, ½ at a tie, 0 otherwise.
+def preference_accuracy(log_p: ArrayLike, log_best_other: ArrayLike | None = None) -> Float[Array, "*batch"]:
+    """1 where the person's choice is the most probable one, ½ at a tie, 0 otherwise.
 
     Args:
       log_p: log-probability of the choice that the person made, (*batch), in nats.
+      log_best_other: log-probability of the most probable response that was not chosen, (*batch); log (1 − p) by
+        default, for choices between two.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax import preference_accuracy
     >>> print(preference_accuracy(jnp.log(jnp.array([0.9, 0.5, 0.2]))))
     [1.  0.5 0. ]
     """
-    (log_p,) = floats_alike(log_p=log_p)
-    above = log_p + jnp.log(2.0)
+    if log_best_other is None:
+        (log_p,) = floats_alike(log_p=log_p)
+        above = log_p + jnp.log(2.0)
+    else:
+        log_p, other = floats_alike(log_p=log_p, log_best_other=log_best_other)
+        above = log_p - other
     return 0.5 * (1.0 + jnp.where(jnp.abs(above) < _TIE, 0.0, jnp.sign(above)))
 
 
 def calibration_counts(
-    p: Float[ArrayLike, "users targets"], mask: Bool[ArrayLike, "users targets"], bins: int = 15
+    p: Float[ArrayLike, "users targets"],
+    mask: Bool[ArrayLike, "users targets"],
+    bins: int = 15,
+    best_other: Float[ArrayLike, "users targets"] | None = None,
 ) -> Float[Array, "users bins 3"]:
     """Per user and confidence bin: number of predictions, sum of confidences, sum of hits.
 
-    The confidence is max(p, 1 − p) in [½, 1], cut into `bins` of equal width; a tie counts as half a hit. Arguments as
-    in `expected_calibration_error`.
+    The confidence is max(p, 1 − p) in [½, 1], cut into `bins` of equal width; a tie counts as half a hit. With
+    `best_other`, the probability of the most probable response that was not chosen, it is the larger of the two, in
+    [0, 1]. Other arguments as in `expected_calibration_error`.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax.ops import calibration_counts
@@ -46,9 +57,16 @@ def calibration_counts(
     """
     check_shapes(p=(p, "users targets"), mask=(mask, "users targets"))
     p, mask = jnp.asarray(p), jnp.asarray(mask)
-    confidence = jnp.maximum(p, 1 - p)
-    hit = preference_accuracy(jnp.log(jnp.maximum(p, jnp.finfo(p.dtype).tiny)))
-    index = jnp.clip(((confidence - 0.5) * 2 * bins).astype(jnp.int32), 0, bins - 1)
+    log_p = jnp.log(jnp.maximum(p, jnp.finfo(p.dtype).tiny))
+    if best_other is None:
+        confidence, hit = jnp.maximum(p, 1 - p), preference_accuracy(log_p)
+        place = (confidence - 0.5) * 2
+    else:
+        check_shapes(p=(p, "users targets"), best_other=(best_other, "users targets"))
+        best_other = jnp.asarray(best_other)
+        confidence = place = jnp.maximum(p, best_other)
+        hit = preference_accuracy(log_p, jnp.log(jnp.maximum(best_other, jnp.finfo(p.dtype).tiny)))
+    index = jnp.clip((place * bins).astype(jnp.int32), 0, bins - 1)
     one_hot = jax.nn.one_hot(index, bins) * mask[..., None].astype(p.dtype)
     values = jnp.stack([jnp.ones_like(p), confidence, hit], axis=-1)
     return jnp.einsum("utb,utv->ubv", one_hot, values)

@@ -5,14 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from fssa_jax.data.features import Text
-from fssa_jax.data.rows import Row, parse_row, read_records, read_rows
+from fssa_jax.data.reading import read_rows
+from fssa_jax.data.records import BadRecord, read_records
+from fssa_jax.data.rows import Row, parse_row
 from fssa_jax.errors import UserError
+from fssa_jax.lm.messages import join_messages
 
-Choice = tuple[str, str, str]  # (prompt, chosen, rejected)
+Choice = tuple[str, ...]  # (prompt, chosen, rejected), and further responses that were not chosen
 
 
 def as_choice(choice: Any, place: str) -> Choice:
-    """Checks one choice of a person, (prompt, chosen, rejected) or a row (data/rows.py), and returns the tuple.
+    """Checks one choice of a person, (prompt, chosen, rejected, …) or a row (data/rows.py), and returns the tuple.
+
+    The prompt may be a list of messages.
 
     Raises:
       UserError: neither of these, or its responses are empty or identical.
@@ -20,12 +25,28 @@ def as_choice(choice: Any, place: str) -> Choice:
     if isinstance(choice, Mapping):
         choice = parse_row({**choice, "user_id": "you"}, place)
     if isinstance(choice, Row):
-        choice = (choice.prompt, choice.chosen, choice.rejected)
-    if not (isinstance(choice, tuple | list) and len(choice) == 3 and all(isinstance(text, str) for text in choice)):
+        return (choice.prompt, *choice.responses)
+    if not (
+        isinstance(choice, tuple | list) and len(choice) >= 3 and all(isinstance(text, str) for text in choice[1:])
+    ):
         raise UserError(f"{place}: needs three texts, (prompt, chosen, rejected), or a row; got {choice!r:.80}")
-    if choice[1] == choice[2] or not (choice[1].strip() and choice[2].strip()):
+    prompt, *responses = choice
+    if len(set(responses)) < len(responses) or not all(text.strip() for text in responses):
         raise UserError(f"{place}: the responses are empty or identical; leave it out")
-    return (choice[0], choice[1], choice[2])
+    return (as_prompt(prompt, place), *responses)
+
+
+def as_prompt(prompt: Any, place: str) -> str:
+    """A prompt, which is a text or a list of messages, as one text.
+
+    Raises:
+      UserError: neither of these.
+    """
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    if not isinstance(prompt, list | tuple):
+        raise UserError(f"{place}: the prompt must be a text or a list of messages; got {prompt!r:.80}")
+    return join_messages(prompt, place)
 
 
 def as_texts(responses: Any) -> list[Text]:
@@ -37,11 +58,11 @@ def as_texts(responses: Any) -> list[Text]:
     if isinstance(responses, str):
         raise UserError("a text instead of a list of (prompt, response); give [(prompt, response)]")
     for i, text in enumerate(responses):
-        if not (isinstance(text, tuple | list) and len(text) == 2 and all(isinstance(part, str) for part in text)):
+        if not (isinstance(text, tuple | list) and len(text) == 2 and isinstance(text[1], str)):
             raise UserError(f"response {i}: needs two texts, (prompt, response); got {text!r:.80}")
         if not text[1].strip():
             raise UserError(f"response {i}: empty; leave it out")
-    return [(prompt, response) for prompt, response in responses]
+    return [(as_prompt(prompt, f"response {i}"), response) for i, (prompt, response) in enumerate(responses)]
 
 
 def read_choices(path: str | Path) -> list[Choice]:
@@ -66,17 +87,22 @@ def read_responses(path: str | Path) -> list[Text]:
       UserError: a row without one of the columns, or no rows at all.
     """
     texts: list[Text] = []
-    for place, record in read_records(str(path), ("prompt", "response")):
-        if not (isinstance(record, dict) and all(isinstance(record.get(n), str) for n in ("prompt", "response"))):
+    for record in read_records(str(path)):
+        place = record.place
+        if isinstance(record, BadRecord):
+            raise UserError(f"{place}: {record.reason}")
+        values = record.values if isinstance(record.values, dict) else {}
+        response = values.get("response")
+        if not isinstance(response, str) or not isinstance(values.get("prompt"), str | list):
             raise UserError(f"{place}: needs texts in columns 'prompt' and 'response'; fill them in")
-        if not record["response"].strip():
+        if not response.strip():
             raise UserError(f"{place}: column 'response' is empty; remove the row or fill it in")
-        texts.append((record["prompt"], record["response"]))
+        texts.append((as_prompt(values["prompt"], place), response))
     if not texts:
         raise UserError(f"{path}: no responses to rank; write rows of prompt, response")
     return list(dict.fromkeys(texts))
 
 
 def texts_of_choices(people: Iterable[Sequence[Choice]]) -> list[Text]:
-    """Both texts of every choice, without duplicates."""
-    return list(dict.fromkeys(text for choices in people for p, a, b in choices for text in ((p, a), (p, b))))
+    """All texts of every choice, without duplicates."""
+    return list(dict.fromkeys((p, text) for choices in people for p, *responses in choices for text in responses))

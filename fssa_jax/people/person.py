@@ -1,6 +1,8 @@
 """A trained model, used for one person: infers their latent from choices and adapts to it without training."""
 
+import dataclasses
 import logging
+import re
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -24,11 +26,13 @@ from fssa_jax.models.rewards import RewardModel
 from fssa_jax.ops.adapters import PLACES, AdapterTree, adapter_rows, check_adapters
 from fssa_jax.ops.padding import bucket
 from fssa_jax.ops.sampling import Sampling
-from fssa_jax.people.choices import Choice, as_choice, as_texts, texts_of_choices
+from fssa_jax.people.choices import Choice, as_choice, as_prompt, as_texts, texts_of_choices
 from fssa_jax.tasks.policy import PolicyTables, PolicyTask
 from fssa_jax.tasks.policy_scorer import PolicyScorer
 from fssa_jax.tasks.predictor import Infer, make_inference
-from fssa_jax.tasks.reward import RewardTask, latent_samples
+from fssa_jax.tasks.reward import RewardTask
+from fssa_jax.tasks.reward_models import check_lists, model_settings
+from fssa_jax.tasks.reward_predictor import latent_samples
 from fssa_jax.types import Comparisons, DiagGaussian, PyTree
 
 _log = logging.getLogger(__name__)
@@ -69,7 +73,8 @@ class PersonModel:
 
         Args:
           choices: of one person, in any order: (prompt, chosen, rejected) tuples, or rows (data/rows.py). Empty for a
-            new person.
+            new person. A choice of one among more than two has further responses. A choice that is listed twice counts
+            once.
 
         Raises:
           UserError: something that is not a choice, or more choices than the model supports.
@@ -78,7 +83,7 @@ class PersonModel:
         >>> q.mean.shape == q.scale.shape == latent.mean.shape
         True
         """
-        return self.infer_people([choices])
+        return self.infer_people([self.checked(choices)])
 
     def infer_people(self, people: Sequence[Sequence[Any]]) -> DiagGaussian:
         """q(z | choices) of many people in one forward pass, (people, m). Row i equals `infer` on person i.
@@ -94,20 +99,25 @@ class PersonModel:
             raise UserError("no people to infer; give the choices of one or more")
         if any(isinstance(choice, str) for choices in people for choice in choices):
             raise UserError("a choice instead of a person; give a list of choices for each person, or call infer")
-        checked = [self._checked(choices, i, len(people)) for i, choices in enumerate(people)]
+        checked = [self.checked(choices, f"person {i}") for i, choices in enumerate(people)]
         texts = texts_of_choices(checked)
         unjudged = sum(text not in self._number or not self._judged[self._number[text]] for text in texts)
         self._warn_of_unknown(unjudged, len(texts))
         # All sizes are padded: one program per person, for any number of choices and new texts.
         rows = bucket(len(people)) if len(people) > 1 else 1
         n = max(self.window, *(bucket(len(choices)) for choices in checked if len(choices) > self.window), 1)
-        number, table = self._table(texts, 2 * n * rows)
-        ids, mask = np.zeros((2, rows, n), np.int32), np.zeros((rows, n), bool)
+        width = max((len(choice) - 1 for choices in checked for choice in choices), default=2)
+        number, table = self._table(texts, width * n * rows)
+        ids, mask = np.full((rows, n, width), -1, np.int32), np.zeros((rows, n), bool)
         for row, choices in enumerate(checked):
             mask[row, : len(choices)] = True
-            for i, (p, a, b) in enumerate(choices):
-                ids[:, row, i] = number[p, a], number[p, b]
-        context = Comparisons(jnp.asarray(ids[0]), jnp.asarray(ids[1]), jnp.asarray(mask))
+            for i, (prompt, *responses) in enumerate(choices):
+                ids[row, i, : len(responses)] = [number[prompt, response] for response in responses]
+        at = jnp.asarray(np.maximum(ids, 0))
+        context = Comparisons(at[..., 0], at[..., 1], jnp.asarray(mask))
+        if width > 2:
+            check_lists(model_settings(self.task.config), "the choices of a person")
+            context = dataclasses.replace(context, others=at[..., 2:], listed=jnp.asarray(ids[..., 2:] >= 0))
         q = self._infer(self._variables, context, table)
         return jax.tree.map(lambda x: x[: len(people)], q)
 
@@ -146,13 +156,16 @@ class PersonModel:
 
         return jax.jit(lambda v, q, ids, table: self.reward.apply(v, q, ids, table, method=apply))
 
-    def _checked(self, choices: Sequence[Any], row: int, people: int) -> list[Choice]:
-        who = "a person" if people == 1 else f"person {row}"
-        if self.limit is not None and len(choices) > self.limit:
-            raise UserError(
-                f"{len(choices)} choices of {who}, but the policy was made for {self.limit}; leave some out"
-            )
-        return [as_choice(choice, f"choice {j} of {who}") for j, choice in enumerate(choices)]
+    def checked(self, choices: Sequence[Any], who: str = "a person") -> list[Choice]:
+        """The choices of a person as tuples, each once.
+
+        Raises:
+          UserError: see `infer`.
+        """
+        each = list(dict.fromkeys(as_choice(choice, f"choice {j} of {who}") for j, choice in enumerate(choices)))
+        if self.limit is not None and len(each) > self.limit:
+            raise UserError(f"{len(each)} choices of {who}, but the policy was made for {self.limit}; leave some out")
+        return each
 
     def _table(self, texts: Sequence[Text], size: int) -> tuple[Mapping[Text, int], jax.Array]:
         """(text ↦ row, features (rows, d)) of texts; the number of rows does not depend on the number of texts.
@@ -247,9 +260,9 @@ class PersonPolicy(PersonModel):
         return self._adapt(self._variables, latent.mean)
 
     def generate(
-        self, adapters: AdapterTree | None, prompts: Sequence[str], *, seed: int = 0, settings: Generation | None = None
+        self, adapters: AdapterTree | None, prompts: Sequence[Any], *, seed: int = 0, settings: Generation | None = None
     ) -> list[str]:
-        """Generates a response to each prompt.
+        """Generates a response to each prompt, a text or a list of messages.
 
         Adapters have one row per prompt, or one row for all prompts. None is the base itself.
 
@@ -265,7 +278,8 @@ class PersonPolicy(PersonModel):
             raise UserError("one prompt instead of a list of them; give [prompt]")
         if isinstance(adapters, DiagGaussian):
             raise UserError("a latent instead of adapters; give adapt(latent)")
-        if not prompts:
+        asked = [as_prompt(prompt, f"prompt {i}") for i, prompt in enumerate(prompts)]
+        if not asked:
             return []
         if adapters is not None:
             config = base.decoder.config
@@ -274,14 +288,19 @@ class PersonPolicy(PersonModel):
             except ValueError as error:
                 raise UserError(f"{base.directory}: {error}") from error
             rows = adapter_rows(adapters)
-            if rows not in (None, 1, len(prompts)):
-                raise UserError(f"adapters of {rows} people for {len(prompts)} prompts; give one row for each, or one")
+            if rows not in (None, 1, len(asked)):
+                raise UserError(f"adapters of {rows} people for {len(asked)} prompts; give one row for each, or one")
         chosen = settings or self.task.config.evaluate.generate
         writer = Writer(base, Sampling(chosen.temperature, top_p=chosen.top_p), chosen.max_new)
-        return writer(prompts, adapters, seed).texts
+        return writer(asked, adapters, seed).texts
 
-    def export(self, latent: DiagGaussian, directory: str | Path) -> None:
+    def export(self, latent: DiagGaussian, directory: str | Path, name: str = "") -> Path:
         """Writes the adapter of one person as a LoRA in the format of PEFT, for use with the base in other libraries.
+
+        PEFT and vLLM name an adapter by its directory. With the person's `name`, it is a subdirectory of that name.
+
+        Returns:
+          The directory that was written.
 
         Raises:
           UserError: a latent of several people, or a policy whose adapters are FiLM.
@@ -289,4 +308,6 @@ class PersonPolicy(PersonModel):
         if len(latent.mean) != 1:
             raise UserError(f"a latent of {len(latent.mean)} people: export the adapter of one person at a time")
         base = self.task.base
-        save_lora(Path(directory), self.adapt(latent), base.decoder.config, str(base.directory))
+        target = Path(directory) / re.sub(r"[^\w.-]+", "-", name).strip(".-") if name else Path(directory)
+        save_lora(target, self.adapt(latent), base.decoder.config, self.task.config.policy.base)
+        return target

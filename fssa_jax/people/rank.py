@@ -7,9 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from fssa_jax.data.features import Text
-from fssa_jax.errors import UserError
+from fssa_jax.errors import UserError, printable
+from fssa_jax.lm.messages import messages_of, readable
 from fssa_jax.people.choices import Choice
 from fssa_jax.people.person import PersonModel
+
+_LINES = "\n\t"  # control characters that a terminal may obey
 
 
 @dataclasses.dataclass
@@ -41,6 +44,7 @@ def rank(person: PersonModel, choices: Sequence[Choice], responses: Sequence[Tex
     """
     if not responses:
         raise UserError("no responses to rank; give one or more")
+    choices = person.checked(choices)
     latents = person.infer_people([choices[:j] for j in range(len(choices) + 1)])
     rewards = person.sampled_rewards(latents, responses)
     rankings = []
@@ -56,11 +60,11 @@ def rank(person: PersonModel, choices: Sequence[Choice], responses: Sequence[Tex
 def format_ranking(ranking: Ranking, trace: bool = False, width: int = 72) -> str:
     """A text table, best response first, with its change of place since before the first choice."""
     before = np.argsort(np.argsort(-ranking.probabilities[0], kind="stable"), kind="stable")
-    lines = [f"{ranking.prompt or '(no prompt)'}"]
+    lines = [f"{printable(readable(ranking.prompt), keep=_LINES) or '(no prompt)'}"]
     for place, i in enumerate(ranking.order):
         moved = int(before[i]) - place
         arrow = f"↑{moved}" if moved > 0 else f"↓{-moved}" if moved < 0 else "="
-        text = " ".join(ranking.responses[i].split())
+        text = printable(" ".join(ranking.responses[i].split()))
         text = text if len(text) <= width else f"{text[: width - 1]}…"
         lines.append(f"  {place + 1:2d}. {ranking.probabilities[-1, i]:6.1%}  {arrow:>3}  {text}")
     if trace:
@@ -79,7 +83,7 @@ def format_rankings(number: int, rankings: list[Ranking], trace: bool, as_json: 
         return "\n".join([head, *(format_ranking(ranking, trace) for ranking in rankings)])
     records = (
         {
-            "prompt": ranking.prompt,
+            "prompt": ranking.prompt if len(messages_of(ranking.prompt)) == 1 else messages_of(ranking.prompt),
             "responses": [ranking.responses[i] for i in ranking.order],
             "rewards": [float(ranking.rewards[-1, i]) for i in ranking.order],
             "probabilities": [float(ranking.probabilities[-1, i]) for i in ranking.order],

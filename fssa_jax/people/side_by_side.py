@@ -5,10 +5,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fssa_jax.errors import UserError
-from fssa_jax.lm.tokenizer import prompt_tokens
+from fssa_jax.errors import UserError, printable
+from fssa_jax.lm.messages import messages_of, readable
 from fssa_jax.people.blend import blend
-from fssa_jax.people.choices import Choice
+from fssa_jax.people.choices import Choice, as_prompt
 from fssa_jax.people.person import PersonPolicy
 from fssa_jax.types import DiagGaussian
 
@@ -47,10 +47,10 @@ def write_for(
       UserError: a prompt that does not fit, or invalid choices; the message names the person.
     """
     settings = dataclasses.replace(policy.task.config.evaluate.generate, **(sampling or {}))
-    base = policy.task.base
+    base, prompts = policy.task.base, [as_prompt(prompt, f"prompt {i}") for i, prompt in enumerate(prompts)]
     positions = base.decoder.config.max_length
     for prompt in prompts:  # check all prompts before answering any
-        number = len(prompt_tokens(base.tokenizer, prompt))
+        number = len(base.tokenizer.prompt(prompt).tokens)
         if number + settings.max_new > positions:
             raise UserError(
                 f"--prompt={prompt[:30]!r}: {number} tokens and --max_new={settings.max_new} do not fit into the "
@@ -87,7 +87,9 @@ def format_written(prompts: Sequence[str], written: list[list[Written]], as_json
     for prompt, responses in zip(prompts, written, strict=True):
         if as_json:
             said = [{"for": response.name, "share": response.share, "text": response.text} for response in responses]
-            lines.append(json.dumps({"prompt": prompt, "responses": said}, ensure_ascii=False))
+            messages = messages_of(prompt)
+            shown = prompt if len(messages) == 1 else messages
+            lines.append(json.dumps({"prompt": shown, "responses": said}, ensure_ascii=False))
         else:
-            lines += [prompt, *(f"  {response.name}:\n    {response.text}" for response in responses)]
-    return "\n".join(lines)
+            lines += [readable(prompt), *(f"  {response.name}:\n    {response.text}" for response in responses)]
+    return "\n".join(lines if as_json else (printable(line, keep="\n\t") for line in lines))

@@ -8,6 +8,7 @@ import numpy as np
 
 from fssa_jax.data.dataset import Split, choice_records, texts_of
 from fssa_jax.evaluate.evaluate import Evaluation
+from fssa_jax.lm.messages import messages_of, readable
 from fssa_jax.people.choices import as_choice
 from fssa_jax.people.person import PersonModel
 from fssa_jax.people.rank import rank
@@ -27,15 +28,17 @@ def write_example(person: PersonModel, people: Split, result: Evaluation, target
     asked = texts[int(np.asarray(people.table.chosen)[user, 1, 0])][0]
     same = [texts[i] for i in texts_of(people.table, pool=1) if texts[i][0] == asked]
     picked = [same[i] for i in sorted(rng.permutation(len(same))[:6])]
-    responses = [{"prompt": p, "response": r} for p, r in picked]
+    asked_as = {p: messages_of(p) for p, _ in picked}
+    responses = [{"prompt": p if len(asked_as[p]) == 1 else asked_as[p], "response": r} for p, r in picked]
     for name, rows in (("example_choices", records), ("example_responses", responses)):
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (target / f"{name}.jsonl").write_text(lines, encoding="utf-8")
     ranking = rank(person, choices, picked)[0]
     said = "".join(
-        f"<li><span class=p>{html.escape(prompt)}</span><br><b>✓ {html.escape(chosen)}</b>"
-        f"<br><s>{html.escape(rejected)}</s></li>"
-        for prompt, chosen, rejected in choices
+        f"<li><span class=p>{html.escape(readable(prompt))}</span><br><b>✓ {html.escape(chosen)}</b>"
+        + "".join(f"<br><s>{html.escape(other)}</s>" for other in others)
+        + "</li>"
+        for prompt, chosen, *others in choices
     )
     head = "".join(f"<th>{k}</th>" for k in range(len(ranking.probabilities)))
     body = "".join(
@@ -46,7 +49,8 @@ def write_example(person: PersonModel, people: Split, result: Evaluation, target
     )
     return (
         f"<h2>One person</h2><p>{html.escape(people.users[user])}: the test person with median accuracy. "
-        f"Their first choices:</p><ol>{said}</ol><p>How likely each response to “{html.escape(asked)}” is to be "
-        f"their favourite, by number of choices read:</p><table><tr><th class=l>response</th>{head}</tr>{body}"
-        "</table>"
+        f"Their first choices:</p><ol>{said}</ol>"
+        f"<p>How likely each response to “{html.escape(readable(asked))}” is to be their favourite, by number of "
+        "choices read:</p><div class=t><table>"
+        f"<tr><th class=l>response</th>{head}</tr>{body}</table></div>"
     )

@@ -15,8 +15,13 @@ h1{font-size:1.7rem;margin-bottom:.2rem} h2{margin-top:2.4rem;font-size:1.2rem} 
 table{border-collapse:collapse;font-size:.86rem;width:100%} th,td{padding:.35rem .6rem;text-align:right;
 border-bottom:1px solid #e8e8e8;font-variant-numeric:tabular-nums} .l{text-align:left} tr.main td{font-weight:600}
 figure{margin:1.2rem 0} img{max-width:100%} figcaption{color:#666;font-size:.88rem} s{color:#999} .p{color:#666}
-li{margin:.5rem 0} .warn{background:#fff3d6;padding:.6rem 1rem;border-radius:.4rem} small{color:#888}
+.t{overflow-x:auto} li{margin:.5rem 0}
+.warn{overflow-wrap:anywhere;background:#fff3d6;padding:.6rem 1rem;border-radius:.4rem} small{color:#888}
 """
+
+
+_OF_STEERING = """S = accuracy on people who chose one side + accuracy on people who chose the other − 100, on pairs
+that people disagree about: 0 ignores the person, 100 steers perfectly."""
 
 
 def render(config: Any, report: dict[str, Any], pictures: list[tuple[str, str]], directory: Path, example: str) -> str:
@@ -63,7 +68,7 @@ def render(config: Any, report: dict[str, Any], pictures: list[tuple[str, str]],
     left_out = left_out if users["left_out"] else ""
     devices = html.escape(", ".join(report["run"].get("devices", [])))
     return f"""<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(config.name)} — report</title>
-<meta name=viewport content="width=device-width"><style>{_STYLE}</style>
+<meta name=viewport content="width=device-width,initial-scale=1"><style>{_STYLE}</style>
 <h1>{html.escape(config.name or "Report")}</h1>
 <p class=sub>{users["scored"]} held-out users, {report["targets"]["rows"]} of their choices predicted,
 {users["draws"]} random contexts each ({html.escape(report["data"])}).{left_out} Seed {report["seed"]}, {devices}.</p>
@@ -71,10 +76,11 @@ def render(config: Any, report: dict[str, Any], pictures: list[tuple[str, str]],
 <b>{100 * report["accuracy"][last]["mean"]:.1f} %</b> of the person's other choices,
 {abs(gain):.1f} points {"more" if gain >= 0 else "less"} than with {first}.</p>
 {figures}{example}
-<h2>All figures</h2><table><tr><th class=l>mean over users, 95 % interval</th>{head}</tr>{rows}</table>
-<p class=sub>The same targets for every k; contexts are nested and share no text with the targets. Ties count ½.
-S = accuracy on people who chose one side + accuracy on people who chose the other − 100, on pairs that people
-disagree about: 0 ignores the person, 100 steers perfectly.</p>
-<details><summary>Configuration</summary><pre>{html.escape(json.dumps(to_dict(config), indent=1))}</pre>
+<h2>All figures</h2><div class=t><table>
+<tr><th class=l>mean over users, 95 % interval</th>{head}</tr>{rows}</table></div>
+<p class=sub>The same targets for every k; contexts are nested and share no text with the targets, or no
+situation where texts repeat by design. Ties count ½.
+{_OF_STEERING if report.get("steering") else ""}</p>
+<details><summary>Configuration</summary><pre class=t>{html.escape(json.dumps(to_dict(config), indent=1))}</pre>
 </details></html>
 """

@@ -9,6 +9,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from fssa_jax.errors import printable
+
 _COLOURS = {
     "accuracy": "#2757c4",
     "bayes": "#111111",
@@ -26,6 +28,7 @@ _LABELS = {
 
 plt.rcParams.update(
     {
+        "text.parse_math": False,  # names of people and groups are no formulae
         "font.size": 10,
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -36,6 +39,12 @@ plt.rcParams.update(
         "savefig.bbox": "tight",
     }
 )
+
+
+def legend_name(name: str) -> str:
+    """A name for a legend, which leaves out names that begin with an underscore."""
+    shown = printable(name[:40])
+    return f" {shown}" if shown.startswith("_") else shown
 
 
 def accuracy_curves(report: dict[str, Any], path: Path) -> None:
@@ -152,7 +161,7 @@ def reward_traces(names: list[str], probabilities: list[np.ndarray], path: Path)
         axes.plot(np.arange(len(p)), 100 * p, color="#2757c4", alpha=0.25, linewidth=1)
         axes.plot(np.arange(len(p)), 100 * p.mean(1), color="#2757c4", linewidth=2.4)
         axes.axhline(50, color="#999999", linewidth=0.8)
-        axes.set_title(name if len(name) <= 34 else f"{name[:33]}…", fontsize=8)
+        axes.set_title(printable(name if len(name) <= 34 else f"{name[:33]}…"), fontsize=8)
         axes.set_xlabel("choices in the context, k")
     panels[0][0].set_ylabel("probability of the person's\nother choices, % (bold: mean)")
     figure.savefig(path)
@@ -178,7 +187,7 @@ def latents(z: np.ndarray, colour: np.ndarray, labels: list[str] | None, path: P
     else:
         for i, label in enumerate(labels):
             rows = colour == i
-            axes.scatter(*xy[rows].T, s=10, alpha=0.7, linewidths=0, label=label[:40])
+            axes.scatter(*xy[rows].T, s=10, alpha=0.7, linewidths=0, label=legend_name(label))
         axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set(xlabel="first principal component of z", ylabel="second")
     figure.savefig(path)

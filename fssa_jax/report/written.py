@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fssa_jax.lm.messages import readable
 from fssa_jax.report.tables import generation_table
 
 _SIDE_BY_SIDE = 4
@@ -30,7 +31,7 @@ def written_section(report: dict[str, Any], written: dict[str, Any]) -> str:
     prompts = len(written["prompts"]) // max(len(set(written["people"])), 1)
     body = "".join(
         f"<tr><td class=l>{html.escape(written['people'][i])}<br>"
-        f"<span class=p>{html.escape(written['prompts'][i])}</span></td>"
+        f"<span class=p>{html.escape(readable(written['prompts'][i]))}</span></td>"
         + "".join(f"<td class=l>{html.escape(written['texts'][name][i])}</td>" for name in shown)
         + "</tr>"
         for i in range(0, min(_SIDE_BY_SIDE * prompts, len(written["prompts"])), prompts)
@@ -42,8 +43,9 @@ def written_section(report: dict[str, Any], written: dict[str, Any]) -> str:
     ]
     figures = "".join(f"<tr>{row}</tr>" for row in cells)
     number = f"{generation['responses']} responses for {generation['people']} people."
-    out = f"<h2>Generated responses</h2><p class=sub>{number}</p><table>{figures}</table>"
-    out += f"<h2>Written for people</h2><table><tr><th class=l>person, prompt</th>{head}</tr>{body}</table>"
+    out = f"<h2>Generated responses</h2><p class=sub>{number}</p><div class=t><table>{figures}</table></div>"
+    out += "<h2>Written for people</h2><div class=t><table>"
+    out += f"<tr><th class=l>person, prompt</th>{head}</tr>{body}</table></div>"
     blend = generation.get("blend", {})
     if blend.get("texts"):
         cells = "".join(
@@ -51,7 +53,8 @@ def written_section(report: dict[str, Any], written: dict[str, Any]) -> str:
             for t, text in zip(blend["t"], blend["texts"], strict=True)
         )
         out += (
-            f"<h2>From one person to another</h2><p class=sub>{html.escape(blend['prompt'])}</p>"
-            f"<table><tr><th class=l>t</th><th class=l>written for (1 − t) · A + t · B</th></tr>{cells}</table>"
+            f"<h2>From one person to another</h2><p class=sub>{html.escape(readable(blend['prompt']))}</p>"
+            "<div class=t><table><tr><th class=l>t</th><th class=l>written for (1 − t) · A + t · B</th></tr>"
+            f"{cells}</table></div>"
         )
     return out

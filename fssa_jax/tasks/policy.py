@@ -37,13 +37,17 @@ from fssa_jax.models.conditioner import Conditioner
 from fssa_jax.models.decoder import Decoder, DecoderConfig, place_sizes
 from fssa_jax.models.hypernetwork import Hypernetwork
 from fssa_jax.models.rewards import RewardModel
+from fssa_jax.ops.choices import join_choices, offered, per_choice, real_responses, responses_of
 from fssa_jax.ops.distributions import gaussian_kl, gaussian_sample
 from fssa_jax.ops.episodes import draw_episode
+from fssa_jax.ops.likelihoods import choice_log_likelihood
 from fssa_jax.ops.losses import (
     dpo_loss,
     imitation_loss,
     implicit_rewards,
     latent_roles,
+    list_dpo_loss,
+    list_response_weights,
     masked_mean,
     response_weights,
     sft_loss,
@@ -52,7 +56,8 @@ from fssa_jax.ops.losses import (
 from fssa_jax.ops.padding import Plan
 from fssa_jax.tasks.policy_scorer import PolicyScorer
 from fssa_jax.tasks.predictor import Predictor
-from fssa_jax.tasks.reward import People, draw_people, join, make_model
+from fssa_jax.tasks.reward import People, draw_people
+from fssa_jax.tasks.reward_models import make_model
 from fssa_jax.tasks.task import MAIN, POPULATION, SPECIALIST
 from fssa_jax.train.state import make_optimizer
 from fssa_jax.train.step import Batch, Draw, Loss, Metrics
@@ -194,9 +199,9 @@ class PolicyTask:
         """See `Task`."""
         return policy_loss(self.conditioner(name), self.base.decoder, self.config.objective, self.config.encoder, plan)
 
-    def texts(self, rows: People) -> Int[Array, "users targets 2"]:
-        """See `Task`: both responses of every target."""
-        return jnp.stack([rows.episode.targets.chosen, rows.episode.targets.rejected], axis=-1)
+    def texts(self, rows: People) -> Int[Array, "users targets responses"]:
+        """See `Task`: all responses of every target."""
+        return per_choice(responses_of(rows.episode.targets), rows.episode.targets)
 
     def whose(self, rows: People) -> str:
         """Names of the users."""
@@ -269,53 +274,60 @@ def policy_loss(
         del key
         people, tables = batch.rows, batch.tables
         targets = people.episode.targets
-        users, number = targets.mask.shape
         z, kl = latent(variables, people, tables.features)
         adapters: Any = conditioner.apply(variables, z, method="adapt")
-        ids = jnp.stack([targets.chosen, targets.rejected], axis=-1).reshape(-1)
+        by_choice = per_choice(responses_of(targets), targets)
+        ids = by_choice.reshape(-1)
         log_p = text_log_probs(decoder, tables.base, tables.texts, ids, adapters, plan)
         tokens = jnp.maximum(tables.texts.ends[ids] - tables.texts.starts[ids], 1).astype(jnp.float32)
 
-        def sides(x: Array) -> tuple[Array, Array]:
-            pair = x.reshape(users, number, 2)
-            return pair[..., 0], pair[..., 1]
+        def sides(x: Array) -> tuple[Array, ...]:
+            """By response of a choice, the chosen one first, (users, targets) each."""
+            return tuple(jnp.moveaxis(x.reshape(by_choice.shape), -1, 0))
 
         def mean(x: Array) -> Array:
             return masked_mean(x, targets.mask).mean()
 
         scale = tokens if objective.length_normalised else jnp.ones_like(tokens)
         own, reference = sides(log_p / scale), sides(tables.reference[ids] / scale)
-        losses = preference(*own, *reference)
-        liked = rewards_of(variables, targets, z, tables.features) if reads else None
-        if frozen and frozen.distil and liked is not None:
-            p = jax.nn.sigmoid(jax.lax.stop_gradient(liked[0] - liked[1]))
-            losses = soft_label_loss(losses, preference(*own[::-1], *reference[::-1]), p, frozen.distil)
-        if frozen and frozen.imitate != "chosen" and liked is not None:
-            judged = jax.lax.stop_gradient(liked)
-            weights = response_weights(judged[0], judged[1], targets.mask, objective.beta, frozen.imitate)
-            # Divided by the mean number of tokens of all texts: a text's own length would down-weight long texts.
-            starts, ends = tables.texts.starts, tables.texts.ends
-            typical = (ends - starts).sum() / jnp.maximum((ends > 0).sum(), 1)
-            sft = imitation_loss(*sides(log_p), weights, typical).mean()
+        liked: Any = None
+        if reads:
+            liked = conditioner.apply(variables, targets, z, tables.features, method="target_rewards")
+        judged = jax.lax.stop_gradient(liked) if frozen else None
+        # Divided by the mean number of tokens of all texts: a text's own length would down-weight long texts.
+        starts, ends = tables.texts.starts, tables.texts.ends
+        typical = (ends - starts).sum() / jnp.maximum((ends > 0).sum(), 1)
+        implicit = [implicit_rewards(o, r, objective.beta) for o, r in zip(own, reference, strict=True)]
+        if targets.others is None:
+            losses, sft = pair_terms(targets, own, reference, judged, sides(log_p), sides(tokens), typical)
+            rejected = best = implicit[1]
+            of_rejected = sides(log_p)[1]
         else:
-            sft = sft_loss(sides(log_p)[0], sides(tokens)[0], targets.mask).mean()
-        chosen, rejected = (implicit_rewards(o, r, objective.beta) for o, r in zip(own, reference, strict=True))
+            losses, sft = list_terms(targets, implicit, judged, sides(log_p), sides(tokens), typical)
+            listed = jnp.moveaxis(real_responses(targets), -1, 0)[1:]
+            best = jnp.where(listed, jnp.stack(implicit[1:]), -jnp.inf).max(0)
+            rejected, of_rejected = (
+                jnp.where(listed, jnp.stack(side[1:]), 0).sum(0) / listed.sum(0).astype(jnp.float32)
+                for side in (implicit, sides(log_p))
+            )
+        chosen = implicit[0]
         metrics: Metrics = {
             "loss/preference": mean(losses),
             "loss/sft": sft,
             "rewards/chosen": mean(chosen),
             "rewards/rejected": mean(rejected),
             "rewards/margins": mean(chosen - rejected),
-            "rewards/accuracies": mean(0.5 * (1 + jnp.sign(chosen - rejected))),
+            "rewards/accuracies": mean(0.5 * (1 + jnp.sign(chosen - best))),
             "logps/chosen": mean(sides(log_p)[0]),
-            "logps/rejected": mean(sides(log_p)[1]),
+            "logps/rejected": mean(of_rejected),
         }
         total = metrics["loss/preference"] + objective.sft_weight * sft
         if kl is not None:
             metrics["kl"] = kl.mean()
             total = total + (free.kl_weight if free else 0.0) * metrics["kl"]
         if free and free.auxiliary_weight and liked is not None:
-            metrics["loss/reward"] = -mean(jax.nn.log_sigmoid(liked[0] - liked[1]))
+            likelihood = choice_log_likelihood(liked[..., :1] - liked[..., 1:], offered(targets))
+            metrics["loss/reward"] = -mean(likelihood)
             total = total + free.auxiliary_weight * metrics["loss/reward"]
         return total, metrics | {"loss": total}
 
@@ -332,14 +344,37 @@ def policy_loss(
         context, targets = people.episode.context, people.episode.targets
         kind = free.divergence if free else "vpl"
         q_targets = infer(targets) if kind == "published" else None
-        q_union = infer(join(context, targets)) if kind == "elbo" else None
+        q_union = infer(join_choices(context, targets)) if kind == "elbo" else None
         sampled_from, other = latent_roles(kind, q, q_targets, q_union)
         noise = jax.vmap(lambda k: jax.random.normal(k, q.mean.shape[1:]))(people.noise)
         return gaussian_sample(sampled_from, noise), gaussian_kl(sampled_from, other)
 
-    def rewards_of(variables: PyTree, targets: Comparisons, z: Array, features: Array) -> tuple[Array, Array]:
-        """Rewards of both responses of every target under the reward model at z."""
-        out: Any = conditioner.apply(variables, targets, z, features, method="target_rewards")
-        return out
+    def pair_terms(
+        targets: Comparisons, own: Any, reference: Any, judged: Array | None, log_p: Any, tokens: Any, typical: Array
+    ) -> tuple[Array, Array]:
+        """The preference loss of every target, and the SFT term, of choices between two."""
+        losses = preference(*own, *reference)
+        if frozen and frozen.distil and judged is not None:
+            p = jax.nn.sigmoid(judged[..., 0] - judged[..., 1])
+            losses = soft_label_loss(losses, preference(own[1], own[0], *reference[::-1]), p, frozen.distil)
+        if frozen and frozen.imitate != "chosen" and judged is not None:
+            weights = response_weights(judged[..., 0], judged[..., 1], targets.mask, objective.beta, frozen.imitate)
+            return losses, imitation_loss(log_p[0], log_p[1], weights, typical).mean()
+        return losses, sft_loss(log_p[0], tokens[0], targets.mask).mean()
+
+    def list_terms(
+        targets: Comparisons, implicit: Any, judged: Array | None, log_p: Any, tokens: Any, typical: Array
+    ) -> tuple[Array, Array]:
+        """`pair_terms` of choices of one among more than two."""
+        listed = real_responses(targets)
+        p = None
+        if frozen and frozen.distil and judged is not None:
+            p = jax.nn.softmax(jnp.where(listed, judged, -jnp.inf), axis=-1)
+        losses = list_dpo_loss(jnp.stack(implicit, axis=-1), listed, p, frozen.distil if frozen else 0.0)
+        if frozen and frozen.imitate != "chosen" and judged is not None:
+            real = listed & targets.mask[..., None]
+            weights = list_response_weights(judged, real, objective.beta, frozen.imitate)
+            return losses, -(weights * (jnp.stack(log_p, axis=-1) / typical)).sum((-1, -2)).mean()
+        return losses, sft_loss(log_p[0], tokens[0], targets.mask).mean()
 
     return loss

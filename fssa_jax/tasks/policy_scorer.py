@@ -12,10 +12,12 @@ from fssa_jax.config import PreferenceLoss
 from fssa_jax.lm.scoring import text_log_probs
 from fssa_jax.models.conditioner import Conditioner
 from fssa_jax.models.decoder import Decoder
+from fssa_jax.ops.choices import offered, per_choice, responses_of
+from fssa_jax.ops.likelihoods import choice_log_likelihood
 from fssa_jax.ops.padding import best_plan
+from fssa_jax.progress import finished
 from fssa_jax.tasks.predictor import Predictor, make_inference
 from fssa_jax.types import DiagGaussian, Episode, PyTree
-from fssa_jax.watchdog import finished
 
 _TOKENS = {"cpu": 16_384}  # per call; other platforms:
 _MANY_TOKENS = 262_144
@@ -91,10 +93,10 @@ class PolicyScorer:
 
         "log_p" is log σ(reward of the chosen − reward of the rejected), where rewards that differ only by rounding
         count as equal. "rewards/…" are log-ratios times β (per token if the objective is length-normalised). "logps/…"
-        are log π(y | x, z), in nats.
+        are log π(y | x, z), in nats. Of choices among more than two, those of rejected responses are means.
         """
         targets = episodes.targets
-        pairs = np.stack([np.asarray(targets.chosen), np.asarray(targets.rejected)], -1)
+        pairs = np.asarray(per_choice(responses_of(targets), targets))
         z = np.asarray(q.mean)
         if len(z) == 1 or not np.ptp(z, axis=0).any():  # the same z for everybody: score each text once
             unique, place = np.unique(pairs, return_inverse=True)
@@ -106,16 +108,22 @@ class PolicyScorer:
         lengths = np.maximum(self.ends - np.asarray(self.tables.texts.starts), 1)[pairs]
         scale = lengths if self.objective.length_normalised else 1.0
         log_probs = ratio * scale + np.asarray(self.tables.reference)[pairs]
-        margins = rewards[..., 0] - rewards[..., 1]
+        listed = offered(targets)
+        real = np.ones(1) if listed is None else np.asarray(listed)
+        rejected, of_rejected = ((x[..., 1:] * real).sum(-1) / real.sum(-1) for x in (rewards, log_probs))
+        margins = rewards[..., :1] - rewards[..., 1:]
         tied = np.where(np.abs(margins) < self.objective.beta * _TIE, 0, margins)
-        return {
-            "log_p": np.asarray(jax.nn.log_sigmoid(tied)),
-            "rewards/margins": margins,
+        out = {
+            "log_p": np.asarray(choice_log_likelihood(tied, listed)),
+            "rewards/margins": rewards[..., 0] - rejected,
             "rewards/chosen": rewards[..., 0],
-            "rewards/rejected": rewards[..., 1],
+            "rewards/rejected": rejected,
             "logps/chosen": log_probs[..., 0],
-            "logps/rejected": log_probs[..., 1],
+            "logps/rejected": of_rejected,
         }
+        if listed is not None:
+            out["log_best_other"] = out["log_p"] - np.where(real, tied, np.inf).min(-1)
+        return out
 
     def predictor(self, variables: PyTree) -> Predictor:
         """The predictor of a policy with these variables."""

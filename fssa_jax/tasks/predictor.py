@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from fssa_jax.ops.distributions import gaussian_kl, standard_normal_like
 from fssa_jax.ops.episodes import truncate_context
+from fssa_jax.ops.metrics import preference_accuracy
+from fssa_jax.progress import finished
 from fssa_jax.types import Comparisons, DiagGaussian, Episode, PyTree
-from fssa_jax.watchdog import finished
 
 _PEOPLE = 256  # per call; bounds the memory of an evaluation
 
@@ -23,17 +25,30 @@ class Predictions(NamedTuple):
       log_p: (ks, people, targets) log-probability of the choice that the person made.
       mean, scale: (ks, people, m) of q(z | C); m is 0 without a latent.
       named: further values per target or per person, (ks, people, [targets]).
+      log_best_other: (ks, people, targets) log-probability of the most probable response that was not chosen; None for
+        choices between two, where it is log (1 − p).
     """
 
     log_p: np.ndarray
     mean: np.ndarray
     scale: np.ndarray
     named: Mapping[str, np.ndarray]
+    log_best_other: np.ndarray | None = None
+
+    @property
+    def hits(self) -> np.ndarray:
+        """(ks, people, targets) 1 where the choice is the most probable response, ½ at a tie, else 0."""
+        return np.asarray(preference_accuracy(self.log_p, self.log_best_other))
+
+    def repeated(self, number: int) -> "Predictions":
+        """The same predictions for `number` context sizes; of a predictor that reads none."""
+        log_p, best = (x if x is None else np.repeat(x[:1], number, axis=0) for x in (self.log_p, self.log_best_other))
+        return self._replace(log_p=log_p, log_best_other=best)
 
     def kl(self) -> np.ndarray:
         """(ks, people, m) KL divergence of q(z | C) from N(0, I), per coordinate."""
-        variance = np.maximum(self.scale**2, 1e-12)
-        return 0.5 * (variance + self.mean**2 - 1 - np.log(variance))
+        each = DiagGaussian(jnp.asarray(self.mean)[..., None], jnp.maximum(jnp.asarray(self.scale), 1e-6)[..., None])
+        return np.asarray(gaussian_kl(each, standard_normal_like(each)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +57,8 @@ class Predictor:
 
     Attributes:
       infer: episodes ↦ q(z | C) of each person; of width 0 without a latent.
-      score: (q, episodes) ↦ values per target, (people, targets): "log_p", and optionally more.
+      score: (q, episodes) ↦ values per target, (people, targets): "log_p", for choices of one among more than two
+        "log_best_other", and optionally more.
       reads: whether it reads the context.
       gaussian: whether z is random.
     """
@@ -64,7 +80,8 @@ class Predictor:
         if not self.reads:
             joined = joined * number
         stacked = {name: np.stack([of_k[name] for of_k in joined]) for name in joined[0]}
-        return Predictions(stacked.pop("log_p"), stacked.pop("mean"), stacked.pop("scale"), stacked)
+        best = stacked.pop("log_best_other", None)
+        return Predictions(stacked.pop("log_p"), stacked.pop("mean"), stacked.pop("scale"), stacked, best)
 
     def latents(self, episodes: Episode, k: int) -> np.ndarray:
         """(people, m) means of q(z | the first k choices)."""

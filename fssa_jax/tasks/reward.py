@@ -1,6 +1,5 @@
 """Reward models: BTL, DPL and NP-BTL, with their baselines, the population model and the specialists."""
 
-import copy
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping
@@ -14,20 +13,20 @@ import numpy as np
 import optax
 from jaxtyping import Array, Key
 
-from fssa_jax import config as configs
 from fssa_jax.config import AdamW, Btl, Dpl, NeuralProcess, NpBtl, RewardConfig, Synthetic
 from fssa_jax.data.benchmarks import synthetic
 from fssa_jax.data.dataset import Dataset, Split, seen_in_training
 from fssa_jax.models import rewards
-from fssa_jax.models.bayes_encoder import BayesEncoder
-from fssa_jax.models.set_encoder import SetEncoder
+from fssa_jax.ops.choices import join_choices
 from fssa_jax.ops.distributions import antithetic_noise, gaussian_sample
 from fssa_jax.ops.episodes import draw_episode
 from fssa_jax.ops.factorise import factorise, observed_responses
 from fssa_jax.ops.losses import latent_roles, masked_mean, neural_process_loss
 from fssa_jax.ops.metrics import preference_accuracy
 from fssa_jax.ops.padding import Plan
-from fssa_jax.tasks.predictor import Predictor, make_inference, no_latent
+from fssa_jax.tasks.predictor import Predictor
+from fssa_jax.tasks.reward_models import make_model
+from fssa_jax.tasks.reward_predictor import reward_predictor
 from fssa_jax.tasks.task import MAIN, POPULATION, SPECIALIST
 from fssa_jax.train.state import make_optimizer
 from fssa_jax.train.step import Batch, Draw, Loss, Metrics
@@ -198,49 +197,6 @@ def draw_people(draw: Callable[[Key[Array, ""], Any], Episode]) -> Draw:
     return rows
 
 
-def make_model(settings: Any, dataset: Dataset, name: str = MAIN) -> rewards.RewardModel:
-    """The module of a model.
-
-    "population" is BTL on everybody. "specialist" is the main model with one learnt latent per group instead of the
-    context: one specialist per group, with a shared encoder of responses.
-    """
-    learnt_texts = dataset.known_texts if settings.learn_texts == "yes" else 0
-    if isinstance(settings, NpBtl):
-        population = rewards.RewardModel(
-            latent="none", width=settings.width, population=settings.population, learnt_texts=learnt_texts
-        )
-        if name == POPULATION:
-            return population
-        return population.clone(
-            latent="group" if name == SPECIALIST else "context",
-            encoder=make_encoder(settings),
-            groups=len(dataset.groups),
-            target=settings.response,
-            head=settings.head,
-            text_dropout=settings.text_dropout,
-        )
-    likelihood, link = ("dpl", settings.link) if isinstance(settings, Dpl) and name == MAIN else ("btl", "probit")
-    return rewards.RewardModel(
-        likelihood=likelihood,
-        link=link,
-        latent="group" if name == SPECIALIST else "none",
-        groups=len(dataset.groups),
-        target=settings.population,
-        width=settings.width,
-        population=settings.population,
-        learnt_texts=learnt_texts,
-    )
-
-
-def make_encoder(settings: NpBtl) -> SetEncoder | BayesEncoder:
-    """The encoder of an NP-BTL model."""
-    chosen = settings.encoder
-    if isinstance(chosen, configs.SetEncoder):
-        return SetEncoder(**{field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen)})
-    rounds, kinds = getattr(chosen.prior, "rounds", 1), getattr(chosen.prior, "kinds", 0)
-    return BayesEncoder(chosen.observations, rounds=rounds, support=kinds, gaussian=chosen.gaussian)
-
-
 def forward(
     model: rewards.RewardModel,
     episode: Episode,
@@ -278,15 +234,9 @@ def forward(
     if noise is None:
         return log_likelihood(q_context.mean[None]), None, None
     q_targets = infer(episode.targets) if objective == "published" else None
-    q_union = infer(join(episode.context, episode.targets)) if objective == "elbo" else None
+    q_union = infer(join_choices(episode.context, episode.targets)) if objective == "elbo" else None
     sampled_from, reference = latent_roles(objective, q_context, q_targets, q_union)  # type: ignore[arg-type]
     return log_likelihood(gaussian_sample(sampled_from, noise)), sampled_from, reference
-
-
-def join(a: Comparisons, b: Comparisons) -> Comparisons:
-    """C ∪ T: the choices of both, as features (*batch, n, d) or as ids (*batch, n)."""
-    axis = a.mask.ndim - 1
-    return jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=axis), a, b)
 
 
 def reward_loss(model: rewards.RewardModel, objective: NeuralProcess) -> Loss:
@@ -313,10 +263,12 @@ def reward_loss(model: rewards.RewardModel, objective: NeuralProcess) -> Loss:
         mask = people.episode.targets.mask
         of_user = partial(neural_process_loss, kl_weight=objective.kl_weight, marginal=objective.kind == "predictive")
         terms = jax.vmap(of_user, in_axes=(1, 0, 0, 0))(log_likelihood, mask, sampled_from, reference)
-        hits = preference_accuracy(log_likelihood).mean(0)
         total = terms.loss.mean() + text_penalties(variables["params"], objective)
         metrics: Metrics = {"loss": total, "nll": terms.nll.mean(), "kl": terms.kl.mean()}
-        metrics["rewards/accuracies"] = masked_mean(hits, mask).mean()
+        if people.episode.targets.others is None:
+            metrics["rewards/accuracies"] = masked_mean(preference_accuracy(log_likelihood).mean(0), mask).mean()
+        else:
+            metrics["probability"] = masked_mean(jnp.exp(log_likelihood).mean(0), mask).mean()
         if updated:
             metrics["batch_stats"] = updated["batch_stats"]
         return total, metrics
@@ -334,99 +286,3 @@ def text_penalties(params: PyTree, objective: NeuralProcess) -> Array:
         if name in params and weight:
             penalty = penalty + 0.5 * weight * jnp.sum(params[name]["embedding"] ** 2)
     return penalty
-
-
-def reward_predictor(model: rewards.RewardModel, features: Array, samples: int) -> Callable[[PyTree], Predictor]:
-    """variables ↦ a predictor: log p(t | C) = log (1/S) Σ_s p(t | z_s), z_s ~ q(z | C); compiled once."""
-    read = make_inference(model)
-
-    @jax.jit
-    def log_p(variables: PyTree, q: DiagGaussian, targets: Comparisons, group: Array, features: Array | None) -> Array:
-        def apply(module: rewards.RewardModel) -> Array:
-            if module.latent == "none":
-                return module.log_likelihood(targets, None, features)
-            z = module.group_z(group)[None] if module.latent == "group" else latent_samples(q, samples, model.sampled)
-            return module.log_likelihood(targets, z, features)
-
-        values: Any = model.apply(variables, method=apply)
-        return jax.nn.logsumexp(values, axis=0) - jnp.log(values.shape[0])
-
-    def bind(variables: PyTree) -> Predictor:
-        variables = jax.device_put(variables)
-
-        def infer(episodes: Episode) -> DiagGaussian:
-            return read(variables, episodes.context, features) if model.latent == "context" else no_latent(episodes)
-
-        def score(q: DiagGaussian, episodes: Episode) -> dict[str, np.ndarray]:
-            return {"log_p": np.asarray(log_p(variables, q, episodes.targets, episodes.group, features))}
-
-        return Predictor(infer, score, model.latent == "context", model.sampled)
-
-    return bind
-
-
-def latent_samples(q: DiagGaussian, samples: int, sampled: bool) -> Array:
-    """(samples, *batch, m): z sampled from q with the same noise for everybody, or the mean if z is deterministic.
-
-    With shared noise, differences between people and between k are differences of q.
-    """
-    if not sampled:
-        return q.mean[None]
-    noise = antithetic_noise(jax.random.key(0), samples, q.mean.shape[-1])
-    noise = noise.reshape(samples, *(1,) * (q.mean.ndim - 1), -1)
-    return gaussian_sample(q, jnp.broadcast_to(noise, (samples, *q.mean.shape)))
-
-
-def resolve_model(settings: Any, dataset: Dataset, quiet: bool = False) -> Any:
-    """The model's settings with those that depend on the data filled in.
-
-    learn_texts "auto" becomes "yes" if at least half of the held-out choices are about two texts that training rows
-    judge too. With "no", `response` none becomes linear, and choices are read as comparisons.
-    """
-    say = _log.debug if quiet else _log.info
-    settings = copy.deepcopy(settings)
-    if settings.learn_texts == "auto":
-        share = _known_share(dataset)
-        settings.learn_texts = "yes" if share >= 0.5 else "no"
-        what = "a learnt embedding per text" if settings.learn_texts == "yes" else "rewards from features alone"
-        said = "%.0f %% of the held-out choices are about texts that training rows judge: %s (learn_texts)"
-        say(said, 100 * share, what)
-    if settings.learn_texts == "no" and isinstance(settings, NpBtl):
-        if settings.response == "none":
-            say("rewards are linear in the features of a text: response=linear")
-            settings.response = "linear"
-        if isinstance(settings.encoder, configs.BayesEncoder):
-            settings.encoder.observations = ("difference",)
-    return settings
-
-
-def resolve(config: RewardConfig, dataset: Dataset, quiet: bool = False) -> RewardConfig:
-    """The configuration with all settings that depend on the data filled in, as saved in a work directory."""
-    config = copy.deepcopy(config)
-    fit_sizes(config.train, config.data, dataset, quiet)
-    config.model = resolve_model(config.model, dataset, quiet)
-    if config.model.learn_texts == "no":
-        config.train.factor_steps = 0
-    return config
-
-
-def fit_sizes(train: Any, data: Any, dataset: Dataset, quiet: bool = False) -> None:
-    """Limits contexts and targets of training, in place, to the number of rows that users have."""
-    rows = dataset.splits["train"].table.chosen.shape[2]
-    if isinstance(data, Synthetic):
-        return
-    for name in ("max_context", "targets"):
-        if getattr(train, name) > rows:
-            said = "no training user has more than %d rows per pool: config.train.%s=%d"
-            (_log.debug if quiet else _log.info)(said, rows, name, rows)
-            setattr(train, name, rows)
-
-
-def _known_share(dataset: Dataset) -> float:
-    """The share of held-out choices with both texts in training rows."""
-    seen = seen_in_training(dataset)
-    known = []
-    for name in ("val", "test"):
-        table = dataset.splits[name].table
-        known.append((seen[np.asarray(table.chosen)] & seen[np.asarray(table.rejected)])[np.asarray(table.mask)])
-    return float(np.concatenate(known).mean())

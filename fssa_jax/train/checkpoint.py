@@ -10,8 +10,6 @@ A checkpoint is a directory named by its step:
 
 import json
 import logging
-import os
-import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TypedDict, TypeVar
@@ -21,8 +19,8 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from fssa_jax.errors import UserError
-from fssa_jax.files import whole_directory
-from fssa_jax.train.digests import Digest, check_array, digest_array, digest_file, seal, unseal
+from fssa_jax.files import clean, digest_file, remove_directory, seal, unseal, whole_directory
+from fssa_jax.train.digests import Digest, check_array, digest_array
 from fssa_jax.types import PyTree
 
 Parts = Mapping[str, PyTree]  # by name, among them "variables"
@@ -55,8 +53,7 @@ class Checkpoints:
         except OSError as error:
             reason = error.strerror or str(error)
             raise UserError(f"{directory}: cannot be written ({reason}); give another --workdir") from error
-        for killed in (*self.directory.glob(".*.tmp"), *self.directory.glob(".*.old")):
-            shutil.rmtree(killed, ignore_errors=True)
+        clean(self.directory)
 
     @property
     def steps(self) -> list[int]:
@@ -71,6 +68,8 @@ class Checkpoints:
         Raises:
           UserError: it cannot be written. Older checkpoints are untouched.
         """
+        if not self.directory.is_dir():
+            raise UserError(f"{self.directory}: was removed while it was in use; step {step} is not saved")
         flat = {name: _flatten(tree) for name, tree in parts.items()}
         arrays = {name: {path: digest_array(x) for path, x in part.items()} for name, part in flat.items()}
         try:
@@ -90,9 +89,7 @@ class Checkpoints:
         # Checkpoints of later steps were damaged, and training resumed from an earlier one.
         kept = [s for s in self.steps if s <= step][-self._keep :]
         for old in set(self.steps) - set(kept):
-            removed = self.directory / f".{old}.{os.getpid()}.old"
-            os.replace(self._path(old), removed)  # atomic: readers never see a partial one
-            shutil.rmtree(removed, ignore_errors=True)
+            remove_directory(self._path(old))  # atomic: readers never see a partial one
 
     def restore(self, like: Parts) -> tuple[int, Parts] | None:
         """(step, parts) of the newest readable checkpoint, on the devices of `like`; None without checkpoints.
@@ -125,7 +122,7 @@ class Checkpoints:
             return {}
         try:
             return unseal(json.loads(file.read_bytes()))
-        except ValueError as error:
+        except (ValueError, RecursionError, OSError) as error:
             _log.warning("%s: damaged (%s); the checkpoint is treated as one without metrics", file, _first_line(error))
             return {}
 

@@ -1,15 +1,11 @@
-"""CRC-32 checksums of arrays (per shard), of files, and of the JSON that lists them."""
+"""CRC-32 checksums of arrays, per shard."""
 
-import json
 import zlib
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TypedDict, TypeVar
+from typing import TypedDict
 
 import jax
 import numpy as np
 
-_T = TypeVar("_T")
 _Corners = tuple[tuple[int, ...], tuple[int, ...]]
 
 
@@ -44,33 +40,6 @@ def check_array(name: str, x: jax.Array | np.ndarray, digest: Digest) -> None:
             raise ValueError(f"the checksum of {name} does not match")
 
 
-def digest_file(path: Path) -> int:
-    """The checksum of a file."""
-    crc32 = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            crc32 = zlib.crc32(block, crc32)
-    return crc32
-
-
-def seal(content: _T) -> dict[str, _T | int]:
-    """JSON content with its checksum."""
-    return {"content": content, "crc32": _crc32_of_json(content)}
-
-
-def unseal(sealed: Mapping[str, _T]) -> _T:
-    """The content of `seal`, checked.
-
-    Raises:
-      ValueError: the checksum is missing or does not match.
-    """
-    if not isinstance(sealed, dict) or set(sealed) != {"content", "crc32"}:
-        raise ValueError("it has no checksum")
-    if _crc32_of_json(sealed["content"]) != sealed["crc32"]:
-        raise ValueError("its checksum does not match")
-    return sealed["content"]
-
-
 def _pieces(x: jax.Array | np.ndarray) -> dict[_Corners, np.ndarray]:
     """The distinct pieces of an array on this process, by their first and last corner."""
     if not isinstance(x, jax.Array):
@@ -86,7 +55,3 @@ def _corners(index: tuple[slice, ...], shape: tuple[int, ...]) -> _Corners:
 
 def _crc32(data: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
-
-
-def _crc32_of_json(content: object) -> int:
-    return zlib.crc32(json.dumps(content, sort_keys=True).encode())

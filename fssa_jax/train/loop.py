@@ -1,9 +1,9 @@
 """The training loop for any pure step: it can be killed and resumed, and saves all that is needed for that."""
 
+import contextlib
 import dataclasses
 import logging
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,16 +12,15 @@ from types import FrameType
 import jax
 import numpy as np
 import optax
-from tqdm import tqdm
 
 from fssa_jax.config.train import Loop
 from fssa_jax.errors import Stopped, UserError
+from fssa_jax.progress import Work, doing
 from fssa_jax.train.checkpoint import Checkpoints, Parts, best_or_latest_variables
-from fssa_jax.train.metrics_log import MetricsLog
+from fssa_jax.train.metrics_log import MetricsLog, last_step
 from fssa_jax.train.state import TrainState
 from fssa_jax.train.step import Metrics
 from fssa_jax.types import PyTree
-from fssa_jax.watchdog import finished
 
 _log = logging.getLogger(__name__)
 
@@ -93,10 +92,16 @@ def run_to_end(run: Run, settings: Loop, directory: Path, stop: StopSignal) -> P
     restored = latest.restore(_parts(state))
     if restored is not None:
         state = _state(restored[1])
+    elif max(last_step(directory), *best.steps, 0) > settings.checkpoint_every:
+        raise UserError(
+            f"{latest.directory}: holds no checkpoint, but {name} was trained here for {last_step(directory)} steps; "
+            "restore the checkpoints, or train into a new --workdir"
+        )
     step = int(state.step)
+    if 0 < step < steps:
+        _log.info("%s: going on from step %d of %d", name, step, steps)
     best_nll = min((best.metrics(s).get("nll", np.inf) for s in best.steps if s <= step), default=np.inf)
     log = MetricsLog(directory, step)
-    bar = tqdm(total=steps, initial=step, desc=name, unit="step", disable=None, file=sys.stderr)
     warned: set[str] = set()
     pending: tuple[int, dict] | None = None
     clock = time.perf_counter()
@@ -106,11 +111,10 @@ def run_to_end(run: Run, settings: Loop, directory: Path, stop: StopSignal) -> P
         good = f"the last good checkpoint is step {saved[-1]}" if saved else "there is no checkpoint yet"
         return f"{good} in {latest.directory}; lower config.optim.learning_rate"
 
-    def read(step: int, metrics: dict) -> None:
+    def read(step: int, metrics: dict, work: Work) -> None:
         """Reads metrics only after the next call was dispatched, so that the device does not wait."""
         nonlocal clock
         metrics = jax.device_get(metrics)
-        finished()
         losses = np.asarray(metrics["loss"])
         # A finite loss with an infinite gradient ruins the parameters too, one step later.
         finite = np.isfinite(losses) & np.isfinite(np.asarray(metrics["grad_norm"]))
@@ -127,27 +131,28 @@ def run_to_end(run: Run, settings: Loop, directory: Path, stop: StopSignal) -> P
             with jax.numpy_dtype_promotion("standard"):  # optax relies on it
                 values["learning_rate"] = float(np.asarray(run.learning_rate(step - 1)))
         log.write(step, {**values, "steps_per_second": round(speed, 2)})
-        bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
-        bar.update(len(losses))
+        work.note(f"loss {values['loss']:.4f}")
+        work.add(len(losses))
 
-    try:
+    with contextlib.closing(log), doing(name, steps, "steps", step) as work:
         while step < steps:
-            n = min(settings.steps_per_call, steps - step)
+            # After an extension the first call may be shorter, so that validations and checkpoints fall on its end.
+            n = min(settings.steps_per_call - step % settings.steps_per_call, steps - step)
             with jax.transfer_guard("disallow"):
                 state, metrics = run.advance(state, step, n)
             if pending is not None:
-                read(*pending)
+                read(*pending, work)
             step += n
             pending = (step, metrics)
             validate = step % settings.validate_every == 0 or step == steps
             save = step % settings.checkpoint_every == 0 or step == steps
             if not (validate or save or stop.received):
                 continue
-            read(*pending)
+            read(*pending, work)
             pending = None
             if validate:
-                scores, warnings = run.validate(jax.device_get(state.variables))
-                finished()
+                with doing(f"{name}: validation at step {step}", unit="batches"):
+                    scores, warnings = run.validate(jax.device_get(state.variables))
                 log.write(step, scores)
                 # In the first quarter of the training a latent that does not vary yet has not collapsed.
                 for warning in warnings if step >= steps / 4 else []:
@@ -160,7 +165,7 @@ def run_to_end(run: Run, settings: Loop, directory: Path, stop: StopSignal) -> P
                 if scores["val/nll"] < best_nll:
                     best_nll = scores["val/nll"]
                     best.save(step, _parts(state), {"nll": best_nll})
-                if bar.disable:
+                if not work.shown:
                     _log.info("%s: step %d of %d, val NLL %.4f", name, step, steps, scores["val/nll"])
             stopping = stop.received  # a signal may have arrived during the validation
             if save or stopping:
@@ -168,11 +173,7 @@ def run_to_end(run: Run, settings: Loop, directory: Path, stop: StopSignal) -> P
             if stopping and step < steps:
                 raise Stopped(f"{name}: stopped at step {step} of {steps}; run the same command to resume")
             clock = time.perf_counter()
-        chosen = best_or_latest_variables(best, latest, state.variables)[1]
-    finally:
-        bar.close()
-        log.close()
-    return chosen
+        return best_or_latest_variables(best, latest, state.variables)[1]
 
 
 def _parts(state: TrainState) -> Parts:

@@ -21,8 +21,7 @@ class MetricsLog:
 
     def __init__(self, directory: Path, step: int):
         self._path = directory / "metrics.jsonl"
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        kept = [line for line in lines if _step_of(line) <= step]
+        kept = [line for line in _lines(self._path) if _step_of(line) <= step]
         write_text(self._path, "".join(f"{line}\n" for line in kept))
         with self._as_user_errors():
             (directory / "tensorboard").mkdir(exist_ok=True)
@@ -49,7 +48,7 @@ class MetricsLog:
     def close(self) -> None:
         """Closes both files; write errors were raised before."""
         for file in (self._file, self._events):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):
                 file.close()
 
     @contextlib.contextmanager
@@ -62,8 +61,19 @@ class MetricsLog:
             ) from error
 
 
+def last_step(directory: Path) -> int:
+    """The last step that was logged in a directory; 0 if none was."""
+    steps = [_step_of(line) for line in _lines(directory / "metrics.jsonl")]
+    return int(max((step for step in steps if step < float("inf")), default=0))
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+
+
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):  # the last line of a killed run may be cut off
+        step = json.loads(line)["step"]
+        return step if isinstance(step, int) else float("inf")
+    except (ValueError, KeyError, TypeError, RecursionError):  # the last line of a killed run may be cut off
         return float("inf")

@@ -71,11 +71,12 @@ def make_optimizer(config: AdamW, steps: int) -> optax.GradientTransformation:
 
 def learning_rates(config: AdamW, steps: int) -> optax.Schedule:
     """step ↦ learning rate."""
-    warmup = min(config.warmup_steps, steps - 1)
+    decay = config.decay_steps or steps
+    warmup = min(config.warmup_steps, decay - 1)
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0 if warmup else config.learning_rate,
         peak_value=config.learning_rate,
         warmup_steps=warmup,
-        decay_steps=steps,
+        decay_steps=decay,
         end_value=config.learning_rate * config.final_fraction,
     )

@@ -27,6 +27,7 @@ from fssa_jax.config import (
 )
 from fssa_jax.config.experiment import read
 from fssa_jax.config.fields import all_kinds, fields_of, kinds_of
+from fssa_jax.files import with_checksum
 from tests.mistakes import complaint
 
 
@@ -53,7 +54,7 @@ def nested(key: str, value: Any, kinds: dict[str, str]) -> dict:
 
 
 def write(path, values: dict, kind: str = "RewardConfig"):
-    path.write_text(json.dumps({"kind": kind} | values))
+    path.write_text(json.dumps(with_checksum({"kind": kind} | values)))
     return path
 
 
@@ -296,3 +297,22 @@ def test_kinds_are_listed_once_and_wherever_they_are():
     kinds = all_kinds(RewardConfig, PolicyConfig, SftConfig)
     assert len(kinds) == len(set(kinds))
     assert {Rows, Lora, SharedLora, SetEncoder, BayesEncoder, NoEncoder} <= set(kinds)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", 2**63),
+        ("data.split_seed", -1),
+        ("data.components", 0),
+        ("data.max_rows", 2**70),
+        ("model.width", 0),
+        ("evaluate.k", (10**9,)),
+        ("evaluate.k", ()),
+        ("optim.learning_rate", 2**70),
+        ("optim.clip_norm", float("inf")),
+        ("train.users", -3),
+    ],
+)
+def test_values_that_nothing_can_have_are_refused_by_their_key(key, value):
+    assert f"config.{key}" in complaint(configs.check, changed(key, value))

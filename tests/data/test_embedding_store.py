@@ -95,11 +95,11 @@ def test_texts_that_are_cut_are_counted(directory, tmp_path, caplog):
     assert 1 in store.cut_texts(tmp_path / "e")
     sentences = TextEncoder(EmbedSettings(str(directory / "bert")))
     whole = "bread " * 100
-    ids = sentences.tokenizer(whole)["input_ids"]
-    exact = sentences.tokenizer.decode(ids[:32])  # as long as the limit, and not cut
-    assert len(sentences.tokenizer(exact)["input_ids"]) == 32
+    ids = sentences.tokenizer.raw(whole)["input_ids"]
+    exact = sentences.tokenizer.raw.decode(ids[:32])  # as long as the limit, and not cut
+    assert len(sentences.tokenizer.raw(exact)["input_ids"]) == 32
     assert sentences.tokens([("", exact), ("", whole)])[1] == [1]
-    kept = encoder.tokenizer.decode(encoder.tokens([("how? " * 20, "hey")])[0][0])
+    kept = encoder.tokenizer.raw.decode(encoder.tokens([("how? " * 20, "hey")])[0][0])
     assert kept.endswith("hey")
 
 
@@ -110,3 +110,26 @@ def test_a_run_of_another_encoder_or_other_texts_is_refused(encoder, directory, 
     shorter = TextEncoder(EmbedSettings(str(directory / "bert"), max_tokens=8))
     assert "another encoder or other settings" in complaint(embed_to, shorter, texts(), tmp_path / "e")
     assert "other texts" in complaint(embed_to, encoder, texts(seed=1), tmp_path / "e")
+
+
+def test_no_flipped_bit_of_a_shard_or_of_the_result_is_used(directory, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "_SHARD", 5)
+    encoder = TextEncoder(EmbedSettings(str(directory / "bert")))
+    whole = np.array(embed_to(encoder, texts(), tmp_path / "whole"))
+    joined = store._join
+
+    def damaged(parts, *rest):
+        file = sorted(parts.glob("*.npy"))[1]
+        content = bytearray(file.read_bytes())
+        content[-20] ^= 1
+        file.write_bytes(content)
+        joined(parts, *rest)
+
+    monkeypatch.setattr(store, "_join", damaged)
+    assert "damaged, and removed; run the same command again" in complaint(embed_to, encoder, texts(), tmp_path / "e")
+    monkeypatch.setattr(store, "_join", joined)
+    np.testing.assert_allclose(embed_to(encoder, texts(), tmp_path / "e"), whole, atol=1e-5)
+    content = bytearray((tmp_path / "e" / "features.npy").read_bytes())
+    content[-3] ^= 16
+    (tmp_path / "e" / "features.npy").write_bytes(content)
+    assert "the checksum of features.npy does not match" in complaint(embed_to, encoder, texts(), tmp_path / "e")

@@ -1,12 +1,15 @@
 """Features: TF-IDF that survives a round trip, and vectors that are checked before they are used."""
 
+import contextlib
 import gzip
 import json
 
 import numpy as np
 import pytest
 
+from fssa_jax.data import featurise
 from fssa_jax.data.features import Featuriser, GivenFeaturiser, TfidfFeaturiser, find_vectors, read_vectors
+from fssa_jax.errors import UserError
 from tests.mistakes import complaint
 
 WORDS = ["bread", "rice", "soup", "😊", "!", "slow", "fast", "dough", "crust"]
@@ -160,3 +163,45 @@ def test_no_array_or_two_or_no_file_are_no_vectors(tmp_path):
     (tmp_path / "rows.b.npy").touch()
     assert find_vectors(str(rows)) == ("", "")
     assert find_vectors(str(tmp_path)) == ("", "")
+
+
+def sentences(characters: str, number: int = 60) -> list[tuple[str, str]]:
+    rng = np.random.default_rng(1)
+    return list({("", "".join(rng.choice(list(characters), rng.integers(4, 9)))) for _ in range(number)})
+
+
+@pytest.mark.parametrize(
+    "characters",
+    ["我们今天学习做面包的方法很好", "ขนมปังอร่อยมากวันนี้ทำง่าย", "今日はパンをつくります", "ភាសាខ្មែរល្អ", "ຂ້ອຍມັກເຂົ້າ"],
+)
+def test_languages_without_spaces_have_as_many_rows_as_texts(characters):
+    """Characters of such scripts are words; otherwise a sentence is one word that no other text has."""
+    texts = sentences(characters)
+    features = TfidfFeaturiser.fit(texts, components=40).transform(texts)
+    different = {"".join(sorted(response)) for _, response in texts}  # pairs of neighbours tell apart more
+    assert len(np.unique(features.round(5), axis=0)) >= len(different)
+
+
+def test_latin_words_stay_words():
+    tokens = TfidfFeaturiser.fit(TEXTS, 5)._vectoriser.build_tokenizer()
+    words = ["größe", "naïve", "über", "-", "alles", "3", ".", "5", "αβγ", "привет"]
+    assert tokens("größe naïve über-alles 3.5 αβγ привет") == words
+    assert tokens("面包bread面包") == ["面", "包", "bread", "面", "包"]
+
+
+def test_texts_that_features_cannot_tell_apart_are_counted(caplog):
+    texts = [("p", "same"), ("q", "same"), ("p", "other"), ("p", "another")]
+    featurise._checked(np.array([[1.0], [1.0], [1.0], [2.0]]), texts, "rows.jsonl")
+    assert "rows.jsonl: features cannot tell 1 of 4 texts from others" in caplog.text
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_damaged_array_is_one_line(tmp_path, seed):
+    path = save(tmp_path / "v.npy", np.zeros((3, 2)))
+    content = bytearray((tmp_path / "v.npy").read_bytes())
+    rng = np.random.default_rng(seed)
+    for place in rng.integers(0, 128, 3):
+        content[place] = rng.integers(256)
+    (tmp_path / "v.npy").write_bytes(content)
+    with contextlib.suppress(UserError):  # and nothing else
+        read_vectors(path, "", KNOWN)

@@ -210,7 +210,8 @@ def test_a_saved_data_set_is_the_same(prepared):
     assert datasets.is_prepared(directory)
     assert os.listdir(directory.parent) == ["prepared"]
     loaded = load_dataset(Rows(path=str(directory)), 10, 20)
-    assert (loaded.texts, loaded.groups, loaded.report) == (data.texts, data.groups, data.report)
+    assert (loaded.texts, loaded.groups) == (data.texts, data.groups)
+    assert loaded.report == {**data.report, "source_digest": datasets.digest(directory)}
     np.testing.assert_array_equal(loaded.features, data.features)
     np.testing.assert_array_equal(
         loaded.featuriser.transform(data.texts[3:]), data.featuriser.transform(data.texts[3:])
@@ -225,7 +226,7 @@ def test_a_saved_data_set_is_the_same(prepared):
     if data.truth is not None:
         np.testing.assert_array_equal(loaded.truth.rewards, data.truth.rewards)
         np.testing.assert_array_equal(loaded.truth.log_prior, data.truth.log_prior)
-    assert set(ChoiceTable.__dataclass_fields__) == set(FIELDS)
+    assert set(ChoiceTable.__dataclass_fields__) == {*FIELDS, "others"}
 
 
 @pytest.mark.parametrize("damage", ["half", "empty", "gone"])
@@ -268,3 +269,11 @@ def test_a_prepared_data_set_refuses_other_settings_by_their_whole_key(tmp_path)
     said = complaint(load_dataset, Rows(path=str(tmp_path / "prepared"), text_encoder=encoder), 10, 20)
     assert "prepared with config.data.text_encoder.pool='mean', not 'last'; run" in said
     assert said.endswith("--config.data.text_encoder.pool=last")
+
+
+def test_a_situation_in_both_pools_of_a_user_is_named(tmp_path):
+    rows = make_rows(users=4)
+    for i, row in enumerate(rows):
+        row |= {"pool": ("context", "target")[i % 2], "situation": f"s{i // 2 if i == 9 else i}"}
+    rows[8]["situation"] = rows[9]["situation"]
+    assert "is in both pools of user 'user-1'; give it one pool" in complaint(build, tmp_path, rows)

@@ -7,9 +7,11 @@ import pytest
 from fssa_jax.config import Rows, UltraFeedback
 from fssa_jax.data import dataset as datasets
 from fssa_jax.data.build import load_dataset, only_groups
+from fssa_jax.data.records import Record
 from fssa_jax.data.row_dataset import rows_dataset
 from fssa_jax.data.rows import RowReport
-from fssa_jax.data.schemas import conversation_rows, ultrafeedback_rows
+from fssa_jax.data.schemas import crowd_rows, ultrafeedback_rows
+from fssa_jax.lm.messages import messages_of
 from tests import tiny
 from tests.mistakes import complaint
 
@@ -39,7 +41,7 @@ def records(number: int) -> list[dict]:
 
 
 def places(items):
-    return [(f"r:{i}", item) for i, item in enumerate(items)]
+    return [Record(f"r:{i}", item) for i, item in enumerate(items)]
 
 
 def test_all_pairs_of_a_prompt_are_chosen_by_rating():
@@ -87,18 +89,19 @@ def test_the_conflicting_share_is_kept():
 def test_what_cannot_be_used_is_one_line():
     assert "config.data.labels" in complaint(ultrafeedback_rows, places(records(1)), ("kindness",))
     assert "config.data.conflicting" in complaint(ultrafeedback_rows, places(records(1)), LABELS, 0.0)
-    assert complaint(ultrafeedback_rows, [("f:3", {"instruction": "x"})], LABELS).startswith("f:3: needs")
+    assert complaint(ultrafeedback_rows, [Record("f:3", {"instruction": "x"})], LABELS).startswith("f:3: needs")
     assert "no pair" in complaint(ultrafeedback_rows, places([record(0, [(1, 1), (1, 1)])]), LABELS)
-    assert complaint(conversation_rows, [("f:1", {"chosen": "x"})]).startswith("f:1: 'chosen'")
+    assert complaint(crowd_rows, [Record("f:1", {"chosen": "x"})]).startswith("f:1: 'chosen'")
 
 
 def test_conversations_are_cut_at_the_last_answer():
     before = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: bread?"
     good = {"chosen": f"{before}\n\nAssistant: bake it", "rejected": f"{before}\n\nAssistant: buy it"}
     bad = {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: d"}
-    rows, report = conversation_rows(places([good, bad]))
+    rows, report = crowd_rows(places([good, bad]))
     assert (report.pairs, report.unreadable) == (1, 1)
-    assert rows[0].prompt == "hi\n\nAssistant: hello\n\nHuman: bread?"
+    turns = [("user", "hi"), ("assistant", "hello"), ("user", "bread?")]
+    assert messages_of(rows[0].prompt) == [{"role": role, "content": content} for role, content in turns]
     assert (rows[0].chosen, rows[0].rejected, rows[0].group) == ("bake it", "buy it", "annotators")
 
 
@@ -138,9 +141,9 @@ def test_records_of_another_form_are_named_or_skipped_and_listed():
     assert [message.split(":")[1] for message in reading.skipped] == ["40", "41"]
     assert all("None" not in (row.prompt, row.chosen) for row in rows)
     pairs = places([{"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"}, [1, 2]])
-    assert complaint(conversation_rows, pairs).startswith("r:1: 'chosen' and 'rejected' must be texts")
+    assert complaint(crowd_rows, pairs).startswith("r:1: 'chosen' and 'rejected' must be texts")
     reading = RowReport()
-    assert conversation_rows(pairs, reading=reading, on_error="skip")[1].pairs == 1
+    assert crowd_rows(pairs, reading=reading, on_error="skip")[1].pairs == 1
     assert len(reading.skipped) == 1
 
 

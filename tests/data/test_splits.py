@@ -14,8 +14,7 @@ EDGES = st.lists(st.tuples(st.integers(0, 15), st.integers(0, 15)).filter(lambda
 
 
 def pools_of(edges, seed=0):
-    chosen, rejected = np.array(edges, np.int32).T
-    return disjoint_pools(chosen, rejected, np.random.default_rng(seed))
+    return disjoint_pools(np.array(edges, np.int32), np.random.default_rng(seed))
 
 
 @settings(max_examples=40, deadline=None)
@@ -81,3 +80,16 @@ def test_one_chain_is_cut_once():
         count = Counter(pools_of(edges, seed).tolist())
         assert count[-1] <= 2
         assert min(count[0], count[1]) >= 10
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 30), min_size=2, max_size=4, unique=True), min_size=1), st.integers(0, 3))
+def test_pools_of_choices_among_several_share_no_text(choices, seed):
+    responses = np.full((len(choices), 4), -1, np.int32)
+    for i, choice in enumerate(choices):
+        responses[i, : len(choice)] = choice
+    pool = disjoint_pools(responses, np.random.default_rng(seed))
+    texts = [{t for choice, p in zip(choices, pool, strict=True) if p == side for t in choice} for side in (0, 1)]
+    assert not texts[0] & texts[1]
+    for choice, p in zip(choices, pool, strict=True):
+        assert p >= 0 or not any(set(choice) <= side for side in texts)

@@ -15,7 +15,7 @@ from fssa_jax.evaluate.episodes import eligible_users, episodes_of, evaluation_e
 from fssa_jax.evaluate.evaluate import _controls, evaluate
 from fssa_jax.evaluate.latent import drift, latent_health
 from fssa_jax.evaluate.warnings import collapse_warnings, limit_warnings, report_warnings, steering_warnings
-from fssa_jax.tasks.reward import reward_predictor
+from fssa_jax.tasks.reward_predictor import reward_predictor
 from tests.mistakes import complaint
 
 SETTINGS = Evaluation(k=(0, 1, 3), draws=2, samples=1, bootstrap=200, shuffles=2)
@@ -145,7 +145,10 @@ def test_rows_with_both_texts_unseen_are_scored_apart(dataset):
 def test_users_without_enough_choices_are_left_out_by_name():
     ids = np.arange(6)
     short, long, no_targets = ((ids[:2], ids[:2]), (ids, ids)), ((ids, ids), (ids, ids)), ((ids, ids), (ids[:0],) * 2)
-    split = Split(["short", "long", "no targets"], make_table([list(p) for p in (short, long, no_targets)], [0] * 3))
+    split = Split(
+        ["short", "long", "no targets"],
+        make_table([[np.stack(p, -1) for p in pools] for pools in (short, long, no_targets)], [0] * 3),
+    )
     users, left_out = eligible_users(split, 5)
     assert users.tolist() == [1]
     assert left_out == ["short", "no targets"]
@@ -184,7 +187,7 @@ def test_a_dead_latent_has_no_active_units():
 
 def test_the_first_users_are_of_every_group():
     """Sorted names put one label first: a cut must not leave the others out."""
-    table = make_table([[(np.array([0]), np.array([1]))] * 2] * 30, [0] * 20 + [1] * 10)
+    table = make_table([[np.array([[0, 1]])] * 2] * 30, [0] * 20 + [1] * 10)
     users = first_users(Split([""] * 30, table), np.arange(30), 8)
     assert users.tolist() == [0, 1, 2, 3, 20, 21, 22, 23]
     assert first_users(Split([""] * 30, table), np.arange(30), None).tolist() == list(range(30))

@@ -9,16 +9,22 @@ import numpy as np
 from fssa_jax.config import Evaluation
 from fssa_jax.evaluate.scores import Scores
 from fssa_jax.ops import metrics
+from fssa_jax.tasks.predictor import Predictions
 from fssa_jax.types import Comparisons
 
 SETTINGS = Evaluation(k=(0,), bootstrap=200)
+
+
+def predictions(log_p):
+    """Predictions of one draw at one context size, without latents."""
+    return [Predictions(log_p[None], np.zeros((1, len(log_p), 0)), np.zeros((1, len(log_p), 0)), {})]
 
 
 def scored(chosen, rejected, mask, log_p):
     """The report of one predictor."""
     targets = Comparisons(jnp.asarray(chosen), jnp.asarray(rejected), jnp.asarray(mask))
     score = Scores((0,), mask, targets, SETTINGS, seed=0)
-    score.add("", log_p[None, None])
+    score.add("", predictions(log_p))
     return score.report
 
 
@@ -78,8 +84,8 @@ def test_steering_beside_another_is_paired_within_people():
     width = {}
     for name, other in (("equal", log_p), ("better", better)):
         score = Scores((0,), mask, targets, SETTINGS, seed=0)
-        score.add("", log_p)
-        score.add("bayes", other)
+        score.add("", predictions(log_p[0, 0]))
+        score.add("bayes", predictions(other[0, 0]))
         score.add_steering_gap("bayes")
         cells = (score.report[series]["0"] for series in ("steering_gap", "steering", "bayes_steering"))
         width[name] = [cell["high"] - cell["low"] for cell in cells]
@@ -96,7 +102,7 @@ def test_settings_of_the_bootstrap_count():
     cells = []
     for settings in (SETTINGS, many):
         score = Scores((0,), mask, targets, settings, seed=0)
-        score.add("", log_p[None, None])
+        score.add("", predictions(log_p))
         cells.append(score.report["accuracy"]["0"])
     assert cells[0]["mean"] == cells[1]["mean"]
     assert cells[0]["low"] != cells[1]["low"]
@@ -111,10 +117,22 @@ def test_who_is_left_out_of_a_score_does_not_make_a_pair_contested():
     likes_first = np.log(np.where(flip, 0.3, 0.7)).astype(np.float32)
     targets = Comparisons(jnp.asarray(chosen), jnp.asarray(rejected), jnp.asarray(mask))
     score = Scores((0,), mask, targets, SETTINGS, seed=0)
-    score.add("", likes_first[None, None])
+    score.add("", predictions(likes_first))
     some = mask & np.array([[True], [True], [True], [False]])
-    score.add("specialist", likes_first[None, None], some)
+    score.add("specialist", predictions(likes_first), some)
     np.testing.assert_allclose(score.report["specialist_steering"]["0"]["mean"], 0, atol=1e-6)
     one_side = mask & np.array([[True], [True], [False], [False]])
-    score.add("population", likes_first[None, None], one_side)
+    score.add("population", predictions(likes_first), one_side)
     assert score.report["population_steering"] is None
+
+
+def test_scores_are_means_over_all_draws_of_contexts():
+    """One draw that is right and one that is wrong."""
+    ids, mask = np.arange(200).reshape(2, 10, 10), np.ones((10, 10), bool)
+    targets = Comparisons(jnp.asarray(ids[0]), jnp.asarray(ids[1]), jnp.asarray(mask))
+    score = Scores((0,), mask, targets, SETTINGS, seed=0)
+    right, wrong = (np.full((10, 10), np.log(p), np.float32) for p in (0.9, 0.2))
+    score.add("", predictions(right) + predictions(wrong))
+    assert score.report["accuracy"]["0"]["mean"] == 0.5
+    np.testing.assert_allclose(score.report["nll"]["0"]["mean"], -np.log(0.9 * 0.2) / 2, rtol=1e-6)
+    np.testing.assert_allclose(score.report["ece"]["0"]["mean"], (0.1 + 0.8) / 2, rtol=1e-5)

@@ -71,6 +71,9 @@ def test_evaluate_writes_the_whole_report(trained):
     assert "counted" not in latent  # next to a population model, to be undecided is news
     page = (directory / "run" / "report" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3
+    # Tables scroll inside the page on a narrow screen.
+    assert page.count("<table") == page.count("<div class=t><table") > 0
+    assert ".t{overflow-x:auto}" in page
     assert "http" not in page.replace("http://www.w3.org", "")
     for words in ("choices of many people mixed", "choices that contradict each other"):
         assert words in page, words
@@ -112,6 +115,7 @@ def test_what_is_in_a_directory_is_not_overwritten(trained, tmp_path):
     assert (tmp_path / "data" / "rows.jsonl").read_text() == "mine"
 
 
+@pytest.mark.experiments
 @pytest.mark.experiments
 def test_the_defaults_fit_a_small_file(tmp_path):
     """The command of the README on 14 rows a person: contexts and targets of training are cut to what there is."""
@@ -211,9 +215,9 @@ def test_duplicate_rows_are_kept_once_and_counted(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b'{"user_id": "a"}\n', [":1", "'prompt'"]),
+        (b'{"user_id": "a"}\n', [":1", "'response_a'"]),
         (b"{nonsense\n", [":1", "not JSON"]),
-        (b"\xff\xfe\n", [":1", "UTF-8"]),
+        (b"\xff\n", [":1", "UTF-8"]),
     ],
     ids=["columns", "json", "encoding"],
 )

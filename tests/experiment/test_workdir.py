@@ -16,7 +16,7 @@ from fssa_jax.people.choices import read_choices
 from fssa_jax.people.side_by_side import write_for
 from fssa_jax.tasks.reference import stored_reference
 from tests import tiny, tiny_policy
-from tests.mistakes import complaint
+from tests.mistakes import complaint, outcome
 from tests.policy_steps import with_encoder
 from tests.tiny_policy import change
 from tests.trees import assert_same
@@ -43,14 +43,17 @@ def test_a_base_may_move_and_is_known_by_its_contents(steered, made, tmp_path):
     for name in (config.policy.base, config.encoder.init_from):
         text = text.replace(json.dumps(name), json.dumps(gone))
     (moved / "config.json").write_text(text)
+    tiny.reseal(moved)
     assert f"its language model is not in {gone}" in complaint(Workdir.open, moved)
     assert Workdir.open(moved, str(here)).task.base.fingerprint == made.task.base.fingerprint
     # Training goes on with it, also where a policy has not begun and starts from the encoder.
     shutil.rmtree(moved / "checkpoints")
+    (moved / "metrics.jsonl").unlink()
     train(change(copy.deepcopy(config), {"policy.base": str(here)}), moved)
     assert_same(Workdir.open(moved, str(here)).trained(), made.trained())
     run = json.loads((moved / "run.json").read_text())
     (moved / "run.json").write_text(json.dumps(run | {"encoder": "of another"}))
+    tiny.reseal(moved)
     again = change(copy.deepcopy(config), {"policy.base": str(here)})
     assert "is another reward model than it was started with" in complaint(make, again, moved)
     choices = read_choices(tiny.write_rows(tmp_path / "mine.jsonl", tiny.rows(users=1)[:2]))
@@ -61,11 +64,13 @@ def test_a_base_may_move_and_is_known_by_its_contents(steered, made, tmp_path):
     file.write_text(
         file.read_text().replace('"people": 4', '"people": 0').replace('context_users": 2', 'context_users": 0')
     )
+    tiny.reseal(moved)
     report = evaluate_workdir(moved, ks=(0,), base=str(here))
     assert report["k"] == [0]
     assert "generation" not in report
     other = tiny_policy.base(tmp_path / "other")
     (other / "model.safetensors").write_bytes(_changed(other / "model.safetensors"))
+    (other / "digests.json").unlink()
     assert "adapters are of another language model" in complaint(Workdir.open, moved, str(other))
 
 
@@ -83,20 +88,24 @@ def test_the_base_and_the_reference_of_another_are_named(steered, made, tmp_path
     config = copy.deepcopy(made.config)
     other = tiny_policy.base(tmp_path / "other")
     (other / "model.safetensors").write_bytes(_changed(other / "model.safetensors"))
+    (other / "digests.json").unlink()
     moved = change(copy.deepcopy(config), {"policy.base": str(other)})
     assert "was trained with config.policy.base" in complaint(make, moved, steered)
     spoilt = tmp_path / "spoilt"
     shutil.copytree(steered, spoilt)
     before = (spoilt / "config.json").read_text()
     (spoilt / "config.json").write_text(before.replace(json.dumps(config.policy.base), json.dumps(str(other))))
+    tiny.reseal(spoilt)
     assert "adapters are of another language model" in complaint(Workdir.open, spoilt)
     run = json.loads((spoilt / "run.json").read_text())
     (spoilt / "run.json").write_text(json.dumps({name: value for name, value in run.items() if name != "base"}))
+    tiny.reseal(spoilt)
     assert "log-probabilities of another language model" in complaint(Workdir.open, spoilt)
     with np.load(steered / "reference.npz") as arrays:
         stamp = json.loads(str(arrays["stamp"])) | {"texts": "of other texts"}
         np.savez(spoilt / "reference.npz", stamp=json.dumps(stamp), log_probs=arrays["log_probs"])
     (spoilt / "config.json").write_text(before)
+    tiny.reseal(spoilt)
     assert "other texts or another tokenizer" in complaint(Workdir.open, spoilt)
 
 
@@ -140,3 +149,21 @@ def test_choices_about_texts_that_are_too_long_are_left_out_and_counted(made, tm
         real = np.asarray(split.table.mask)
         assert (lengths[np.asarray(split.table.chosen)[real]] > 0).all()
         assert (lengths[np.asarray(split.table.rejected)[real]] > 0).all()
+
+
+@pytest.mark.faults
+def test_no_flipped_bit_of_the_reference_is_read(steered, made, tmp_path):
+    """The archive has a checksum of its own; a flip of what has no meaning may pass."""
+    content = (steered / "reference.npz").read_bytes()
+    expected = stored_reference(made.task.base, made.task.tokens, steered / "reference.npz")
+    rng, refused = np.random.default_rng(0), 0
+    for _ in range(300):
+        flipped = bytearray(content)
+        flipped[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+        (tmp_path / "reference.npz").write_bytes(flipped)
+        read = lambda: stored_reference(made.task.base, made.task.tokens, tmp_path / "reference.npz")  # noqa: E731
+        values, message = outcome(read)
+        refused += bool(message)
+        if not message:
+            np.testing.assert_array_equal(values, expected)
+    assert refused > 200

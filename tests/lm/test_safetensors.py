@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from fssa_jax.lm import safetensors as pretrained
+from fssa_jax.lm.base import fingerprint, load_base
 from fssa_jax.lm.hf_config import read_config
 from fssa_jax.lm.weight_map import weight_map
 from fssa_jax.models.bert import BertEncoder
@@ -28,6 +29,7 @@ def rewrite(directory: Path, change) -> None:
     tensors = load_file(directory / "model.safetensors")
     change(tensors)
     save_file(tensors, directory / "model.safetensors")
+    (directory / "digests.json").unlink(missing_ok=True)
 
 
 def assert_same(a, b):
@@ -46,15 +48,19 @@ def test_what_is_saved_is_loaded(saved):
     assert {x.dtype for x in jax.tree.leaves(half)} == {jnp.dtype(jnp.bfloat16)}
 
 
-def test_many_shards_are_one_model(saved):
-    directory, model, variables = saved
+def in_two_files(directory):
     tensors = load_file(directory / "model.safetensors")
     names = sorted(tensors)
     files = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
     for file, mine in files.items():
         save_file({n: tensors[n] for n in mine}, directory / file)
     (directory / "model.safetensors").unlink()
-    index = {"weight_map": {n: file for file, mine in files.items() for n in mine}}
+    return {n: file for file, mine in files.items() for n in mine}
+
+
+def test_many_shards_are_one_model(saved):
+    directory, model, variables = saved
+    index = {"weight_map": in_two_files(directory)}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     assert_same(pretrained.load_params(directory, model.config), variables)
 
@@ -139,7 +145,7 @@ def test_truncated_and_pickled_weights_are_refused(saved):
     assert complaint(pretrained.load_params, directory, model.config).startswith(f"{file}: truncated or damaged")
     file.unlink()
     (directory / "pytorch_model.bin").write_bytes(b"pickle")
-    assert "no .safetensors file" in complaint(pretrained.load_params, directory, model.config)
+    assert "pickled weights are not read" in complaint(pretrained.load_params, directory, model.config)
 
 
 def test_directories_that_are_no_model_are_named(tmp_path):
@@ -163,3 +169,110 @@ def test_bert_checkpoints_too(tmp_path):
 def test_a_head_of_its_own_is_saved_and_loaded(tmp_path):
     model, variables = small_lm.save_decoder(tmp_path / "model", tied=False)
     assert_same(pretrained.load_params(tmp_path / "model", model.config), variables)
+
+
+def test_a_single_file_goes_before_an_index(saved):
+    """As in transformers; the index may be left over from a checkpoint in several files."""
+    directory, model, variables = saved
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert_same(pretrained.load_params(directory, model.config), variables)
+
+
+@pytest.mark.parametrize("name", ["consolidated", "adapter_model", "optimizer"])
+def test_other_safetensors_files_are_not_weights(saved, name):
+    directory, model, variables = saved
+    before = fingerprint(directory)
+    save_file({"model.norm.weight": np.full(32, 7, np.float32)}, directory / f"{name}.safetensors")
+    assert_same(pretrained.load_params(directory, model.config), variables)
+    assert fingerprint(directory) == before
+    (directory / "model.safetensors").unlink()
+    assert f"{name}.safetensors hold something else" in complaint(pretrained.load_params, directory, model.config)
+
+
+def test_an_index_that_lists_other_places_is_refused(saved):
+    directory, model, _ = saved
+    where = in_two_files(directory)
+    index = directory / "model.safetensors.index.json"
+    (directory.parent / "outside.safetensors").write_bytes((directory / "a.safetensors").read_bytes())
+    for name, reason in {
+        "../outside.safetensors": "lists '../outside.safetensors', which is not a file next to it",
+        str(directory / "a.safetensors"): "which is not a file next to it",
+        "c.safetensors": "lists c.safetensors, which is missing",
+    }.items():
+        index.write_text(json.dumps({"weight_map": where | {"model.norm.weight": name}}))
+        message = complaint(pretrained.load_params, directory, model.config)
+        assert message.startswith(f"{index}: ")
+        assert reason in message
+
+
+def test_a_tensor_in_two_shards_names_both(saved):
+    directory, model, _ = saved
+    where = in_two_files(directory)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    tensors = load_file(directory / "a.safetensors")
+    name = next(n for n, file in where.items() if file == "b.safetensors")
+    save_file(tensors | {name: np.zeros(2, np.float32)}, directory / "a.safetensors")
+    message = complaint(pretrained.load_params, directory, model.config)
+    assert "a.safetensors and " in message
+    assert f"b.safetensors both hold {name}" in message
+
+
+def test_a_head_of_its_own_goes_before_what_the_configuration_ties(saved, caplog):
+    directory, _, variables = saved
+    embedding = np.asarray(variables["params"]["embedding"])
+    rewrite(directory, lambda tensors: tensors.update({"lm_head.weight": embedding.copy()}))
+    assert load_base(str(directory)).decoder.config.tied
+    rewrite(directory, lambda tensors: tensors.update({"lm_head.weight": embedding + 1}))
+    base = load_base(str(directory))
+    assert not base.decoder.config.tied
+    np.testing.assert_array_equal(base.variables["params"]["head"], (embedding + 1).T)
+    assert "the file has a head of its own" in caplog.text
+
+
+def test_a_checkpoint_may_be_written_into_the_directory_of_its_base(saved):
+    """Only what belongs to the base is copied, not what was written there before."""
+    directory, model, variables = saved
+    for _ in range(2):
+        pretrained.save_params(directory / "runs" / "tuned" / "model", variables, model.config, directory)
+    assert not (directory / "runs" / "tuned" / "model" / "runs").exists()
+
+
+def test_a_head_of_its_own_stays_untied_when_it_is_saved(saved):
+    directory, _, variables = saved
+    embedding = np.asarray(variables["params"]["embedding"])
+    rewrite(directory, lambda tensors: tensors.update({"lm_head.weight": embedding + 1}))
+    base = load_base(str(directory))
+    pretrained.save_params(directory.with_name("copy"), base.variables, base.decoder.config, directory)
+    assert not read_config(directory.with_name("copy")).tied
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("num_hidden_layers", 2**31),
+        ("hidden_size", 10**12),
+        ("vocab_size", -1),
+        ("num_attention_heads", 0),
+        ("head_dim", 1.5),
+    ],
+)
+def test_a_size_that_no_model_has_is_refused_at_once(saved, name, size):
+    directory, _, _ = saved
+    values = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(values | {name: size}))
+    assert f"{name} is {size}, not a whole number" in complaint(read_config, directory)
+
+
+def test_a_checkpoint_that_was_damaged_since_it_was_written_is_not_loaded(saved):
+    directory, _, _ = saved
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        content = bytearray((directory / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (directory / name).write_bytes(content)
+        assert f"the checksum of {name} does not match" in complaint(load_base, str(directory))
+        content[len(content) // 2] ^= 1
+        (directory / name).write_bytes(content)
+    load_base(str(directory))
+    (directory / "digests.json").unlink()  # as in checkpoints of others
+    load_base(str(directory))

@@ -63,18 +63,10 @@ def test_the_mean_of_a_response_leaves_out_its_prompt(directory):
         text = ("how? " * 3, "hey just mix it")
         ids, cut, starts = encoder.tokens([text])
         assert bool(cut) == bool(limit)
-        assert encoder.tokenizer.decode(ids[0][starts[0] :]).strip() == text[1]
+        assert encoder.tokenizer.raw.decode(ids[0][starts[0] :]).strip() == text[1]
         params = encoder._run.args[0]
         hidden, _ = encoder.model.apply(params, jnp.asarray(ids), until=1, method="hidden")
         np.testing.assert_allclose(encoder.embed([text])[0], hidden[0, starts[0] :].mean(0), atol=1e-5)
-
-
-def test_an_encoder_that_does_not_take_the_mean_is_refused(directory, tmp_path):
-    shutil.copytree(directory / "bert", tmp_path / "cls")
-    (tmp_path / "cls" / "1_Pooling").mkdir()
-    modes = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
-    (tmp_path / "cls" / "1_Pooling" / "config.json").write_text(json.dumps(modes))
-    assert "does not use mean pooling" in complaint(TextEncoder, EmbedSettings(str(tmp_path / "cls")))
 
 
 def test_settings_that_do_not_fit_the_model_are_named(directory):

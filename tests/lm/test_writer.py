@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from fssa_jax.experiment.workdir import Workdir
-from fssa_jax.lm.tokenizer import prompt_tokens
 from fssa_jax.lm.writer import Writer, sampled_kl
 from fssa_jax.ops.sampling import Sampling
 from tests import tiny_policy
@@ -51,7 +50,8 @@ def test_a_prompt_that_leaves_no_room_is_cut_where_that_is_asked_for(base):
     writer = Writer(base, Sampling(0.0), 6, cut=True)
     samples = writer([long, "question 0"], None)
     assert len(samples.prompt_tokens[0]) == 250
-    whole = prompt_tokens(base.tokenizer, long)
-    assert samples.prompt_tokens[0] == whole[-250:]
-    assert samples.prompt_tokens[1] == prompt_tokens(base.tokenizer, "question 0")
+    whole = base.tokenizer.prompt(long)
+    kept = len(whole.tokens) - 250
+    assert samples.prompt_tokens[0] == whole.tokens[: whole.head] + whole.tokens[whole.head + kept :]
+    assert samples.prompt_tokens[1] == base.tokenizer.prompt("question 0").tokens
     assert writer.cut_prompts([long, "question 0"]) == 1

@@ -19,7 +19,9 @@ def table():
         return ids[0::2], ids[1::2]
 
     choices = [[pool(u, p, n) for p, n in enumerate(counts)] for u, counts in enumerate(COUNTS)]
-    return jax.tree.map(jnp.asarray, make_table(choices, [0, 1, 1, 0]))
+    return jax.tree.map(
+        jnp.asarray, make_table([[np.stack(pool, -1) for pool in pools] for pools in choices], [0, 1, 1, 0])
+    )
 
 
 def draw_many(number, **settings):

@@ -10,7 +10,9 @@ from fssa_jax.ops.factorise import factorise, observed_responses
 
 def test_every_text_counts_once_for_a_user():
     context, target = (np.array([3, 3, 4]), np.array([1, 2, 1])), (np.array([5]), np.array([3]))
-    user, text, liked = observed_responses(make_table([[context, target], [target, context]], [0, 0]))
+    user, text, liked = observed_responses(
+        make_table([[np.stack(pool, -1) for pool in (context, target)[::turn]] for turn in (1, -1)], [0, 0])
+    )
     first = sorted((int(t), int(y)) for u, t, y in zip(user, text, liked, strict=True) if u == 0)
     # Text 3 was chosen twice and rejected once: it is liked once and disliked once.
     assert first == [(1, 0), (2, 0), (3, 0), (3, 1), (4, 1), (5, 1)]

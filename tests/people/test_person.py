@@ -57,7 +57,7 @@ def test_the_four_calls(work, moved, tmp_path):
     for alone, row in zip(mixed, policy.infer_people(mixed).mean, strict=True):
         np.testing.assert_allclose(policy.infer(alone).mean[0], row, atol=1e-5)
     assert "a choice instead of a person" in complaint(policy.infer_people, new)
-    long = [choices[0][0]] * (policy.window + 1)
+    long = [("question 0", f"word1 word{i}", "word2") for i in range(policy.window + 1)]
     assert "choices of person 1, but the policy was made for" in complaint(policy.infer_people, [[], long])
     assert "no people to infer" in complaint(policy.infer_people, [])
     responses = [(rows[0]["prompt"], rows[0][n]) for n in ("response_a", "response_b")]
@@ -78,7 +78,7 @@ def test_the_four_calls(work, moved, tmp_path):
     assert "are for another model: 2 layers of 16 → 32; this one has 2 of 16 → 16" in complaint(
         policy.generate, wider, ["question 0"] * 2
     )
-    assert "10 choices" in complaint(policy.infer, [("p", "a", "b")] * 10)
+    assert "10 choices" in complaint(policy.infer, [("p", f"a{i}", "b") for i in range(10)])
     assert policy.score(one, []).shape == (0,)
     assert "one prompt instead of a list" in complaint(policy.generate, None, "question 0")
     for wrong in (responses[0], [("question 0",)], [("question 0", None)]):
@@ -129,7 +129,8 @@ def test_choices_are_tuples_or_rows_in_either(finished, steered, kind):
     for choices in (records, [Row("somebody", *choice) for choice in CHOICES], [records[0], *CHOICES[1:]]):
         np.testing.assert_allclose(person.infer(choices).mean, expected.mean, atol=1e-6)
     np.testing.assert_allclose(person.infer_people([records, []]).mean[:1], expected.mean, atol=1e-5)
-    assert "choice 1 of a person" in complaint(person.infer, [records[0], {**records[1], "choice": "b"}])
+    np.testing.assert_allclose(person.infer([*records, records[0]]).mean, expected.mean, atol=1e-6)
+    assert "choice 1 of a person" in complaint(person.infer, [records[0], {**records[1], "choice": "first"}])
 
 
 def test_a_reward_model_writes_nothing_and_a_language_model_is_no_policy(finished, work, tiny_base):
@@ -152,6 +153,7 @@ def test_what_is_not_trained_to_its_end_says_so(finished, steered, tmp_path, cap
         for steps in ("steps", "population_steps"):
             config["train"][steps] = 600
         (tmp_path / name / "config.json").write_text(json.dumps(config))
+        tiny.reseal(tmp_path / name)
         caplog.clear()
         with caplog.at_level("WARNING", "fssa_jax"):
             fssa_jax.load(tmp_path / name)
@@ -216,6 +218,11 @@ def test_a_low_rank_policy_of_a_base_in_bfloat16_writes_and_leaves_as_a_lora(wor
     assert (tmp_path / "mine" / "precious.txt").read_text() == "mine"
     for _ in range(2):  # a LoRA of its own may be written anew
         policy.export(latent, tmp_path / "lora")
+    written = policy.export(latent, tmp_path / "loras", name="../ann é")
+    assert written == tmp_path / "loras" / "ann-é"
+    card = (written / "README.md").read_text()
+    assert settings.base in card
+    assert json.loads((written / "adapter_config.json").read_text())["base_model_name_or_path"] == settings.base
     assert json.loads((tmp_path / "lora" / "adapter_config.json").read_text())["peft_type"] == "LORA"
     assert (tmp_path / "lora" / "adapter_model.safetensors").stat().st_size > 1000
 

@@ -111,7 +111,7 @@ def test_files_of_choices_and_responses(tmp_path):
     assert read_choices(str(path)) == [("p", "b", "a")]
     empty = tmp_path / "empty.jsonl"
     empty.write_text("\n")
-    assert complaint(read_choices, str(empty)).startswith(f"{empty}: no usable row; a row needs prompt, ")
+    assert complaint(read_choices, str(empty)).startswith(f"{empty}: no usable row; a row needs response_a, ")
     assert complaint(read_responses, str(empty)).startswith(f"{empty}: no responses")
     responses = tiny.write_rows(tmp_path / "r.jsonl", [{"prompt": "p", "response": "x"}, {"prompt": "p"}])
     assert complaint(read_responses, str(responses)).startswith(f"{responses}:2: needs texts in columns")

@@ -40,6 +40,7 @@ def test_a_person_writes_before_and_after_and_two_people_blend(steered, files, t
     assert str(empty) in complaint(read_choices, str(empty))
 
 
+@pytest.mark.experiments
 def test_the_program_writes_and_names_what_does_not_fit(steered, finished, files, tmp_path):
     one, two = files
     base = ("steer", f"--workdir={steered}", "--prompt=question 0", "--max_new=4")
@@ -70,6 +71,7 @@ def test_the_program_writes_and_names_what_does_not_fit(steered, finished, files
     assert_one_clear_line(run(*reward), "a reward model ranks responses but writes none")
 
 
+@pytest.mark.experiments
 def test_the_program_ranks_with_a_policy(steered, files, tmp_path):
     """By β log-ratios; the same as the library says."""
     texts = ("word1 word2", "word3 " * 9, "new words here")

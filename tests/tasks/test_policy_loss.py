@@ -229,6 +229,7 @@ def test_a_base_in_bfloat16_that_is_computed_again_is_steered_by_weights_in_floa
 
 
 @pytest.mark.experiments
+@pytest.mark.experiments
 def test_a_policy_learns_to_follow_choices_and_nothing_else(made):
     """People who like long answers and people who like short ones, whom training has not met."""
     config = with_adapter(with_encoder(made.config, WarmEncoder), "film", places=("query", "value", "gate", "residual"))

@@ -8,7 +8,7 @@ import pytest
 from fssa_jax import Comparisons, Episode, RewardModel, SetEncoder
 from fssa_jax.evaluate.episodes import evaluation_episodes
 from fssa_jax.tasks import predictor as predicting
-from fssa_jax.tasks.reward import reward_predictor
+from fssa_jax.tasks.reward_predictor import reward_predictor
 from fssa_jax.types import ChoiceTable
 
 USERS, TEXTS = 7, 30
@@ -94,3 +94,12 @@ def test_a_model_without_a_context_says_the_same_for_every_k(episodes):
     np.testing.assert_array_equal(found.log_p[0], found.log_p[2])
     assert found.mean.shape == (3, USERS, 0)
     assert predictor.latents(episodes, 5).shape == (USERS, 0)
+
+
+def test_the_divergence_is_that_of_each_coordinate():
+    rng = np.random.default_rng(0)
+    mean, scale = rng.normal(size=(2, 3, 4)), rng.uniform(0.1, 2, (2, 3, 4))
+    kl = predicting.Predictions(np.zeros((2, 3, 1)), mean, scale, {}).kl()
+    z = mean + scale * rng.normal(size=(200_000, 2, 3, 4))
+    density = -0.5 * ((z - mean) / scale) ** 2 - np.log(scale) + 0.5 * z**2
+    np.testing.assert_allclose(kl, density.mean(0), atol=0.03)

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 
 from configs import rows, synthetic
-from fssa_jax.config import check
+from fssa_jax.config import Dpl, check
 from fssa_jax.data.dataset import seen_in_training
 from fssa_jax.ops.factorise import factorise, observed_responses
-from fssa_jax.tasks.reward import RewardTask, make_model, resolve
+from fssa_jax.tasks.reward import RewardTask
+from fssa_jax.tasks.reward_models import make_model, resolve
+from fssa_jax.train.step import Batch
 from tests import tiny
+from tests.mistakes import complaint
 
 
 def same_texts(users=24):
@@ -87,3 +90,57 @@ def test_the_published_split_is_trained_on_its_own_training_pairs():
     assert np.isin(np.asarray(episode.targets.chosen), values).all()
     held_out = dataset.features[np.asarray(dataset.splits["test"].table.chosen)[:, 1]]
     assert np.isin(held_out, values).mean() < 0.01  # float32 numbers meet by chance
+
+
+def loss_of(task, variables, key=0):
+    rows = task.draw("main")(jax.random.split(jax.random.key(key), 4), task.tables("train"))
+    return float(task.loss("main")(variables, Batch(rows, task.tables("train")), jax.random.key(1))[0])
+
+
+def test_both_penalties_are_part_of_the_loss(tmp_path):
+    config = rows.get_config("np_btl")
+    config.data.path = str(tiny.write_rows(tmp_path / "rows.jsonl", same_texts()))
+    config.model.width, config.train.factor_steps, config.model.text_dropout = 8, 5, 0.0
+    dataset = tiny.load_dataset(config)
+    config = resolve(config, dataset)
+    task = RewardTask(config, dataset)
+    variables = jax.tree.map(lambda x: x + 0.1, task.start("main", {}))
+    values = {}
+    for weights in ((0.0, 0.0), (0.3, 0.0), (0.0, 0.7)):
+        config.objective.text_penalty, config.objective.text_bias_penalty = weights
+        values[weights] = loss_of(RewardTask(config, dataset), variables)
+    for weights, name in (((0.3, 0.0), "text_embedding"), ((0.0, 0.7), "text_bias")):
+        expected = 0.5 * sum(weights) * float((variables["params"][name]["embedding"] ** 2).sum())
+        assert values[weights] - values[0.0, 0.0] == pytest.approx(expected, rel=1e-3)
+
+
+def test_choices_among_several_are_trained_on_as_one_observation(tmp_path):
+    """From a file of lists to a step; likes are not read from them, and DPL is refused."""
+    rng = np.random.default_rng(0)
+    records = [
+        {"user_id": f"u{u}", "responses": [f"word{t} word{t % 3}" for t in rng.permutation(9)[:n]], "choice": 0}
+        | {"situation": str(i)}
+        for u in range(24)
+        for i, n in enumerate((4, 3, 2, 4, 4, 3))
+    ]
+    config = rows.get_config("np_btl")
+    config.data.path = str(tiny.write_rows(tmp_path / "rows.jsonl", records))
+    config.data.components, config.data.features = 4, "tfidf"
+    dataset = tiny.load_dataset(config)
+    table = dataset.splits["train"].table
+    assert table.others.shape[-1] == 2
+    assert (np.asarray(table.count) == 3).all()  # situations, not texts, are divided
+    config = resolve(config, dataset)
+    assert config.model.encoder.observations == ("difference",)
+    task = RewardTask(config, dataset)
+    variables = task.start("main", {})
+    assert np.isfinite(loss_of(task, variables))
+    # At equal rewards a choice of one of n costs log n.
+    zero = jax.tree.map(jnp.zeros_like, variables)
+    drawn = task.draw("main")(jax.random.split(jax.random.key(0), 4), task.tables("train")).episode.targets
+    offered = 2 + np.asarray(drawn.listed).sum(-1)
+    mask = np.asarray(drawn.mask)
+    expected = np.mean((np.log(offered) * mask).sum(1) / mask.sum(1))
+    assert loss_of(task, zero) == pytest.approx(expected, rel=1e-5)
+    config.model = Dpl()
+    assert "DPL is for choices between two" in complaint(resolve, config, dataset)

@@ -82,7 +82,7 @@ def test_a_base_is_made_and_fine_tuned(finished, tmp_path):
     train(config, tmp_path / "base")
     base = load_base(str(tmp_path / "base" / "model"))
     assert base.decoder.config.vocabulary == 300
-    assert base.tokenizer.chat_template
+    assert base.tokenizer.raw.chat_template
     values = [json.loads(line) for line in (tmp_path / "base" / "metrics.jsonl").read_text().splitlines()]
     nll = [line["val/nll"] for line in values if "val/nll" in line]
     assert nll[-1] < nll[0]

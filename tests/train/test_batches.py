@@ -55,6 +55,7 @@ def test_texts_of_like_length_are_padded_together_and_nothing_else_changes(made,
 
 
 @pytest.mark.experiments
+@pytest.mark.experiments
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_run_by_plans_is_the_run_without_any(made, parts):
     """Calls whose texts differ in length take different plans, of several groups; the parameters do not notice."""

@@ -13,9 +13,10 @@ import numpy as np
 import optax
 import pytest
 
+from fssa_jax.files import digest_file, seal, unseal
 from fssa_jax.train import checkpoint, loop
 from fssa_jax.train.checkpoint import Checkpoints, best_or_latest_variables
-from fssa_jax.train.digests import check_array, digest_array, digest_file, seal, unseal
+from fssa_jax.train.digests import check_array, digest_array
 from fssa_jax.train.step import TrainState
 from tests.mistakes import complaint
 
@@ -396,3 +397,10 @@ def test_a_seal_shows_every_change():
         flipped[at // 8] ^= 1 << at % 8
         with pytest.raises(ValueError):  # noqa: PT011
             unseal(json.loads(flipped))
+
+
+def test_a_directory_that_was_removed_is_not_made_again(store):
+    store.save(1, parts(1))
+    shutil.rmtree(store.directory)
+    assert "was removed while it was in use" in complaint(store.save, 2, parts(2))
+    assert not store.directory.exists()

@@ -9,23 +9,23 @@ import time
 
 import pytest
 
-from fssa_jax import program, watchdog
+from fssa_jax import program, progress
 from tests.programs import ROOT
 
 
 def test_where_the_program_waits_is_said_once_a_while(caplog):
-    with caplog.at_level(logging.WARNING), watchdog.watch(0.1):
+    with caplog.at_level(logging.WARNING), progress.watch(0.1):
         time.sleep(0.35)
     assert len(caplog.messages) == 2  # after .1 s and, doubled, .2 s
     assert "nothing has finished" in caplog.messages[0]
-    assert "test_watchdog.py" in caplog.messages[0]  # nothing of the package is under way: the outermost place is ours
+    assert "test_progress.py" in caplog.messages[0]  # nothing of the package is under way: the outermost place is ours
 
 
 def test_what_finishes_in_time_is_not_mentioned(caplog):
-    with caplog.at_level(logging.WARNING), watchdog.watch(0.3):
+    with caplog.at_level(logging.WARNING), progress.watch(0.3):
         for _ in range(8):
             time.sleep(0.1)
-            watchdog.finished()
+            progress.finished()
     assert caplog.messages == []
 
 
@@ -33,10 +33,33 @@ def test_the_place_is_a_line_of_this_package(caplog, monkeypatch, tmp_path):
     from fssa_jax import files
 
     monkeypatch.setattr(files.os, "replace", lambda *_: time.sleep(0.15))
-    with caplog.at_level(logging.WARNING), watchdog.watch(0.1):
+    with caplog.at_level(logging.WARNING), progress.watch(0.1):
         files.write_text(tmp_path / "x", "y")
     assert "the program waits in fssa_jax/files.py:" in caplog.messages[0]
     assert "(write_bytes)" in caplog.messages[0]
+
+
+def test_a_log_gets_lines_about_the_work_and_what_is_left(caplog):
+    """Off a terminal: after a first wait, then regularly, whether or not a unit is done."""
+    with caplog.at_level(logging.INFO), progress.watch(60, first=0.1, again=0.2):
+        with progress.doing("embedding", 1000, "texts", initial=200) as work:
+            time.sleep(0.2)
+            work.add(100)
+            work.note("loss 0.5")
+            time.sleep(0.3)
+        time.sleep(0.25)
+    lines = caplog.messages
+    assert lines[0].startswith("embedding: started 0 s ago (compiling, or the first texts)")
+    assert any("embedding: 300 of 1000 texts, " in line and " s left, loss 0.5" in line for line in lines)
+    assert lines[-1].startswith("at work in ")
+
+
+def test_the_innermost_work_is_shown(caplog):
+    with caplog.at_level(logging.INFO), progress.watch(60, first=0.05, again=0.1), progress.doing("main", 10):
+        for _ in progress.each(range(3), "validation", "batches"):
+            time.sleep(0.1)
+    assert any(line.startswith("validation: ") and " of 3 batches" in line for line in caplog.messages)
+    assert progress._work == []
 
 
 def test_programs_set_the_flag_of_xla_and_keep_what_the_user_set(monkeypatch):
@@ -90,7 +113,7 @@ VALIDATION = """
     import jax, jax.numpy as jnp, numpy as np
     from fssa_jax import BayesEncoder, RewardModel
     from fssa_jax.evaluate.episodes import evaluation_episodes
-    from fssa_jax.tasks.reward import reward_predictor
+    from fssa_jax.tasks.reward_predictor import reward_predictor
     from fssa_jax.types import ChoiceTable
 
     rng = np.random.default_rng(0)

@@ -1,0 +1,98 @@
+"""Choices from ratings: of two responses to a prompt, a person prefers the one that they rated higher."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from fssa_jax.data.rows import Rated, Row
+from fssa_jax.errors import UserError
+
+_ROUNDS = 50  # random matchings of a person's responses
+_ROUNDING = 1e-9  # 4.1 − 4.0 is a difference of 0.1
+
+_Item = tuple[str, str, tuple[tuple[str, str], ...]]  # prompt, response, labels
+
+
+def rows_of_ratings(rated: Sequence[Rated], gap: float = 0.0, most: int = 64, seed: int = 0) -> list[Row]:
+    """Choices between responses of the same person and prompt whose ratings differ by more than 0 and at least `gap`.
+
+    The prompts of a person, or the responses if there is one prompt, are divided at random into two halves, the pools
+    of context and targets, unless the rows name pools. Pairs are made within a half, so pools share no text. They are
+    made by random matchings, so that every response occurs about equally often. Responses with different labels, such
+    as `split_item`, are not compared.
+
+    Args:
+      rated: the ratings. A response that a person rated several times has the mean of these.
+      gap: the smallest difference of ratings that counts as a preference.
+      most: maximum choices per person and pool.
+      seed: of the halves and of the pairs.
+
+    Raises:
+      UserError: nobody rated two responses to a prompt differently.
+
+    >>> from fssa_jax.data.ratings import rows_of_ratings
+    >>> from fssa_jax.data.rows import Rated
+    >>> ratings = [Rated("ann", "", f"film {i}", i / 2, {}, f"rows:{i}") for i in range(4)]
+    >>> all(row.chosen > row.rejected for row in rows_of_ratings(ratings))
+    True
+    """
+    people: dict[str, list[Rated]] = {}
+    for one in rated:
+        people.setdefault(one.user, []).append(one)
+    rows = [row for user, mine in people.items() for row in _of_person(mine, gap, most, _rng(seed, user))]
+    if not rows:
+        place = rated[0].place if rated else "ratings"
+        raise UserError(f"{place}: nobody rated two responses to the same prompt differently (by at least {gap:g})")
+    return rows
+
+
+def _of_person(mine: list[Rated], gap: float, most: int, rng: np.random.Generator) -> list[Row]:
+    together: dict[_Item, list[Rated]] = {}
+    for one in mine:
+        together.setdefault((one.prompt, one.response, tuple(sorted(one.common.items()))), []).append(one)
+    value = {item: float(np.mean([one.rating for one in ratings])) for item, ratings in together.items()}
+    rows: list[Row] = []
+    for pool, items in _pools(list(together), rng).items():
+        # Only responses to one prompt with the same labels are compared.
+        groups: dict[tuple, list[_Item]] = {}
+        for item in items:
+            groups.setdefault((item[0], item[2]), []).append(item)
+        made: dict[frozenset[_Item], Row] = {}
+        for _ in range(_ROUNDS):
+            for group in groups.values():
+                order = [group[i] for i in rng.permutation(len(group))]
+                for pair in zip(order[::2], order[1::2], strict=False):
+                    worse, better = sorted(pair, key=value.__getitem__)
+                    difference = value[better] - value[worse]
+                    if difference > 0 and difference >= gap - _ROUNDING and frozenset(pair) not in made:
+                        first = together[better][0]
+                        common = {**first.common, "pool": pool}
+                        made[frozenset(pair)] = Row(
+                            first.user, better[0], better[1], worse[1], (), place=first.place, **common
+                        )
+            if len(made) >= most:
+                break
+        rows += list(made.values())[:most]
+    return rows
+
+
+def _pools(items: list[_Item], rng: np.random.Generator) -> dict[str, list[_Item]]:
+    """The rated responses by pool: as the rows say, or halves of the prompts, or of the responses to one prompt."""
+    named = [dict(item[2]).get("pool", "") for item in items]
+    if not any(named):
+        prompts = list(dict.fromkeys(item[0] for item in items))
+        several = [prompt for prompt in prompts if sum(item[0] == prompt for item in items) > 1]
+        keys = [item[0] if len(several) > 1 else item[1] for item in items]
+        distinct = list(dict.fromkeys(keys))
+        half = dict(zip(distinct, rng.permutation(len(distinct)) % 2, strict=True))
+        named = [("context", "target")[half[key]] for key in keys]
+    pools: dict[str, list[_Item]] = {}
+    for item, pool in zip(items, named, strict=True):
+        pools.setdefault(pool, []).append(item)
+    return pools
+
+
+def _rng(seed: int, user: str) -> np.random.Generator:
+    """Randomness that does not depend on the order of the people."""
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(f"{seed}:{user}".encode()).digest()[:8], "big"))
