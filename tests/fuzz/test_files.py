@@ -167,6 +167,7 @@ def test_odd_rows_become_whole_data_sets_or_one_line(tmp_path, schema):
 def test_500_files_of_choices_responses_and_vectors(tmp_path):
     mine = [{k: v for k, v in row.items() if k != "user_id"} for row in PAIRS[:5]]
     given = [{"prompt": row["prompt"], "response": row["response_a"]} for row in PAIRS[:5]]
+    found = {(kind, refused): 0 for kind in range(3) for refused in (False, True)}
     for seed in range(500):
         rng = np.random.default_rng(seed)
         if seed % 3 == 2:
@@ -175,10 +176,13 @@ def test_500_files_of_choices_responses_and_vectors(tmp_path):
             )
             content = (tmp_path / "v.npy").read_bytes()
             (tmp_path / "v.npy").write_bytes(damaged(rng, content))
-            outcome(lambda: read_vectors(str(tmp_path / "v.npy"), "", [("p", str(i)) for i in range(4)]))
+            _, message = outcome(lambda: read_vectors(str(tmp_path / "v.npy"), "", [("p", str(i)) for i in range(4)]))
+            found[2, bool(message)] += 1
             continue
         records, read = ((mine, read_choices), (given, read_responses))[seed % 3]
         ending, content = encoded(rng, odd_records(rng, records))
         path = tmp_path / f"{seed}.{ending}"
         path.write_bytes(damaged(rng, content) if seed % 2 else content)
-        outcome(lambda read=read, path=path: read(str(path)))
+        _, message = outcome(lambda read=read, path=path: read(str(path)))
+        found[seed % 3, bool(message)] += 1
+    assert min(found.values()) > 0, found
