@@ -57,7 +57,9 @@ def main() -> None:
     program.join_processes()
     out, truncate = Path(_OUT.value), _TRUNCATE.value
     if _TO.value == "trl":
-        print(f"Wrote {write_trl(data, _SOURCE.value, out)} rows to {out}, in the format of TRL's trainers")
+        choices, pairs = write_trl(data, _SOURCE.value, out)
+        what = f"{choices} choices as {pairs} pairs" if pairs > choices else f"{pairs} rows"
+        print(f"Wrote {what} to {out}, in the format of TRL's trainers")
         return
     counts = prepare(data, _SOURCE.value, out, _TOKENIZER.value, _MAX_LENGTH.value, truncate)  # type: ignore[arg-type]
     print("\n".join(counts.pop("summary")))

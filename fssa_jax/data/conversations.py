@@ -45,6 +45,17 @@ def split_pair(prompt: Any, chosen: Any, rejected: Any, place: str) -> tuple[str
     return _checked(before, sides[0][-1]["content"], sides[1][-1]["content"], place)
 
 
+def prompt_is_implicit(values: Any) -> bool:
+    """Whether the prompt of a row can only be told from the beginning that its two texts share.
+
+    >>> from fssa_jax.data.conversations import prompt_is_implicit
+    >>> prompt_is_implicit({"chosen": "Q: Hi\nHello", "rejected": "Q: Hi\nYes?"})
+    True
+    """
+    sides = [values.get(name) for name in ("chosen", "rejected")]
+    return values.get("prompt") is None and all(isinstance(text, str) and not _transcript(text) for text in sides)
+
+
 def _before(prompt: Any, place: str) -> str:
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if not isinstance(messages, list | tuple):
@@ -80,10 +91,15 @@ def _transcript(text: str) -> list[dict[str, str]] | None:
 
 
 def _shared_beginning(chosen: str, rejected: str, place: str) -> tuple[str, str, str]:
-    """The words that two texts begin with, and the rest of each."""
+    """What two texts begin with, and the rest of each: whole lines, or words if the first lines differ.
+
+    Responses may begin alike, so words of the first line that differs belong to them.
+    """
     number = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
     number = min(len(chosen), len(rejected)) if number is None else number
-    end = max((match.end() for match in re.finditer(r"\s+", chosen[:number])), default=0)
+    ends = [match for match in re.finditer(r"\s+", chosen[:number])]
+    lines = [match for match in ends if "\n" in match.group() and chosen[: match.start()].strip()]
+    end = (lines or ends)[-1].end() if ends else 0
     prompt, rest = chosen[:end].strip(), (chosen[end:].strip(), rejected[end:].strip())
     if not all(rest):
         raise UserError(f"{place}: one of 'chosen' and 'rejected' is the beginning of the other; leave the row out")

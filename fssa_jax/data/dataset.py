@@ -250,7 +250,7 @@ def log_left_out(dataset: Dataset) -> None:
     users = report.get("left_out_users", [])
     if users:
         names = ", ".join(users[:10]) + (" …" if len(users) > 10 else "")
-        _log.warning("%d users with too few rows left out: %s (all in data/meta.json)", len(users), names)
+        _log.warning("%d users with too few rows left out: %s (meta.json lists all)", len(users), names)
     for reason, number in report.get("left_out_rows", {}).items():
         if number:
             _log.warning("%d rows left out: %s", number, reason)
@@ -261,14 +261,20 @@ def log_left_out_rows(report: dict[str, Any]) -> None:
     skipped = report.get("skipped", [])
     if skipped:
         more = " …" if len(skipped) > 5 else ""
-        _log.warning("%d rows skipped (all in data/meta.json): %s%s", len(skipped), "; ".join(skipped[:5]), more)
+        _log.warning("%d rows skipped (meta.json lists all): %s%s", len(skipped), "; ".join(skipped[:5]), more)
     if report.get("duplicates"):
         _log.warning("%d duplicate rows kept once", report["duplicates"])
     if report.get("unpaired"):
         _log.warning("%d people left out: their ratings of responses to one prompt are all alike", report["unpaired"])
     for name, what in (("ties", "ties"), ("unanswered", "rows without an answer")):
         if report.get(name):
-            _log.warning("%d %s left out (all in data/meta.json): %s", report[name], what, report["undecided"][0])
+            first = next(line for line in report["undecided"] if line.endswith(": tie") == (name == "ties"))
+            _log.warning("%d %s left out, the first is %s", report[name], what, first)
+    if report.get("halved"):
+        _log.info("%d ties kept as two choices each, one each way", report["halved"])
+    if report.get("implicit"):
+        said = "%d rows have no prompt: the beginning that chosen and rejected share is taken for it; give 'prompt' if "
+        _log.warning(said + "their responses may begin alike", report["implicit"])
 
 
 _KINDS = {TfidfFeaturiser: "tfidf", EncoderFeaturiser: "encoder", GivenFeaturiser: "given", NumberFeaturiser: "number"}

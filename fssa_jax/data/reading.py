@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fssa_jax.config import Rows, UltraFeedback
+from fssa_jax.data.conversations import prompt_is_implicit
 from fssa_jax.data.ratings import rows_of_ratings
 from fssa_jax.data.records import BadRecord, Record, read_records
 from fssa_jax.data.rows import (
@@ -94,10 +95,12 @@ def read_rows(
                     rated.append(parse_rating(values, record.place, record.split))
                 else:
                     rows += parse_record(values, record.place, record.split, own_schema(values, schema))
+                    report.implicit += prompt_is_implicit(values)
             except Undecided as found:
                 tie = str(found) == "tie"
                 if tie and ties == "half" and isinstance(record, Record):
                     rows += _both_ways(values, record, own_schema(values, schema or "choices"))
+                    report.halved += 1
                     continue
                 report.ties += tie
                 report.unanswered += not tie

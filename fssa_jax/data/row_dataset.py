@@ -55,7 +55,7 @@ def rows_dataset(data: Rows, rows: list[Row] | None = None, scratch: Path | None
             mine = kept
         splits[name] = rows_split(data, name, mine, ids, groups, rng, left_out, dropped)
     report |= {
-        "settings": to_dict(data),
+        "settings": to_dict(dataclasses.replace(data, hold_out_items=hold_out)),
         "rows": len(rows),
         "users": {name: len(split.users) for name, split in splits.items()},
         "texts": len(texts),
@@ -137,7 +137,7 @@ def with_source_splits(rows: list[Row], seed: int) -> tuple[list[Row], bool]:
     for row in rows:
         of_user.setdefault(row.user, set()).add(row.split)
     if any(len(splits) > 1 for splits in of_user.values()):
-        _log.info("the source splits the rows of people, not people: its test rows are left out of the training")
+        _log.info("the source splits the rows of people, not people: only its training rows are trained on")
         return [dataclasses.replace(row, split_item=row.split_item or row.split) for row in rows], True
     given = {user: next(iter(splits)) for user, splits in of_user.items()}
     missing = [name for name in ("val", "test") if name not in given.values()]

@@ -94,6 +94,10 @@ class RowReport:
     skipped: list[str] = dataclasses.field(default_factory=list)
     ties: int = 0
     unanswered: int = 0
+    halved: int = 0
+    """Ties that were kept as two choices, one each way."""
+    implicit: int = 0
+    """Pairs of texts whose prompt was taken from their shared beginning."""
     unpaired: int = 0
     """People whose ratings give no choice."""
     undecided: list[str] = dataclasses.field(default_factory=list)

@@ -86,8 +86,8 @@ def settings_of(data: UltraFeedback, source: str) -> Data:
     return dataclasses.replace(data, path=source)
 
 
-def write_trl(data: UltraFeedback, source: str, out: Path) -> int:
-    """Writes choices as TRL's conversational preference rows with user_id, as JSONL; returns their number.
+def write_trl(data: UltraFeedback, source: str, out: Path) -> tuple[int, int]:
+    """Writes choices as TRL's conversational preference rows with user_id, as JSONL; returns how many of each.
 
     A choice of one among n becomes n − 1 rows with the same chosen response: TRL knows only pairs.
 
@@ -105,7 +105,7 @@ def write_trl(data: UltraFeedback, source: str, out: Path) -> int:
     log_left_out_rows(report)
     lines = [json.dumps(record, ensure_ascii=False) + "\n" for row in rows for record in trl_records(row)]
     write_text(out, "".join(lines))
-    return len(lines)
+    return len(rows), len(lines)
 
 
 def trl_records(row: Row) -> list[dict[str, Any]]:

@@ -133,7 +133,8 @@ def contested_weights(
 
     An item is an unordered pair of responses. It is contested if each of its sides was chosen by some user. With
     w = 1 / (number of users on that side), and 0 for uncontested items, the mean over contested items of
-    acc_A + acc_B − 1 is S = 2 Σ w·acc / Σ w − 1.
+    acc_A + acc_B − 1 is S = 2 Σ w·acc / Σ w − 1. A user who chose both sides of an item, which is a tie, takes neither:
+    w = 0.
 
     Args:
       item: index of the pair of each target, in [0, items).
@@ -151,6 +152,8 @@ def contested_weights(
     """
     check_shapes(item=(item, "users targets"), side=(side, "users targets"), mask=(mask, "users targets"))
     item, side, mask = jnp.asarray(item), jnp.asarray(side), jnp.asarray(mask)
+    opposite = (item[:, :, None] == item[:, None]) & (side[:, :, None] != side[:, None]) & mask[:, None]
+    mask &= ~opposite.any(-1)
     segment = (item * 2 + side.astype(item.dtype)).reshape(-1)
     number = jax.ops.segment_sum(mask.reshape(-1).astype(jnp.float32), segment, items * 2).reshape(items, 2)
     contested = (number > 0).all(-1)

@@ -1,5 +1,6 @@
 """Inputs for a person: choices, as tuples or rows, and responses to score."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from fssa_jax.data.records import BadRecord, read_records
 from fssa_jax.data.rows import Row, parse_row
 from fssa_jax.errors import UserError
 from fssa_jax.lm.messages import join_messages
+
+_log = logging.getLogger(__name__)
 
 Choice = tuple[str, ...]  # (prompt, chosen, rejected), and further responses that were not chosen
 
@@ -73,7 +76,11 @@ def read_choices(path: str | Path) -> list[Choice]:
     Raises:
       UserError: bad rows, no rows, or several people.
     """
-    rows, _ = read_rows(str(path), person="you")
+    rows, report = read_rows(str(path), person="you")
+    left_out = {"ties": report.ties, "unanswered questions": report.unanswered, "duplicates": report.duplicates}
+    if any(left_out.values()):
+        said = ", ".join(f"{number} {what}" for what, number in left_out.items() if number)
+        _log.warning("%s: left out %s", path, said)
     people = sorted({row.user for row in rows})
     if len(people) > 1:
         raise UserError(f"{path}: choices of {len(people)} people ({people[0]}, {people[1]} …); give one person's")

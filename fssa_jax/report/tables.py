@@ -24,13 +24,13 @@ def format_table(report: dict[str, Any]) -> str:
     rows += [("steering_gap", "S minus Bayes")] if report.get("steering_gap") else []
     rows += [("gain", "gain over population")] if report.get("gain") else []
     for name, label in rows:
-        cells = (f"{100 * report[name][k]['mean']:.1f} ±{_half_width(report[name][k]):.1f}" for k in ks)
+        cells = (_cell(report[name][k]) for k in ks)
         unit = "points" if "steering" in name or name == "gain" else "%"
         lines.append(f"{label + ', ' + unit:34s}" + "".join(f"{cell:>16s}" for cell in cells))
     for group, series in report.get("by_group", {}).items():
         for name, cells in series.items():
             label = group if name == "accuracy" else f"{group}, {name}"
-            values = (f"{100 * cells[k]['mean']:.1f} ±{_half_width(cells[k]):.1f}" for k in ks)
+            values = (_cell(cells[k]) for k in ks)
             unit = "points" if "steering" in name else "%"
             lines.append(f"{label + ', ' + unit:34s}" + "".join(f"{cell:>16s}" for cell in values))
     for name, label in (("nll", "NLL, nats"), ("bayes_nll", "Bayes NLL"), ("ece", "ECE")):
@@ -39,6 +39,10 @@ def format_table(report: dict[str, Any]) -> str:
     users, targets = report["users"], report["targets"]
     lines.append(f"{users['scored']} people, {targets['rows']} choices; checkpoint of step {report['step']}")
     return "\n".join(lines)
+
+
+def _cell(cell: dict[str, float]) -> str:
+    return f"{round(100 * cell['mean'], 1) + 0:.1f} ±{_half_width(cell):.1f}"  # + 0: never "-0.0"
 
 
 def _half_width(cell: dict[str, float]) -> float:

@@ -132,6 +132,24 @@ def test_pairs_that_are_none_are_named(pair, reason):
     assert reason in complaint(split_pair, None, *pair, "here")
 
 
+def test_responses_that_begin_alike_keep_their_first_words():
+    sides = "Q: bread?\nA: hey, bake 12", "Q: bread?\nA: hey, bake 17"
+    assert split_pair(None, *sides, "here") == ("Q: bread?", "A: hey, bake 12", "A: hey, bake 17")
+
+
+def test_a_report_counts_kept_ties_and_prompts_that_were_guessed(tmp_path):
+    rows = [
+        ANN | {"response_a": "x", "response_b": "y", "prompt": "p", "choice": choice} for choice in ("tie", "skip", 0)
+    ]
+    found = read_rows(write(tmp_path / "ties.jsonl", rows), ties="half")[1]
+    assert (found.halved, found.ties, found.unanswered, found.duplicates) == (1, 0, 1, 1)
+    rows = [
+        ANN | {"chosen": "Q: a\nyes", "rejected": "Q: a\nno"},
+        ANN | {"prompt": "b", "chosen": "s", "rejected": "t"},
+    ]
+    assert read_rows(write(tmp_path / "pairs.jsonl", rows))[1].implicit == 1
+
+
 def rated(ratings, **common):
     return [Rated(u, p, y, r, common, f"rows:{i}") for i, (u, p, y, r) in enumerate(ratings)]
 

@@ -92,7 +92,7 @@ def test_a_policy_learns_from_choices_among_several(tmp_path, tiny_base):
 
 def test_rows_become_those_of_trl_and_come_back(tmp_path):
     source = tiny.write_rows(tmp_path / "rows.jsonl", tiny.rows(users=4))
-    number = write_trl(PrepareConfig().data, str(source), tmp_path / "trl.jsonl")
+    _, number = write_trl(PrepareConfig().data, str(source), tmp_path / "trl.jsonl")
     before, after = (read_rows(str(path))[0] for path in (source, tmp_path / "trl.jsonl"))
     assert number == len(before) == len(after)
     assert [(r.user, r.prompt, r.responses, r.group) for r in before] == [

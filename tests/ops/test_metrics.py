@@ -50,6 +50,14 @@ def test_contested_weights_give_the_mean_steering_score_over_items():
     assert not weight[:, 1].any()
 
 
+def test_a_tie_that_was_kept_both_ways_is_no_disagreement_between_people():
+    item, side = jnp.zeros((3, 2), int), jnp.array([[True, False], [True, True], [False, False]])
+    weight = metrics.contested_weights(item, side, jnp.array([[True, True], [False, False], [False, False]]), 1)
+    assert not np.asarray(weight).any()
+    weight = metrics.contested_weights(item, side, jnp.array([[True, True], [True, False], [True, False]]), 1)
+    np.testing.assert_array_equal(weight, [[0, 0], [1, 0], [1, 0]])
+
+
 def test_bootstrap_resamples_whole_users():
     weights = metrics.bootstrap_weights(jax.random.key(0), 50, 400)
     np.testing.assert_array_equal(weights.sum(1), np.full(400, 50.0))
