@@ -7,11 +7,11 @@ import pytest
 
 from fssa_jax.config import Rows
 from fssa_jax.data.conversations import split_pair
-from fssa_jax.data.dataset import texts_of
+from fssa_jax.data.dataset import log_left_out_rows, texts_of
 from fssa_jax.data.ratings import rows_of_ratings
 from fssa_jax.data.reading import read_rows, read_source
 from fssa_jax.data.row_dataset import rows_dataset
-from fssa_jax.data.rows import Rated, Row, parse_row
+from fssa_jax.data.rows import Rated, Row, parse_rating, parse_row
 from fssa_jax.lm.messages import messages_of
 from tests.mistakes import complaint
 
@@ -103,6 +103,21 @@ def test_ties_and_unanswered_questions_are_counted_and_named(tmp_path):
     ]
 
 
+def test_ties_are_read_as_the_settings_say(tmp_path):
+    base = ANN | {"response_a": "x", "response_b": "y"}
+    path = write(tmp_path / "rows.jsonl", [base | {"prompt": f"{choice}", "choice": choice} for choice in (0, "tie")])
+    assert [row.chosen for row in read_source(Rows(path=path, ties="drop"))[0]] == ["x"]
+    assert [row.chosen for row in read_source(Rows(path=path, ties="half"))[0]] == ["x", "x", "y"]
+
+
+def test_ties_that_are_left_out_are_in_the_log(caplog):
+    log_left_out_rows({"ties": 2, "unanswered": 1, "undecided": ["f:2: no answer", "f:3: tie", "f:5: tie"]})
+    assert caplog.messages == [
+        "2 ties left out, the first is f:3: tie",
+        "1 rows without an answer left out, the first is f:2: no answer",
+    ]
+
+
 def test_a_file_of_ties_alone_says_so(tmp_path):
     path = write(tmp_path / "rows.jsonl", [ANN | {"response_a": "x", "response_b": "y", "choice": "tie"}])
     assert f"no usable row ({path}:1: tie)" in complaint(read_rows, path)
@@ -135,6 +150,10 @@ def test_pairs_that_are_none_are_named(pair, reason):
 def test_responses_that_begin_alike_keep_their_first_words():
     sides = "Q: bread?\nA: hey, bake 12", "Q: bread?\nA: hey, bake 17"
     assert split_pair(None, *sides, "here") == ("Q: bread?", "A: hey, bake 12", "A: hey, bake 17")
+
+
+def test_what_two_texts_share_ends_at_a_word():
+    assert split_pair(None, "we all say yes", "we all say yep", "here") == ("we all say", "yes", "yep")
 
 
 def test_a_report_counts_kept_ties_and_prompts_that_were_guessed(tmp_path):
@@ -170,6 +189,19 @@ def test_ratings_become_choices_between_responses_to_one_prompt():
 def test_ratings_are_not_cut_to_whole_numbers():
     many = rated([("a", "", f"{i}", 4 + i / 100) for i in range(8)])
     assert all(float(row.chosen) > float(row.rejected) for row in rows_of_ratings(many))
+
+
+@pytest.mark.parametrize("rating", [4.9, "4.9"])
+def test_a_rating_of_a_file_is_not_cut_to_a_whole_number(rating):
+    assert parse_rating(ANN | {"response": "x", "rating": rating}, "here", "").rating == 4.9
+
+
+def test_ratings_are_as_far_apart_as_the_settings_say(tmp_path):
+    ratings = [ANN | {"response": f"{i / 2}", "rating": i / 2} for i in range(20)]
+    path = write(tmp_path / "rows.jsonl", ratings)
+    for gap in (0.0, 3.0):
+        rows, _ = read_source(Rows(path=path, rating_gap=gap))
+        assert (min(float(row.chosen) - float(row.rejected) for row in rows) >= 3) == bool(gap)
 
 
 def test_a_response_that_was_rated_twice_has_the_mean():

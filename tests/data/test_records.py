@@ -73,6 +73,7 @@ def test_a_folder_keeps_its_division_and_leaves_out_what_is_no_rows(tmp_path):
     (tmp_path / ".cache").mkdir()
     (tmp_path / ".cache" / "x.jsonl").write_text("half a copy")
     (tmp_path / "train-00000.texts.jsonl").write_text('["p", "größe"]\n')
+    (tmp_path / "dataset_info.json").write_text("{}")
     rows, _ = read_rows(str(tmp_path))
     assert [(row.user, row.split) for row in rows] == [("test", "test"), ("train", "train"), ("validation", "val")]
 
@@ -149,6 +150,13 @@ def test_a_long_list_is_refused_with_bounded_memory(tmp_path, monkeypatch):
     path = tmp_path / "rows.json"
     path.write_text("[\n" + ",\n".join([json.dumps(ROW)] * 100) + "\n]")
     assert complaint(read_rows, str(path)).startswith(f"{path}: a list of more than")
+
+
+def test_a_long_file_of_utf_16_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "_ARRAY", 1000)
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(((json.dumps(ROW) + "\n") * 20).encode("utf-16"))
+    assert complaint(read_rows, str(path)).startswith(f"{path}: more than")
 
 
 def write_parquet(path, **columns):

@@ -1,5 +1,6 @@
 """From rows to a prepared data set: separations, what is left out, and files that are whole or absent."""
 
+import dataclasses
 import json
 import os
 from collections import Counter
@@ -11,7 +12,7 @@ from fssa_jax.config import Rows, Synthetic, TextEncoder
 from fssa_jax.data import dataset as datasets
 from fssa_jax.data.build import load_dataset, synthetic_dataset
 from fssa_jax.data.dataset import SPLITS
-from fssa_jax.data.row_dataset import rows_dataset
+from fssa_jax.data.row_dataset import digest_of_rows, rows_dataset
 from fssa_jax.types import ChoiceTable
 from tests.mistakes import complaint
 
@@ -112,6 +113,17 @@ def test_given_splits_and_pools_are_kept(tmp_path):
         assert data.splits[name].table.count.tolist() == [[2, 6], [2, 6]]
 
 
+def test_people_whom_the_source_holds_out_are_held_out(tmp_path):
+    """Those for validation, which it lacks, are taken from those for training."""
+    rows = make_rows(users=12)
+    write(tmp_path / "train.jsonl", rows[: 8 * 8])
+    write(tmp_path / "test.jsonl", rows[8 * 8 :])
+    splits = rows_dataset(Rows(path=str(tmp_path), components=4)).splits
+    assert set(splits["test"].users) == {f"user-{u}" for u in range(8, 12)}
+    assert set(splits["train"].users) | set(splits["val"].users) == {f"user-{u}" for u in range(8)}
+    assert len(splits["train"].users) > len(splits["val"].users) > 0
+
+
 def test_a_user_in_two_splits_is_named_with_both_rows(tmp_path):
     rows = make_rows(users=3)
     for row in rows:
@@ -186,6 +198,16 @@ def test_vectors_beside_the_rows_are_used_and_checked(tmp_path):
     assert complaint(build, tmp_path, rows).startswith(f"{tmp_path}/rows.npy: 79 rows")
     (tmp_path / "rows.npy").unlink()
     assert "config.data.vectors" in complaint(lambda: build(tmp_path, rows, features="given"))
+
+
+def test_the_digest_is_of_the_vectors_that_are_used(tmp_path):
+    data = Rows(path=write(tmp_path / "rows.jsonl", make_rows(users=5)))
+    digests: dict[str, set[str]] = {"auto": set(), "given": set(), "tfidf": set()}
+    for value in (0, 1):
+        np.save(tmp_path / "rows.npy", np.full((80, 3), value, np.float32))
+        for features, found in digests.items():
+            found.add(digest_of_rows(dataclasses.replace(data, features=features)))
+    assert {features: len(found) for features, found in digests.items()} == {"auto": 2, "given": 2, "tfidf": 1}
 
 
 def test_rows_need_a_path():

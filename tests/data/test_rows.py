@@ -40,6 +40,11 @@ BAD = {
     "split_item": (GOOD | {"split_item": "trian"}, "split_item"),
     "pool": (GOOD | {"pool": "both"}, "pool"),
     "half a character": (GOOD | {"response_a": "\ud83d"}, "response_a"),
+    "half a character of a pair": ({"user_id": "ann", "chosen": "\ud83d", "rejected": "no", "prompt": "p"}, "chosen"),
+    "half a character of a message": (
+        {"user_id": "ann", "chosen": "yes", "rejected": "no", "prompt": [{"role": "user", "content": "\ud83d"}]},
+        "prompt",
+    ),
     "repeated with another pool": (GOOD | {"pool": "target"}, "pool"),
 }
 

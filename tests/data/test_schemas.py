@@ -79,6 +79,36 @@ def test_users_are_of_one_label_and_prompts_of_one_split_and_one_pool():
     }
 
 
+def transcripts(number: int) -> list[dict]:
+    """The prompts of `records`, as pairs of conversations."""
+    asked = [f"\n\nHuman: question {i} about topic{i % 7}\n\nAssistant:" for i in range(number)]
+    return [{"chosen": f"{prompt} bake it", "rejected": f"{prompt} buy it"} for prompt in asked]
+
+
+@pytest.mark.parametrize(
+    ("items", "read"), [(records, lambda items: ultrafeedback_rows(items, LABELS)), (transcripts, crowd_rows)]
+)
+def test_prompts_that_the_source_holds_out_are_held_out(items, read):
+    """Also where they are in its training as well; those for validation, which it lacks, are taken from the others."""
+    parts = [part._replace(split="train" if i % 4 else "test") for i, part in enumerate(places(items(80)))]
+    rows, _ = read([*parts, parts[0]._replace(split="train"), parts[1]._replace(split="test")])
+    held_out = {f"question {i} about topic{i % 7}" for i in (1, *range(0, 80, 4))}
+    assert {row.prompt for row in rows if row.split_user == "test"} == held_out
+    assert {row.split_user for row in rows if row.prompt not in held_out} == {"train", "val"}
+
+
+def test_ratings_are_not_cut_to_whole_numbers():
+    rows, report = ultrafeedback_rows(places([record(0, [("4.9", "1.5"), ("4.1", "2.5")])]), LABELS)
+    assert (report.pairs, report.unrated, report.ambiguous) == (1, 0, 0)
+    assert {row.group: row.chosen[:10] for row in rows} == {"helpfulness": "answer 0 0", "honesty": "answer 0 1"}
+
+
+@pytest.mark.parametrize("rating", ["inf", "-inf", "nan"])
+def test_a_rating_that_is_not_finite_is_none(rating):
+    _, report = ultrafeedback_rows(places([record(0, [(rating, 4), (2, 3), (3, 2)])]), LABELS)
+    assert (report.pairs, report.unrated) == (1, 1)
+
+
 def test_the_conflicting_share_is_kept():
     _, half = ultrafeedback_rows(places(records(100)), LABELS, conflicting=0.5)
     assert (half.pairs, half.agreed) == (600, 0)

@@ -16,7 +16,7 @@ from fssa_jax.data.row_dataset import rows_dataset
 from fssa_jax.evaluate.held_out import HeldOut
 from fssa_jax.experiment.evaluate import evaluate_workdir
 from fssa_jax.experiment.reports import report_directory
-from fssa_jax.experiment.resume import _of_population
+from fssa_jax.experiment.resume import _check_source, _of_population
 from fssa_jax.experiment.train import train
 from fssa_jax.experiment.workdir import Workdir
 from fssa_jax.files import locked
@@ -88,11 +88,29 @@ def test_rows_that_changed_are_noticed(finished, tmp_path):
     assert f"{config.data.path}: changed since {tmp_path / 'run'}" in complaint(train, config, tmp_path / "run")
 
 
+def test_a_prepared_directory_that_was_prepared_again_is_noticed(tmp_path):
+    rows, config = tiny.config(tmp_path / "rows.jsonl").data, tiny.config(tmp_path / "prepared")
+
+    def prepare(seed: int) -> None:
+        tiny.write_rows(tmp_path / "rows.jsonl", tiny.rows(users=8, seed=seed))
+        datasets.save(rows_dataset(rows), tmp_path / "prepared")
+
+    prepare(0)
+    dataset = tiny.load_dataset(config)
+    prepare(0)
+    _check_source(tmp_path / "run", config, dataset)
+    prepare(1)
+    message = complaint(_check_source, tmp_path / "run", config, dataset)
+    assert message.startswith(f"{config.data.path}: changed since {tmp_path / 'run'}")
+
+
 def test_latest_checkpoints_that_are_gone_are_no_fresh_start(run):
     workdir, config = run
     shutil.rmtree(workdir / "checkpoints" / "latest")
     message = complaint(train, config, workdir)
     assert "holds no checkpoint, but main was trained here for 20 steps" in message
+    (workdir / "metrics.jsonl").unlink()
+    assert "holds no checkpoint, but main was trained here" in complaint(train, config, workdir)
 
 
 @pytest.mark.parametrize("name", ["config.json", "run.json"])
@@ -182,6 +200,12 @@ def test_reports_of_different_rows_never_replace_each_other(run, tmp_path):
     assert where == ["report-people", "report-people-2", "report-x", "report-val-rows", "report-pe-ople"]
 
 
+def test_the_report_of_a_relative_path_has_the_name_of_what_it_leads_to(tmp_path, monkeypatch):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    assert report_directory(tmp_path, "..") == tmp_path / "report-a"
+
+
 @pytest.mark.faults
 def test_rates_that_change_with_the_number_of_steps_are_not_extended(finished, tmp_path):
     """A warm-up that is cut to the steps of the training would have other rates."""
@@ -219,12 +243,13 @@ ODD = ["$$", "$x_$", "_a", "\x1b[31mred", "‮turned", "名前", "a\nb", "<b>bol
 
 
 @pytest.mark.faults
-def test_people_and_groups_may_have_any_name(finished, tmp_path):
+@pytest.mark.parametrize("groups", [ODD[:3], ODD[3:6], ODD[-2:]])
+def test_people_and_groups_may_have_any_name(finished, tmp_path, groups):
     _, config = finished
     config = copy.deepcopy(config)
     records = [
         row
-        | {"user_id": f"{ODD[int(row['user_id'][1:]) % 8]} {row['user_id']}", "group": ODD[int(row["user_id"][1:]) % 3]}
+        | {"user_id": f"{ODD[int(row['user_id'][1:]) % 8]} {row['user_id']}", "group": groups[int(row["user_id"][1:]) % len(groups)]}
         for row in tiny.rows()
     ]
     config.data.path = str(tiny.write_rows(tmp_path / "rows.jsonl", records))
@@ -233,3 +258,4 @@ def test_people_and_groups_may_have_any_name(finished, tmp_path):
     evaluate_workdir(tmp_path / "run")
     page = (tmp_path / "run" / "report" / "report.html").read_text()
     assert "<b>bold" not in page
+    assert ("&lt;b&gt;bold" in page) == ("<b>bold</b>" in groups)
