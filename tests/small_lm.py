@@ -22,6 +22,10 @@ TEMPLATE = (
 )
 
 
+DATED = "{{ strftime_now('%d %b %Y') }} " + TEMPLATE
+"""A template that asks for today's date."""
+
+
 def decoder(**changes: Any):
     """(model, variables) with weights large enough to matter."""
     import dataclasses
@@ -71,7 +75,7 @@ def save_bert(directory: Path, vocabulary: int = 97, seed: int = 0) -> BertConfi
     return config
 
 
-def save_decoder(directory: Path, **changes: Any):
+def save_decoder(directory: Path, template: str = TEMPLATE, **changes: Any):
     """A random Llama of our own making on disk, with its tokenizer; (model, variables)."""
     model, variables = decoder(**changes)
     c = model.config
@@ -91,7 +95,7 @@ def save_decoder(directory: Path, **changes: Any):
         "tie_word_embeddings": c.tied,
     }
     (source / "config.json").write_text(json.dumps(values))
-    tokenizer(source)
+    tokenizer(source, template)
     save_params(directory, variables, c, source)
     return model, variables
 

@@ -15,9 +15,10 @@ from tests import small_lm, tiny
 STEPS = 4
 
 
-def base(directory: Path) -> Path:
+def base(directory: Path, template: str = small_lm.TEMPLATE) -> Path:
     """A random language model of two layers that reads the words of `tiny.rows`."""
-    small_lm.save_decoder(directory, layers=2, width=16, heads=2, groups=1, head_dim=8, mlp_width=24, max_length=256)
+    sizes = {"layers": 2, "width": 16, "heads": 2, "groups": 1, "head_dim": 8, "mlp_width": 24, "max_length": 256}
+    small_lm.save_decoder(directory, template, **sizes)
     return directory
 
 

@@ -30,6 +30,7 @@ def directory(tmp_path_factory):
     small_lm.save_bert(path / "bert")
     small_lm.save_bert(path / "other", seed=1)
     small_lm.save_decoder(path / "decoder")
+    small_lm.save_decoder(path / "dated", small_lm.DATED)
     return path
 
 
@@ -69,3 +70,12 @@ def test_features_of_a_model_that_is_loaded_already_need_no_second_copy(director
         np.testing.assert_allclose(again.transform(some), expected, atol=1e-5)
         assert loads == loaded
         loads.clear()
+
+
+@pytest.mark.parametrize("date", ["", "2024-07-26"])
+def test_new_texts_get_the_date_that_the_others_had(directory, tmp_path, date):
+    features = EncoderFeaturiser(EmbedSettings(str(directory / "dated"), date=date))
+    features.fit_transform(texts(3), np.arange(3), None)
+    features.save(tmp_path)
+    kept = EncoderFeaturiser.load(tmp_path)._settings.date
+    assert kept == (date or features._model().tokenizer.date)

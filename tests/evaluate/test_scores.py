@@ -47,6 +47,22 @@ def test_a_bias_for_texts_steers_nobody_and_its_interval_says_so():
     np.testing.assert_allclose([cell["mean"], cell["low"], cell["high"]], 0, atol=1e-6)
 
 
+def test_only_choices_between_two_steer():
+    """Of one among several there are no two sides that people take."""
+    first = np.broadcast_to(np.arange(10), (30, 10))
+    flip = np.random.default_rng(0).random((30, 10)) < 0.5
+    log_p, mask = np.full((30, 10), np.log(0.6), np.float32), jnp.ones((30, 10), bool)
+    pairs = Comparisons(jnp.asarray(np.where(flip, first, first + 10)), jnp.asarray(first + 10 * flip), mask)
+    lists = dataclasses.replace(pairs, others=jnp.asarray(first + 20)[..., None], listed=mask[..., None])
+    steering = []
+    for targets in (pairs, lists):
+        score = Scores((0,), np.asarray(mask), targets, SETTINGS, seed=0)
+        score.add("", predictions(log_p))
+        steering.append(score.report["steering"])
+    assert steering[0]["0"]["mean"] == 1
+    assert steering[1] is None
+
+
 def test_people_who_share_no_list_of_targets_are_drawn_one_by_one():
     rng = np.random.default_rng(1)
     ids = np.arange(600).reshape(2, 30, 10)

@@ -8,7 +8,6 @@ import pytest
 import fssa_jax
 from fssa_jax.data.reading import read_rows
 from fssa_jax.experiment.evaluate import evaluate_workdir
-from fssa_jax.experiment.prepare import PrepareConfig, write_trl
 from fssa_jax.experiment.train import train
 from tests import tiny, tiny_policy
 
@@ -88,13 +87,3 @@ def test_a_policy_learns_from_choices_among_several(tmp_path, tiny_base):
     lines = [json.loads(line) for line in (tmp_path / "policy" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss/preference"] for line in lines if "loss/preference" in line]
     assert losses[0] == pytest.approx(np.log(4), rel=0.1)  # of four, by a policy that equals its base
-
-
-def test_rows_become_those_of_trl_and_come_back(tmp_path):
-    source = tiny.write_rows(tmp_path / "rows.jsonl", tiny.rows(users=4))
-    _, number = write_trl(PrepareConfig().data, str(source), tmp_path / "trl.jsonl")
-    before, after = (read_rows(str(path))[0] for path in (source, tmp_path / "trl.jsonl"))
-    assert number == len(before) == len(after)
-    assert [(r.user, r.prompt, r.responses, r.group) for r in before] == [
-        (r.user, r.prompt, r.responses, r.group) for r in after
-    ]

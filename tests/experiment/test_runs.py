@@ -249,7 +249,10 @@ def test_people_and_groups_may_have_any_name(finished, tmp_path, groups):
     config = copy.deepcopy(config)
     records = [
         row
-        | {"user_id": f"{ODD[int(row['user_id'][1:]) % 8]} {row['user_id']}", "group": groups[int(row["user_id"][1:]) % len(groups)]}
+        | {
+            "user_id": f"{ODD[int(row['user_id'][1:]) % 8]} {row['user_id']}",
+            "group": groups[int(row["user_id"][1:]) % len(groups)],
+        }
         for row in tiny.rows()
     ]
     config.data.path = str(tiny.write_rows(tmp_path / "rows.jsonl", records))

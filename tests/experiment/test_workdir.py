@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fssa_jax.config import NewEncoder
+from fssa_jax.data.tokenised import tokenise
 from fssa_jax.experiment.evaluate import evaluate_workdir
 from fssa_jax.experiment.make import make
 from fssa_jax.experiment.train import train
@@ -15,7 +16,7 @@ from fssa_jax.experiment.workdir import Workdir, load
 from fssa_jax.people.choices import read_choices
 from fssa_jax.people.side_by_side import write_for
 from fssa_jax.tasks.reference import stored_reference
-from tests import tiny, tiny_policy
+from tests import small_lm, tiny, tiny_policy
 from tests.mistakes import complaint, outcome
 from tests.policy_steps import with_encoder
 from tests.tiny_policy import change
@@ -107,6 +108,21 @@ def test_the_base_and_the_reference_of_another_are_named(steered, made, tmp_path
     (spoilt / "config.json").write_text(before)
     tiny.reseal(spoilt)
     assert "other texts or another tokenizer" in complaint(Workdir.open, spoilt)
+
+
+def test_a_template_gets_the_date_on_which_the_work_directory_was_made(finished, tmp_path):
+    base = tiny_policy.base(tmp_path / "base", small_lm.DATED)
+    work = make(tiny_policy.config(finished[0] / "rows.jsonl", base), tmp_path / "run")
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["date"] == work.task.base.tokenizer.date
+    (tmp_path / "run" / "run.json").write_text(json.dumps(run | {"date": "2024-07-26"}))
+    tiny.reseal(tmp_path / "run")
+    assert Workdir.open(tmp_path / "run").task.base.tokenizer.date == "2024-07-26"
+
+
+def test_texts_that_spell_a_special_token_are_counted(made, caplog):
+    tokenise(made.task.base, [("p", "word1 <|end|> word2"), ("p", "word1")], 64, "drop")
+    assert "1 prompts or responses contain the string of a special token" in caplog.text
 
 
 def test_what_does_not_belong_together_is_named(steered, finished, made, tmp_path):

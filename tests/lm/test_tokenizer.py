@@ -210,8 +210,7 @@ def test_without_a_template_there_is_a_fallback_that_is_said_once(tmp_path, capl
 
 
 def test_a_template_gets_the_same_date_every_day(tmp_path):
-    dated = "{{ strftime_now('%d %b %Y') }} " + small_lm.TEMPLATE
-    raw = small_lm.tokenizer(tmp_path, dated)
+    raw = small_lm.tokenizer(tmp_path, small_lm.DATED)
     assert ChatTokenizer(raw, "2024-07-26").frame(PROMPT)[0].startswith("26 Jul 2024 <|start|>user")
     assert ChatTokenizer(raw).dated
     assert not ChatTokenizer(small_lm.tokenizer(tmp_path)).dated

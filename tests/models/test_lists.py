@@ -75,6 +75,17 @@ def test_the_order_of_the_others_does_not_matter(lists, name):
     assert np.abs(np.asarray(plain.mean[:2] - a.mean[:2])).max() > 1e-3
 
 
+@pytest.mark.parametrize("name", ["set", "set of margins"])
+def test_a_set_encoder_reads_a_list_as_the_mean_of_its_pairs(lists, name):
+    """However many others there are like the one that was rejected."""
+    pairs = dataclasses.replace(lists, others=None, listed=None)
+    alike = dataclasses.replace(lists, others=jnp.broadcast_to(lists.rejected[..., None, :], lists.others.shape))
+    model = model_of(name)
+    variables = started(model, pairs)
+    a, b = (model.apply(variables, choices, method="infer").mean for choices in (pairs, alike))
+    np.testing.assert_allclose(a, b, atol=2e-5)
+
+
 def test_a_list_is_one_observation_not_many():
     """Choosing one of four that are alike says as much as a certain choice between few: log ¼, not 3 log ½."""
     assert float(choice_log_likelihood(jnp.zeros(3))) == pytest.approx(np.log(0.25))
@@ -127,27 +138,51 @@ def test_likes_are_not_read_from_lists(lists):
         dpl.apply(dpl.init(jax.random.key(0), Episode(pairs, pairs, 0, 0)), lists, method="log_likelihood")
 
 
-def test_predictions_are_probabilities_of_all_that_was_offered(lists):
+@pytest.fixture(scope="module")
+def four(lists):
+    """Choices among four of nine texts."""
+    rng = np.random.default_rng(3)
+    ids = jnp.asarray(np.stack([rng.permutation(9)[:4] for _ in range(PEOPLE * N)]).reshape(PEOPLE, N, 4))
+    return Comparisons(ids[..., 0], ids[..., 1], lists.mask, ids[..., 2:], jnp.ones((PEOPLE, N, 2), bool))
+
+
+@pytest.fixture(scope="module")
+def predict(four):
+    """What a model that has read these choices predicts of others."""
     model = dataclasses.replace(model_of("normal"), encoder=BayesEncoder(("difference",), rounds=3, gaussian=True))
     features = jnp.asarray(np.random.default_rng(2).normal(size=(9, D)), jnp.float32)
-    rng = np.random.default_rng(3)
-    ids = np.stack([rng.permutation(9)[:4] for _ in range(PEOPLE * N)]).reshape(PEOPLE, N, 4)
-    at = jnp.asarray(ids)
 
-    def choices(order):
-        mine = at[..., jnp.asarray(order)]
-        return Comparisons(mine[..., 0], mine[..., 1], lists.mask, mine[..., 2:], jnp.ones((PEOPLE, N, 2), bool))
+    def episode(targets):
+        return Episode(four, targets, jnp.arange(PEOPLE), jnp.zeros(PEOPLE, int))
 
-    def episode(order):
-        return Episode(choices([0, 1, 2, 3]), choices(order), jnp.arange(PEOPLE), jnp.zeros(PEOPLE, int))
-
-    variables = model.init(jax.random.key(0), episode([0, 1, 2, 3]), features)
+    variables = model.init(jax.random.key(0), episode(four), features)
     predictor = reward_predictor(model, features, 8)(variables)
-    p = [np.exp(predictor.predict(episode(np.roll(range(4), -i)), (5,)).log_p[0]) for i in range(4)]
+    return lambda targets: predictor.predict(episode(targets), (5,))
+
+
+def test_predictions_are_probabilities_of_all_that_was_offered(four, predict):
+    ids = jnp.concatenate([four.chosen[..., None], four.rejected[..., None], four.others], axis=-1)
+
+    def turned(i):
+        mine = jnp.roll(ids, -i, axis=-1)
+        return dataclasses.replace(four, chosen=mine[..., 0], rejected=mine[..., 1], others=mine[..., 2:])
+
+    p = [np.exp(predict(turned(i)).log_p[0]) for i in range(4)]
     np.testing.assert_allclose(sum(p), 1, atol=1e-5)
-    first = predictor.predict(episode([0, 1, 2, 3]), (5,))
+    first = predict(four)
     np.testing.assert_allclose(np.exp(first.log_best_other[0]), np.max(p[1:], axis=0), atol=1e-5)
     np.testing.assert_array_equal(first.hits[0], p[0] > np.max(p[1:], axis=0))
+
+
+@pytest.mark.parametrize("padding", range(0, 9, 4))
+def test_predictions_do_not_depend_on_what_was_not_offered(four, predict, padding):
+    short = dataclasses.replace(four, others=four.others[..., :1], listed=four.listed[..., :1])
+    padded = dataclasses.replace(
+        four, others=four.others.at[..., 1].set(padding), listed=four.listed.at[..., 1].set(False)
+    )
+    a, b = predict(short), predict(padded)
+    np.testing.assert_allclose(b.log_p, a.log_p, atol=1e-5)
+    np.testing.assert_allclose(b.log_best_other, a.log_best_other, atol=1e-5)
 
 
 def test_the_responses_of_a_choice_come_back_in_its_order(lists):

@@ -19,6 +19,12 @@ def test_every_text_counts_once_for_a_user():
     assert (user == 0).sum() == (user == 1).sum()
 
 
+def test_whatever_was_not_chosen_is_disliked():
+    table = make_table([[np.array([[1, 2, 3, 4], [1, 5, 6, -1]]), np.array([[7, 8, -1, -1]])]], [0])
+    _, text, liked = observed_responses(table)
+    assert dict(zip(text.tolist(), liked.tolist(), strict=True)) == {t: int(t in (1, 7)) for t in range(1, 9)}
+
+
 def test_two_camps_are_told_apart_and_offsets_say_what_everybody_likes():
     users, texts = 60, 24
     rng = np.random.default_rng(0)

@@ -204,7 +204,7 @@ def test_a_person_is_inferred_from_the_texts_as_they_are_numbered_in_training(wo
 def test_a_low_rank_policy_of_a_base_in_bfloat16_writes_and_leaves_as_a_lora(work, tmp_path):
     settings = dataclasses.replace(work.config.policy, adapter=Lora(places=("query", "gate")), dtype="bfloat16")
     config = dataclasses.replace(work.config, policy=settings)
-    base = load_base(settings.base, settings.dtype)
+    base = dataclasses.replace(load_base(settings.base, settings.dtype), directory=tmp_path / "snapshot of the hub")
     task = PolicyTask(config, work.dataset, base, work.task.tokens, work.task.reference)
     variables = task.start("main", {TEACHER: teacher_variables(config)})
     policy = PersonPolicy(task, jax.tree.map(lambda x: x + 0.2, variables))
@@ -221,7 +221,8 @@ def test_a_low_rank_policy_of_a_base_in_bfloat16_writes_and_leaves_as_a_lora(wor
     written = policy.export(latent, tmp_path / "loras", name="../ann é")
     assert written == tmp_path / "loras" / "ann-é"
     card = (written / "README.md").read_text()
-    assert settings.base in card
+    assert settings.base in card  # what was given, not where the hub's copy is kept
+    assert "snapshot of the hub" not in card
     assert json.loads((written / "adapter_config.json").read_text())["base_model_name_or_path"] == settings.base
     assert json.loads((tmp_path / "lora" / "adapter_config.json").read_text())["peft_type"] == "LORA"
     assert (tmp_path / "lora" / "adapter_model.safetensors").stat().st_size > 1000

@@ -75,6 +75,24 @@ def test_implied_preferences_are_per_token_where_the_objective_is(work, moved):
         np.testing.assert_allclose(token[f"logps/{side}"], plain[f"logps/{side}"], atol=1e-3)
 
 
+def test_what_was_not_offered_has_no_part_in_the_score(work, moved):
+    """Of lists that are padded to the longest."""
+    episodes = some_episodes(work, 2)
+    ids = np.random.default_rng(0).integers(0, len(work.dataset.texts), (*episodes.targets.mask.shape, 2))
+    listed = np.broadcast_to([True, False], ids.shape)
+    predictor = scorer_of(work.task).predictor(moved)
+
+    def scored(number):
+        targets = dataclasses.replace(episodes.targets, others=ids[..., :number], listed=listed[..., :number])
+        return predictor.predict(dataclasses.replace(episodes, targets=targets), (3,))
+
+    short, padded = scored(1), scored(2)
+    np.testing.assert_allclose(padded.log_p, short.log_p, atol=1e-4)
+    np.testing.assert_allclose(padded.log_best_other, short.log_best_other, atol=1e-4)
+    for name, values in short.named.items():
+        np.testing.assert_allclose(padded.named[name], values, atol=1e-3, err_msg=name)
+
+
 def test_what_only_rounding_parts_is_a_tie(work):
     """A policy that is its base prefers nothing: accuracy ½, not the sign of what sums were rounded to."""
     variables = work.task.start("main", {TEACHER: teacher_variables(work.config)})  # the adapters are the identity

@@ -9,10 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from fssa_jax.config import to_json
@@ -22,6 +25,9 @@ from fssa_jax.evaluate.warnings import collapse_warnings
 from fssa_jax.experiment.train import train
 from fssa_jax.experiment.workdir import Workdir
 from fssa_jax.train import loop
+from fssa_jax.train.checkpoint import Checkpoints
+from fssa_jax.train.metrics_log import MetricsLog, last_step
+from fssa_jax.train.state import start_state
 from tests import tiny
 
 # Trains the configuration in argv[1] into argv[2], in a process that a test can kill.
@@ -236,6 +242,36 @@ def test_too_large_a_kl_weight_collapses_the_posterior_and_is_reported(finished,
     config.objective.kl_weight = 30.0
     train(config, tmp_path / "run")
     assert "latent collapse" in caplog.text
+
+
+def test_a_best_of_a_later_step_does_not_count_after_falling_back(tmp_path, caplog):
+    """Its score is that of parameters which training has left again."""
+    optimizer = optax.sgd(0.1)
+    state = dataclasses.replace(start_state({"params": {"w": jnp.ones(3)}}, optimizer), step=jnp.asarray(10))
+    best, latest = (Checkpoints(tmp_path / "checkpoints" / name, 1) for name in ("best", "latest"))
+    best.save(20, loop._parts(state), {"nll": -1.0})
+    latest.save(10, loop._parts(state))
+
+    @partial(jax.jit, static_argnums=(1, 2))
+    def advance(state, step, number):
+        losses = jnp.ones(number)
+        return dataclasses.replace(state, step=state.step + number), {"loss": losses, "grad_norm": losses}
+
+    run = loop.Run("main", 20, state, advance, lambda variables: ({"val/nll": 1.0}, []))
+    with caplog.at_level("INFO"), loop.StopSignal() as stop:
+        loop.run_to_end(run, tiny.config().train, tmp_path, stop)
+    assert best.metrics(20) == {"nll": 1.0}
+    assert "main: going on from step 10 of 20" in caplog.messages
+
+
+@pytest.mark.parametrize("line", ["[]", "3", "null", '"x"', '{"step": "x"}', "{}", '{"step": 3'])
+def test_a_line_of_the_metrics_that_is_no_entry_is_left_out(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 5}}\n{line}\n')
+    assert last_step(tmp_path) == 5
+    log = MetricsLog(tmp_path, 5)
+    log.write(10, {"loss": 0.5})
+    log.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 5}\n{"step": 10, "loss": 0.5}\n'
 
 
 def test_stop_signal_restores_the_handlers():
