@@ -1,7 +1,10 @@
 """Messages are one line without control characters, whatever they quote."""
 
+import logging
+
 import pytest
 
+from fssa_jax import program
 from fssa_jax.errors import UserError, printable
 
 
@@ -30,3 +33,12 @@ def test_a_message_is_one_line_of_bounded_length():
     assert "\x1b" not in message
     assert len(message) < 2100
     assert message.startswith("rows.jsonl:3: got xxx")
+
+
+def test_a_message_shows_control_characters():
+    assert str(UserError("a\x1b[31mb")) == "a\\x1b[31mb"
+
+
+def test_a_log_is_lines_without_control_characters():
+    record = logging.LogRecord("fssa_jax", logging.INFO, "file", 1, "user %s", ("\x1b[31ma\nb\tc",), None)
+    assert program._OneLine("%(message)s").format(record) == "user \\x1b[31ma\\nb\tc"

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 
 import pytest
 
@@ -85,3 +86,22 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     path = tmp_path / "file" / "below"
     assert complaint(files.write_text, path, "x").startswith(f"{path}: cannot be written")
     assert complaint(files.whole_directory(path).__enter__).startswith(f"{path}: cannot be written")
+
+
+def test_what_killed_processes_left_does_not_keep_a_directory(tmp_path):
+    (tmp_path / ".model.safetensors.1.tmp").write_text("half")
+    assert files.replaceable(tmp_path, "config.json") == tmp_path
+    (tmp_path / "a.txt").write_text("mine")
+    assert complaint(files.replaceable, tmp_path, "config.json").startswith(f"{tmp_path}: holds other files")
+
+
+def test_what_another_host_is_writing_stays_for_a_day(tmp_path):
+    """Whether its process runs cannot be told from here."""
+    path = tmp_path / f".x.00000000-{2**30}.tmp"
+    path.write_text("half")
+    files.clean(tmp_path)
+    assert path.exists()
+    two_days_ago = time.time() - 2 * 24 * 3600
+    os.utime(path, (two_days_ago, two_days_ago))
+    files.clean(tmp_path)
+    assert not path.exists()

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fssa_jax.errors import printable
 from fssa_jax.report.series import series_of
 
 
@@ -29,7 +30,7 @@ def format_table(report: dict[str, Any]) -> str:
         lines.append(f"{label + ', ' + unit:34s}" + "".join(f"{cell:>16s}" for cell in cells))
     for group, series in report.get("by_group", {}).items():
         for name, cells in series.items():
-            label = group if name == "accuracy" else f"{group}, {name}"
+            label = printable(group if name == "accuracy" else f"{group}, {name}")
             values = (_cell(cells[k]) for k in ks)
             unit = "points" if "steering" in name else "%"
             lines.append(f"{label + ', ' + unit:34s}" + "".join(f"{cell:>16s}" for cell in values))

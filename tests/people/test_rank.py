@@ -13,7 +13,7 @@ from fssa_jax.evaluate.episodes import episodes_of
 from fssa_jax.experiment.workdir import Workdir
 from fssa_jax.people.choices import read_choices, read_responses
 from fssa_jax.people.person import PersonModel
-from fssa_jax.people.rank import format_ranking, format_rankings, rank
+from fssa_jax.people.rank import Ranking, format_ranking, format_rankings, rank
 from fssa_jax.tasks.reward import RewardTask
 from tests import tiny
 from tests.mistakes import complaint
@@ -178,3 +178,11 @@ def test_a_person_of_a_reward_model_is_who_the_evaluation_scores(finished, perso
     ]
     np.testing.assert_allclose(person.infer(choices).mean, predictor.latents(episodes, 3), atol=1e-5)
     assert np.abs(predictor.latents(episodes, 3) - predictor.latents(episodes, 0)).max() > 1e-4
+
+
+def test_a_table_of_rankings_shows_control_characters():
+    even = np.full((1, 2), 0.5)
+    table = format_ranking(Ranking("p\x1b[2J", ["a\x1b[2J", "b\x07"], even, even))
+    for shown in ("p\\x1b[2J", "a\\x1b[2J", "b\\x07"):
+        assert shown in table
+    assert table.replace("\n", "").isprintable()

@@ -6,7 +6,7 @@ import pytest
 
 import fssa_jax
 from fssa_jax.people.choices import read_choices
-from fssa_jax.people.side_by_side import write_for
+from fssa_jax.people.side_by_side import Written, format_written, write_for
 from tests import tiny
 from tests.mistakes import complaint
 from tests.programs import assert_one_clear_line, run
@@ -88,3 +88,8 @@ def test_the_program_ranks_with_a_policy(steered, files, tmp_path):
     assert ranking["rewards"] == pytest.approx(expected.tolist(), abs=1e-4)
     table = run("steer", f"--workdir={steered}", f"--choices={files[0]}", f"--responses={responses}", "--trace")
     assert "After 3 choices" in table.stdout
+
+
+def test_responses_side_by_side_show_control_characters():
+    text = format_written(["p\x1b[2J"], [[Written("ann\r", "a\x1b[31m\nb")]], as_json=False)
+    assert text.splitlines() == ["p\\x1b[2J", "  ann\\r:", "    a\\x1b[31m", "b"]
