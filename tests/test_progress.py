@@ -1,10 +1,12 @@
 """Where a program waits is said, a second signal ends it, and the Newton encoder does not deadlock on a CPU."""
 
+import inspect
 import logging
 import os
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import pytest
@@ -75,6 +77,36 @@ def test_programs_set_the_flag_of_xla_and_keep_what_the_user_set(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS")
     program.set_xla_flags()
     assert "XLA_FLAGS" not in os.environ
+
+
+@pytest.fixture
+def run_here(monkeypatch):
+    """Runs a function as a program in this process, whose log stays as it is."""
+    monkeypatch.setattr(program.app, "run", lambda guarded, flags_parser: guarded(["program"]))
+    monkeypatch.setattr(program, "_quiet_logging", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["program"])
+    monkeypatch.setattr(sys.modules["__main__"], "__doc__", None)
+    return lambda main: program.run(main, "")
+
+
+def test_programs_have_the_flag_of_xla(monkeypatch, run_here):
+    monkeypatch.setattr(program, "version", lambda name: "0.10.2")
+    monkeypatch.setenv("XLA_FLAGS", "")
+    seen = []
+    run_here(lambda: seen.append(os.environ["XLA_FLAGS"]))
+    assert seen == ["--xla_cpu_enable_concurrency_optimized_scheduler=false"]
+
+
+def test_programs_say_what_they_do(run_here):
+    running = []
+    run_here(lambda: running.extend(thread.name for thread in threading.enumerate()))
+    assert "progress" in running
+    assert "progress" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_log_has_a_line_after_five_seconds_and_every_fifteen():
+    defaults = inspect.signature(progress.watch).parameters
+    assert (defaults["first"].default, defaults["again"].default) == (5, 15)
 
 
 HANGS = """

@@ -1,11 +1,14 @@
 """Every schema of people's choices becomes the same rows; what is no choice is counted and named."""
 
+import contextlib
 import json
 import math
 
 import pytest
 
+from fssa_jax import progress
 from fssa_jax.config import Rows
+from fssa_jax.data import reading
 from fssa_jax.data.conversations import split_pair
 from fssa_jax.data.dataset import log_left_out_rows, texts_of
 from fssa_jax.data.ratings import rows_of_ratings
@@ -108,6 +111,21 @@ def test_ties_are_read_as_the_settings_say(tmp_path):
     path = write(tmp_path / "rows.jsonl", [base | {"prompt": f"{choice}", "choice": choice} for choice in (0, "tie")])
     assert [row.chosen for row in read_source(Rows(path=path, ties="drop"))[0]] == ["x"]
     assert [row.chosen for row in read_source(Rows(path=path, ties="half"))[0]] == ["x", "x", "y"]
+
+
+def test_rows_are_counted_while_they_are_read(tmp_path, monkeypatch):
+    seen = []
+
+    @contextlib.contextmanager
+    def doing(*what, **unit):
+        with progress.doing(*what, **unit) as work:
+            yield work
+        seen.append((work.name, work.done))
+
+    monkeypatch.setattr(reading, "doing", doing)
+    path = write(tmp_path / "rows.jsonl", [SCHEMAS["choices"] | {"prompt": str(i)} for i in range(7)])
+    read_rows(path)
+    assert seen == [(f"reading {path}", 7)]
 
 
 def test_ties_that_are_left_out_are_in_the_log(caplog):

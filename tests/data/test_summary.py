@@ -24,6 +24,22 @@ def test_the_summary_counts_people_choices_and_texts(tmp_path):
     assert lines[-1].startswith("k that can be evaluated: up to ")
 
 
+def test_the_summary_says_how_many_choices_people_made_and_what_can_be_evaluated(tmp_path):
+    """Person u has u + 1 context choices; the last three are for testing."""
+    records = []
+    for i, row in enumerate(tiny.rows(users=9, number=10)):
+        u, place = divmod(i, 10)
+        if place < u + 2:
+            split = "train" if u < 5 else "val" if u == 5 else "test"
+            records.append(row | {"pool": "target" if place == 0 else "context", "split_user": split})
+    lines = summary(made(tmp_path, records))
+    assert lines[1:3] == [
+        "context choices per person: 1 / 5 / 9 (min / median / max)",
+        "target choices per person: 1 / 1 / 1 (min / median / max)",
+    ]
+    assert lines[-1] == "k that can be evaluated: up to 7 for every test person, up to 8 for half"
+
+
 def test_texts_that_many_judge_and_lists_are_said(tmp_path):
     rng = np.random.default_rng(0)
     records = [

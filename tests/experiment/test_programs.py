@@ -42,8 +42,11 @@ def trained(once):
         small = ["--config.data.components=8", "--config.data.features=tfidf"]
         prepared = run("prepare_data", f"--source={rows}", f"--out={directory / 'prepared'}", *small)
         assert prepared.returncode == 0, prepared.stderr
+        (directory / "prepare_data.out").write_text(prepared.stdout)
+        (directory / "prepare_data.err").write_text(prepared.stderr)
         done = run("train", *arguments(directory), f"--workdir={directory / 'run'}")
         assert done.returncode == 0, done.stderr
+        (directory / "train.err").write_text(done.stderr)
         evaluated = run("evaluate", f"--workdir={directory / 'run'}")
         assert evaluated.returncode == 0, evaluated.stderr
         (directory / "printed").write_text(evaluated.stdout)
@@ -81,6 +84,26 @@ def test_evaluate_writes_the_whole_report(trained):
         assert (directory / "run" / "report" / picture).read_bytes().startswith(b"\x89PNG")
     assert "k = 3" in printed
     assert "report.html" in printed
+
+
+@pytest.mark.parametrize(
+    ("said", "lines"),
+    [
+        ("prepare_data.out", ["people: ", "k that can be evaluated: ", "warning: only 20 people to train on"]),
+        ("prepare_data.err", ["features: TF-IDF of "]),
+        ("train.err", ["people: 20 train", "only 20 people to train on", "training on "]),
+    ],
+)
+def test_programs_say_what_they_have_before_the_long_work(trained, said, lines):
+    directory, _, _, _ = trained
+    text = (directory / said).read_text().splitlines()
+    for line in lines:
+        assert any(found.startswith(line) for found in text), line
+
+
+@pytest.mark.parametrize("k", ["²", "-1", "1.5", "10000", "0,,1"])
+def test_context_sizes_that_are_none_are_named(k):
+    assert_one_clear_line(run("evaluate", "--workdir=anywhere", f"--k={k}"), "--k: needs context sizes such as 0,2,8")
 
 
 def test_evaluate_on_other_peoples_rows(trained, tmp_path):
