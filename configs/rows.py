@@ -49,23 +49,31 @@ def get_config(variant: str = "np_btl") -> RewardConfig | PolicyConfig | SftConf
         known = "btl, np_btl, np_btl_attention, sft, np_dpo"
         raise UserError(f"configs/rows.py: unknown variant {variant!r}; give one of {known}")
     config = RewardConfig(name=f"rows {variant}")
-    encoder: SetEncoder | BayesEncoder = BayesEncoder(observations=("responses",), prior=NormalPrior(rounds=3))
-    if variant == "np_btl_attention":
+    if variant == "np_btl":
+        model = NpBtl(
+            encoder=BayesEncoder(("responses",), prior=NormalPrior(rounds=3), gaussian=True),
+            keep_population=True,
+            feature_scale=0.0,
+        )
+    else:
         inputs = ("chosen", "rejected", "difference", "margin")
-        encoder = SetEncoder(inputs=inputs, width=128, heads=4, latent_dim=64)
-    config.model = NpBtl(
-        encoder=encoder, response="none", head="bilinear", population="linear", width=64, learn_texts="auto"
-    )
+        model = NpBtl(encoder=SetEncoder(inputs=inputs, width=128, heads=4, latent_dim=64))
+    model.response, model.head, model.population = "none", "bilinear", "linear"
+    model.width, model.learn_texts = 64, "auto"
+    config.model = model
     config.objective.text_bias_penalty = 4e-5
     config.optim.learning_rate, config.optim.warmup_steps, config.optim.final_fraction = 1e-3, 20, 1.0
     config.optim.weight_decay, config.optim.average_decay = 0.0, 0.98
     config.train.users, config.train.max_context, config.train.targets = 128, 25, 30
-    config.train.steps, config.train.steps_per_call = 300, 25
+    config.train.steps, config.train.steps_per_call = 600, 25
     config.train.validate_every, config.train.checkpoint_every = 25, 100
     config.train.population_steps, config.train.population_learning_rate = 600, 3e-2
     config.train.factor_steps, config.train.specialist_steps = 150, 200
-    if variant == "np_btl_attention":
-        config.train.steps = 600
+    if variant == "np_btl":
+        config.auto = "yes"
+        config.objective.kind, config.objective.kl_weight, config.objective.samples = "predictive", 0.0, 8
+        config.optim.learning_rate, config.optim.average_decay = 3e-3, 0.95
+        config.train.steps, config.train.patience, config.train.population_steps = 3000, 6, 3000
     if variant == "btl":
         config.model = Btl(width=64, population="linear", learn_texts="auto")
         config.train.factor_steps = 0

@@ -73,6 +73,28 @@ class DiagGaussian:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Posterior(DiagGaussian):
+    """A posterior over z as weighted points, which need not be normal or diagonal.
+
+    E[g(z) | C] ≈ Σ_s w_s g(z_s): `points` (*batch, samples, m) and log w, `log_weights` (*batch, samples). `mean` and
+    `scale` are those of the coordinates. Predictive probabilities are of rewards times `temperature` (*batch), which is
+    1 unless a calibration was fitted.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax.types import Posterior
+    >>> two = jnp.array([[-1.0], [1.0]])
+    >>> q = Posterior(jnp.zeros(1), jnp.ones(1), points=two, log_weights=jnp.log(jnp.full(2, 0.5)), temperature=1.0)
+    >>> (jnp.exp(q.log_weights) @ q.points).tolist()
+    [0.0]
+    """
+
+    points: Leaf
+    log_weights: Leaf
+    temperature: Leaf
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class ChoiceTable:
     """All choices of a set of users as ids of texts, padded to a rectangle.
 

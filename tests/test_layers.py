@@ -32,7 +32,7 @@ ROOMS: dict[str, list[list[str]]] = {
         ["losses"],
     ],
     "models": [
-        ["context", "layers"],
+        ["calibration", "context", "layers"],
         ["bayes_encoder", "bert", "decoder", "hypernetwork", "reward_heads", "set_encoder"],
         ["rewards"],
         ["conditioner"],
@@ -71,13 +71,19 @@ ROOMS: dict[str, list[list[str]]] = {
         ["policy"],
     ],
     "evaluate": [
-        ["bayes", "controls", "episodes", "in_context", "scores", "style_scores", "warnings"],
-        ["latent", "written"],
+        ["bayes", "controls", "episodes", "in_context", "scores", "style_scores", "verdict", "warnings"],
+        ["calibrate", "latent", "written"],
         ["evaluate", "held_out"],
     ],
     "people": [["blend", "choices"], ["person"], ["rank", "side_by_side"]],
     "report": [["example", "plots", "series"], ["html", "pictures", "tables"], ["written"]],
-    "experiment": [["prepare", "reports", "workdir"], ["evaluate", "warm_start"], ["resume"], ["make"], ["train"]],
+    "experiment": [
+        ["prepare", "reports", "workdir"],
+        ["evaluate", "fit", "warm_start"],
+        ["choose", "resume"],
+        ["make"],
+        ["train"],
+    ],
     "program": [["program"]],
 }
 

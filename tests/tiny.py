@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fssa_jax.config import NpBtl, RewardConfig, Rows, SetEncoder
+from fssa_jax.config import BayesEncoder, NormalPrior, NpBtl, RewardConfig, Rows, SetEncoder
 from fssa_jax.data import build
 from fssa_jax.data.dataset import Dataset
 from fssa_jax.files import with_checksum
@@ -64,6 +64,24 @@ def config(path: Path | str = "", **train: int) -> RewardConfig:
         setattr(c.train, name, value)
     c.evaluate.k, c.evaluate.draws, c.evaluate.samples, c.evaluate.bootstrap = (0, 1, 3), 2, 4, 50
     c.evaluate.shuffles = 2
+    return c
+
+
+def auto_config(path: Path | str = "", **train: int) -> RewardConfig:
+    """`config` with a model that is chosen on validation people, and calibrated."""
+    c = config(path, **train)
+    c.auto = "yes"
+    c.model = NpBtl(
+        encoder=BayesEncoder(prior=NormalPrior(rounds=2), gaussian=True),
+        response="linear",
+        width=6,
+        head="bilinear",
+        population="linear",
+        keep_population=True,
+        feature_scale=0.0,
+    )
+    c.objective.kind, c.objective.kl_weight, c.objective.samples = "predictive", 0.0, 4
+    c.optim.final_fraction, c.optim.weight_decay = 1.0, 0.0
     return c
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fssa_jax.config.data import Data, Rows, Styles
 from fssa_jax.config.evaluate import Evaluation, PolicyEvaluation
@@ -33,6 +33,9 @@ class RewardConfig:
     """A label."""
     seed: int = number(0, least=0, below=2**32)
     """Seed of parameters and batches."""
+    auto: Literal["no", "yes"] = "no"
+    """`yes`: how texts and people are represented is decided by short fits, on validation people; see
+    experiment/choose.py."""
     data: Data = group(Rows)
     """Where choices come from."""
     model: RewardModel = group(NpBtl)
@@ -131,10 +134,23 @@ def check(config: Config) -> None:
 
 def _check_reward(config: RewardConfig) -> None:
     _check_k(config.evaluate)
+    if config.auto == "yes" and not _can_be_chosen(config):
+        raise UserError(
+            "config.auto: chooses among models with a BayesEncoder, head=bilinear, population=linear and "
+            "keep_population, on rows; give config.auto=no"
+        )
     if isinstance(config.model, NpBtl):
         _check_model(config.model, "config.model")
     elif config.train.factor_steps:
         raise UserError("config.train.factor_steps: needs a model whose texts have embeddings (NpBtl); give 0")
+
+
+def _can_be_chosen(config: RewardConfig) -> bool:
+    model = config.model
+    if not (isinstance(model, NpBtl) and isinstance(config.data, Rows)):
+        return False
+    linear = model.head == "bilinear" and model.population == "linear"
+    return linear and model.keep_population and isinstance(model.encoder, BayesEncoder)
 
 
 def _check_k(settings: Evaluation) -> None:

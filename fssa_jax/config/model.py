@@ -59,7 +59,7 @@ class BayesEncoder:
     prior: NormalPrior | DiscretePrior = group(NormalPrior)
     """Prior over people."""
     gaussian: bool = False
-    """z is drawn from the posterior; otherwise it is the mean."""
+    """z is integrated out, over the posterior; otherwise it is the mean."""
 
 
 @dataclasses.dataclass
@@ -101,6 +101,11 @@ class NpBtl:
     that training rows judge too. With `no`, `response` none becomes linear, and a choice is one comparison."""
     text_dropout: float = number(0.0, least=0, below=1)
     """Share of the texts whose learnt embedding is dropped in a training step."""
+    keep_population: bool = False
+    """The shared reward stays that of the population model, times a learnt scale, and z of a person without choices has
+    mean 0: without choices the model is the population model."""
+    feature_scale: float = number(1.0, least=0)
+    """Factor of the features; 0 for the one that gives them a total variance of 1 on the training texts."""
 
 
 RewardModel = Btl | Dpl | NpBtl

@@ -16,6 +16,8 @@ class NeuralProcess:
     """Weight of the KL divergence."""
     samples: int = positive(1)
     """Samples of a Gaussian latent."""
+    response_penalty: float = number(0.0, least=0)
+    """Weight of the L2 penalty on the weights of the network that encodes a response."""
     text_penalty: float = number(0.0, least=0)
     """Weight of the L2 penalty on learnt embeddings, summed over texts."""
     text_bias_penalty: float = number(0.0, least=0)

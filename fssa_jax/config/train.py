@@ -18,6 +18,10 @@ class Loop:
     """Steps between validations; a multiple of `steps_per_call`."""
     checkpoint_every: int = positive(500)
     """Steps between checkpoints; a multiple of `steps_per_call`."""
+    patience: int = number(0, least=0)
+    """Validations without improvement after which the training ends; 0 to train for all steps."""
+    minutes: float = number(0.0, least=0)
+    """Minutes per model after which the training ends; 0 for no limit. Where it ends then depends on the machine."""
     keep: int = positive(2)
     """Number of latest checkpoints to keep."""
     parallel: Literal["auto", "none", "pmap"] = "auto"

@@ -54,6 +54,8 @@ class Scores:
         prefix = f"{name}_" if name else ""
         own = {"": "accuracy", "unseen": "accuracy_unseen"}
         self.report[own.get(name, name)] = self._means(accuracy)
+        if name in ("", "population"):
+            self.report[f"{prefix}worst_decile"] = self._over_k(lambda k, w: _worst_decile(accuracy[k], w))
         self.report[f"{prefix}nll"] = self._means(nll)
         self.report[f"{prefix}ece"] = self._over_k(
             lambda k, w: metrics.ece_from_counts(jnp.asarray((w @ flat[k]).reshape(len(w), *counts.shape[2:])))
@@ -117,6 +119,17 @@ class Scores:
             low, high = metrics.interval(jnp.asarray(np.asarray(statistic(i, self._weights), np.float32)))
             out[str(k)] = {"mean": mean, "low": float(low), "high": float(high)}
         return out
+
+
+def _worst_decile(accuracy: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(resamples,) mean accuracy of the tenth of the people for whom it is lowest, one person at least."""
+    real = ~np.isnan(accuracy)
+    order = np.argsort(accuracy[real], kind="stable")
+    sorted_weights = weights[:, real][:, order].astype(np.float64)
+    wanted = np.maximum(sorted_weights.sum(1) / 10, 1)[:, None]
+    before = np.cumsum(sorted_weights, axis=1) - sorted_weights
+    taken = np.clip(wanted - before, 0, sorted_weights)
+    return (taken * accuracy[real][order][None]).sum(1) / np.maximum(taken.sum(1), 1e-12)
 
 
 def _calibration(draw: Predictions, k: int, mask: np.ndarray) -> np.ndarray:

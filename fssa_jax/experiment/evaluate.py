@@ -13,6 +13,7 @@ from fssa_jax.evaluate.episodes import episodes_of
 from fssa_jax.evaluate.evaluate import Evaluation, evaluate
 from fssa_jax.evaluate.in_context import in_context_predictor
 from fssa_jax.evaluate.latent import drift
+from fssa_jax.evaluate.verdict import verdict
 from fssa_jax.evaluate.warnings import report_warnings
 from fssa_jax.evaluate.written import TrainedPolicy, Written, written_for
 from fssa_jax.experiment.reports import report_directory, source_name
@@ -80,6 +81,9 @@ def evaluate_workdir(
         report["generation"] = written.report
     reward = _reward_model(task)
     texts_alone = reward is not None and bool(reward.learnt_texts) and reward.target == "none"
+    if report.get("gain") and task.names != (MAIN,):
+        report["training"] = trained_on.training()
+        report["verdict"] = verdict(report)
     report["warnings"] = trained_on.unfinished() + report_warnings(report, texts_alone)
     with whole_directory(report_directory(workdir, data, split)) as target:
         _write(work, people, result, predictors[MAIN], variables[MAIN], written, target, example=not data)

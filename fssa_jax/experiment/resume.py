@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fssa_jax.config import Config, Dpo, NewEncoder, PolicyConfig, RewardConfig
+from fssa_jax.config import BayesEncoder, Config, Dpo, NewEncoder, PolicyConfig, RewardConfig
 from fssa_jax.config.experiment import read
 from fssa_jax.config.fields import first_difference, read_json, to_dict
 from fssa_jax.data import dataset as datasets
@@ -71,6 +71,19 @@ def check_same(path: Path, before: Config, config: Config) -> None:
         )
 
 
+def with_choice(config: RewardConfig, before: RewardConfig) -> RewardConfig:
+    """A configuration with what was decided for `before`, the stored one of its work directory."""
+    config = copy.deepcopy(config)
+    encoder: Any = before.model
+    if isinstance(getattr(encoder, "encoder", None), BayesEncoder):
+        config.model = copy.deepcopy(before.model)
+    config.optim.learning_rate = before.optim.learning_rate
+    config.train.factor_steps = before.train.factor_steps
+    config.objective.response_penalty = before.objective.response_penalty
+    config.objective.text_penalty = before.objective.text_penalty
+    return config
+
+
 def resume(config: Any, path: Path) -> Workdir:
     """Opens an existing work directory, after checking that it has the same configuration and data.
 
@@ -80,6 +93,8 @@ def resume(config: Any, path: Path) -> Workdir:
     dataset = datasets.load(path / "data")
     _check_source(path, before, dataset)
     now, stored = resolve_config(config, dataset, quiet=True), before
+    if getattr(now, "auto", "no") == "yes" and "chosen" in read_run(path):
+        now = with_choice(now, before)
     if not isinstance(config, RewardConfig) and type(before) is type(config):
         stored = rename_moved(before, config)
     longer = _extended(stored, now)

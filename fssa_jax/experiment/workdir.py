@@ -4,6 +4,7 @@ DIR/
   config.json        the configuration, with settings resolved from the data
   run.json           seed, command, versions, devices, fingerprints of the base and of the encoder, and the date that
                      the chat template gets
+  calibration.json   shrinkage and temperature by k, fitted to validation people (evaluate/calibrate.py)
   data/              people, texts, features and tokens (data/dataset.py)
   reference.npz      for policies: log-probabilities of all texts under the base
   checkpoints/       checkpoints of the main model: latest/ to resume from, best/ by validation
@@ -20,6 +21,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from fssa_jax.config import NoEncoder, NpBtl, PolicyConfig, RewardConfig, SftConfig
@@ -31,11 +33,13 @@ from fssa_jax.data.features import EncoderFeaturiser
 from fssa_jax.data.new_people import with_people
 from fssa_jax.data.tokenised import note_too_long, table_with_tokens, tokenise
 from fssa_jax.errors import UserError
+from fssa_jax.evaluate.calibrate import Fitted, can_be_calibrated, fit_calibration
 from fssa_jax.files import LOCK, with_checksum, write_text
 from fssa_jax.lm.base import Base, load_base
 from fssa_jax.lm.scoring import table_log_probs
 from fssa_jax.lm.token_table import join_tables
 from fssa_jax.people.person import PersonModel, PersonPolicy
+from fssa_jax.progress import doing
 from fssa_jax.tasks.policy import PolicyTask
 from fssa_jax.tasks.reference import stored_reference
 from fssa_jax.tasks.reward import RewardTask
@@ -43,12 +47,17 @@ from fssa_jax.tasks.reward_models import check_lists, model_settings
 from fssa_jax.tasks.sft import SftTask
 from fssa_jax.tasks.task import MAIN
 from fssa_jax.train.checkpoint import Checkpoints, best_or_latest_variables
+from fssa_jax.train.loop import ENDED
+from fssa_jax.train.state import learning_rates
 from fssa_jax.types import PyTree
 
 _log = logging.getLogger(__name__)
 
 MET = "people_of_the_encoder"
 """Key of the data set's report: people in the training data of an encoder that was trained on other rows."""
+
+CALIBRATION = "calibration.json"
+_DECAYED = 0.5  # share of the peak learning rate
 
 # Files that an interrupted start may leave before config.json is written.
 OWN = (
@@ -62,6 +71,8 @@ OWN = (
     "checkpoints",
     "tensorboard",
     "metrics.jsonl",
+    CALIBRATION,
+    "choice",
 )
 
 AnyTask = RewardTask | PolicyTask | SftTask
@@ -123,7 +134,30 @@ class Workdir:
                 raise UserError(f"{self.path}: no checkpoint yet; run launch.train until its first checkpoint")
             return None
         step, variables = best_or_latest_variables(*stores)
+        fitted = self.calibration() if name == MAIN else None
+        if fitted is not None:
+            variables = {**variables, "calibration": fitted.calibration._asdict()}
         return variables, step
+
+    def calibration(self) -> Fitted | None:
+        """What was fitted to validation people after the training; None if nothing was."""
+        file = self.path / CALIBRATION
+        return Fitted.from_json(read_json(file, sealed=True)) if file.is_file() else None
+
+    def calibrate(self) -> None:
+        """Fits the calibration of a trained reward model that has one."""
+        task, file = self.task, self.path / CALIBRATION
+        if not isinstance(task, RewardTask) or not can_be_calibrated(task.model()):
+            return
+        file.unlink(missing_ok=True)
+        with doing("calibration on validation people"):
+            fitted = fit_calibration(task, self._best())
+        write_text(file, json.dumps(with_checksum(fitted.as_json()), indent=1))
+        what = (
+            "contexts help" if fitted.helps else "contexts are not shown to help: everybody gets the population model"
+        )
+        said = "calibration on %d validation people: %s (%.3f ± %.3f nats per choice)"
+        _log.info(said, fitted.people, what, fitted.gain, 1.96 * fitted.standard_error)
 
     def person(self) -> PersonModel:
         """The main model, ready for new people.
@@ -141,7 +175,8 @@ class Workdir:
         if not isinstance(task.config.model, NpBtl):
             kind = type(task.config.model).__name__
             raise UserError(f"{self.path}: a {kind} model reads no choices; train np_btl")
-        return PersonModel(task, task.model(), task.model(), self._best())
+        model = task.model()
+        return PersonModel(task, model, model, self._best())
 
     def _best(self) -> PyTree:
         found = self.trained()
@@ -169,12 +204,24 @@ class Workdir:
         wider = dataclasses.replace(task, dataset=dataset, tokens=tokens, reference=reference)
         return dataclasses.replace(self, task=wider), split
 
+    def training(self) -> dict[str, Any]:
+        """Of the main model: its best step, its last step, and whether the learning rate had decayed by then."""
+        stores = self._stores(MAIN)
+        best, last = (max(store.steps, default=0) for store in stores) if stores else (0, 0)
+        rates = learning_rates(self.config.optim, self.task.steps(MAIN))
+        with jax.numpy_dtype_promotion("standard"):  # optax relies on it
+            decayed = bool(np.asarray(rates(max(last - 1, 0))) < _DECAYED * self.config.optim.learning_rate)
+        fitted = self.calibration()
+        return {"best": best, "last": last, "decayed": decayed, "calibration": fitted and fitted.as_json()}
+
     def unfinished(self, names: Collection[str] = ()) -> list[str]:
         """One warning per model, of these or of all, whose training is not finished."""
         out = []
         for name in names or self.task.names:
-            done = max((step for store in self._stores(name) or () for step in store.steps), default=0)
-            if done < self.task.steps(name):
+            stores = self._stores(name)
+            done = max((step for store in stores or () for step in store.steps), default=0)
+            ended = stores is not None and any(stores[1].metrics(step).get(ENDED) for step in stores[1].steps)
+            if done < self.task.steps(name) and not ended:
                 whole = self.task.steps(name)
                 out.append(f"{name} model: training is unfinished, step {done} of {whole}; run launch.train again")
         return out

@@ -1,6 +1,7 @@
 """The Bayesian encoder: conditions a learnt prior over people on one person's choices."""
 
-from typing import Literal, get_args
+import math
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -8,10 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from fssa_jax.models.context import MIN_SCALE, check_context
-from fssa_jax.ops._cholesky import cholesky_solve, inverse_diagonal
+from fssa_jax.ops._cholesky import centred_sample, cholesky_solve, inverse_diagonal, inverse_factor
 from fssa_jax.ops.choices import offered
 from fssa_jax.ops.likelihoods import choice_log_likelihood
-from fssa_jax.types import Comparisons, DiagGaussian
+from fssa_jax.types import Comparisons, DiagGaussian, Posterior
 
 Observation = Literal["difference", "responses"]
 
@@ -37,7 +38,8 @@ class BayesEncoder(nn.Module):
       observations: how a choice is read, one of the kinds or both.
       rounds: Newton steps of the normal prior.
       support: number of support points of the discrete prior; 0 for the normal prior.
-      gaussian: a model samples z from q; otherwise it uses the mean. `scale` is the posterior's in both cases.
+      centred: the mean of the prior is 0, so that nothing is known of a person without choices.
+      gaussian: a model integrates z out; otherwise it uses the mean. `scale` is the posterior's in both cases.
 
     >>> import jax, jax.numpy as jnp
     >>> from fssa_jax import BayesEncoder, Comparisons
@@ -54,6 +56,7 @@ class BayesEncoder(nn.Module):
     observations: tuple[Observation, ...] = ("difference",)
     rounds: int = 1
     support: int = 0
+    centred: bool = False
     gaussian: bool = False
 
     @nn.compact
@@ -63,6 +66,7 @@ class BayesEncoder(nn.Module):
         rewards: Float[Array, "*batch n r"] | None = None,
         offsets: Float[Array, "*batch n 2"] | None = None,
         repeats: Float[Array, "*batch n 2"] | None = None,
+        noise: Float[Array, "*batch s m1"] | None = None,
     ) -> DiagGaussian:
         """Reads a context.
 
@@ -71,9 +75,11 @@ class BayesEncoder(nn.Module):
           rewards: population rewards of (chosen, rejected, others), in nats, for "difference"; 0 where None.
           offsets: the population's log-odds of liking (chosen, rejected), for "responses"; 0 where None.
           repeats: how often the context shows each response, for "responses"; 1 where None.
+          noise: standard normal, one wider than z, for the points of the posterior.
 
         Returns:
-          q(z | C), (*batch, m).
+          q(z | C), (*batch, m). With noise it is a `Posterior`: its points are the kinds of a discrete prior, or one
+          sample of a normal posterior, with its full covariance, for each row of the noise.
 
         Raises:
           ValueError: shapes do not fit, an observation is unknown, or a number is out of range.
@@ -86,13 +92,19 @@ class BayesEncoder(nn.Module):
             raise ValueError("observations 'responses' are of choices between two; wants ('difference',)")
         if self.rounds < 1 or self.support < 0:
             raise ValueError(f"wants rounds ≥ 1 and support ≥ 0, got {self.rounds} and {self.support}")
-        prior = DiscretePrior(self.support, name="prior") if self.support else NormalPrior(self.rounds, name="prior")
+        kind, number = (DiscretePrior, self.support) if self.support else (NormalPrior, self.rounds)
+        prior: Any = kind(number, self.centred, name="prior")
+        listed: Array | None = None
         if context.others is None:
-            mean, scale = prior(*self._observe(context, rewards, offsets, repeats))
+            directions, logits, weights = self._observe(context, rewards, offsets, repeats)
         else:
-            mean, scale = prior(*self._observe_lists(context, rewards))
+            directions, logits, weights, listed = self._observe_lists(context, rewards)
         m = context.chosen.shape[-1]
-        return DiagGaussian(mean[..., :m], jnp.maximum(scale[..., :m], MIN_SCALE))
+        q = prior(directions, logits, weights, listed, noise)
+        mean, scale = q.mean[..., :m], jnp.maximum(q.scale[..., :m], MIN_SCALE)
+        if noise is None:
+            return DiagGaussian(mean, scale)
+        return Posterior(mean, scale, q.points[..., :m], q.log_weights, q.temperature)
 
     def _observe(
         self, context: Comparisons, rewards: Array | None, offsets: Array | None, repeats: Array | None
@@ -148,9 +160,11 @@ class DiscretePrior(nn.Module):
 
     Attributes:
       support: J.
+      centred: the points are taken from their mean under π.
     """
 
     support: int
+    centred: bool = False
 
     @nn.compact
     def __call__(
@@ -159,10 +173,14 @@ class DiscretePrior(nn.Module):
         logits: Float[Array, "*observed"],
         weights: Float[Array, "*batch o"],
         offered: Bool[Array, "*batch o a"] | None = None,
-    ) -> tuple[Float[Array, "*batch m"], Float[Array, "*batch m"]]:
-        """Mean and scale of z given observations of o + ⟨a, z⟩ with weights w; with `offered`, of lists of them."""
+        noise: Float[Array, "*batch s m"] | None = None,
+    ) -> Posterior:
+        """The posterior given observations of o + ⟨a, z⟩ with weights w; with `offered`, of lists of them."""
+        del noise  # the points are the kinds
         kinds = self.param("kinds", nn.initializers.normal(0.3), (self.support, directions.shape[-1]))
         log_prior = self.param("log_prior", nn.initializers.zeros, (self.support,))
+        if self.centred:
+            kinds = kinds - (jax.nn.softmax(log_prior) @ kinds)[None]
         of_kind = jnp.einsum("...oi,ji->...oj", directions, kinds) + logits[..., None]
         if offered is None:
             log_p = jax.nn.log_sigmoid(of_kind)
@@ -170,10 +188,12 @@ class DiscretePrior(nn.Module):
             of_kind = jnp.moveaxis(of_kind, -2, -1)  # (…, o, j, a)
             log_p = choice_log_likelihood(of_kind, jnp.broadcast_to(offered[..., None, :], of_kind.shape))
         log_likelihood = jnp.einsum("...o,...oj->...j", weights, log_p)
-        p = jax.nn.softmax(log_likelihood + jnp.broadcast_to(log_prior, log_likelihood.shape))
+        log_p = jax.nn.log_softmax(log_likelihood + jnp.broadcast_to(log_prior, log_likelihood.shape))
+        p = jnp.exp(log_p)
         mean = p @ kinds
-        variance = p @ jnp.square(kinds) - jnp.square(mean)
-        return mean, jnp.sqrt(jnp.maximum(variance, MIN_SCALE**2))
+        scale = jnp.sqrt(jnp.maximum(p @ jnp.square(kinds) - jnp.square(mean), MIN_SCALE**2))
+        points = jnp.broadcast_to(kinds, (*log_p.shape, kinds.shape[-1]))
+        return Posterior(mean, scale, points, log_p, jnp.ones(log_p.shape[:-1]))
 
 
 class NormalPrior(nn.Module):
@@ -186,9 +206,11 @@ class NormalPrior(nn.Module):
 
     Attributes:
       rounds: number of steps.
+      centred: μ is 0.
     """
 
     rounds: int
+    centred: bool = False
 
     @nn.compact
     def __call__(
@@ -197,11 +219,17 @@ class NormalPrior(nn.Module):
         logits: Float[Array, "*observed"],
         weights: Float[Array, "*batch o"],
         offered: Bool[Array, "*batch o a"] | None = None,
-    ) -> tuple[Float[Array, "*batch m"], Float[Array, "*batch m"]]:
-        """Mode and scale of z given observations of o + ⟨a, z⟩ with weights w; with `offered`, of lists of them."""
+        noise: Float[Array, "*batch s m"] | None = None,
+    ) -> Posterior:
+        """The posterior given observations of o + ⟨a, z⟩ with weights w; with `offered`, of lists of them.
+
+        Its mean is the mode. Without noise its only point is the mode.
+        """
         m = directions.shape[-1]
         # The prior mean of the last coordinate is 0: the population's offsets include it.
-        prior_mean = self.param("mean", nn.initializers.zeros, (m - 1,))
+        prior_mean = jnp.zeros(m - 1)
+        if not self.centred:
+            prior_mean = self.param("mean", nn.initializers.zeros, (m - 1,))
         prior_precision = jnp.exp(self.param("log_precision", nn.initializers.zeros, (m,)))
         batch = weights.shape[:-1]
         mean = jnp.broadcast_to(jnp.concatenate([prior_mean, jnp.zeros(1)]), (*batch, m))
@@ -219,7 +247,12 @@ class NormalPrior(nn.Module):
             precision = precision + prior_matrix
             factor = jnp.linalg.cholesky(jax.lax.stop_gradient(precision), symmetrize_input=False)
             z = z + cholesky_solve(precision, factor, gradient - prior * (z - mean))
-        return z, jnp.sqrt(inverse_diagonal(precision, factor, z))
+        inverse = inverse_factor(factor, z)
+        scale, points = jnp.sqrt(inverse_diagonal(precision, inverse)), z[..., None, :]
+        if noise is not None:
+            points = points + centred_sample(precision, inverse, noise)
+        samples = points.shape[-2]
+        return Posterior(z, scale, points, jnp.full((*batch, samples), -math.log(samples)), jnp.ones(batch))
 
 
 def _list_terms(

@@ -48,9 +48,14 @@ class BilinearHead(nn.Module):
     """r = ⟨enc(y), W z + b⟩: linear in the latent, so that people can be blended and compared.
 
     W is initialised to the identity, so z starts in the space of the encoded responses.
+
+    Attributes:
+      outputs: outputs per response.
+      bias: b is learnt; otherwise it is 0, and so is r at z = 0.
     """
 
     outputs: int = 1
+    bias: bool = True
 
     @nn.compact
     def __call__(
@@ -63,7 +68,7 @@ class BilinearHead(nn.Module):
         def identity(key: Array, shape: tuple[int, int], dtype: DTypeLike) -> Array:
             return jnp.tile(jnp.eye(shape[0], h, dtype=dtype), (1, self.outputs))
 
-        dense = nn.Dense(h * self.outputs, kernel_init=identity, name="latent")
+        dense = nn.Dense(h * self.outputs, use_bias=self.bias, kernel_init=identity, name="latent")
         weights = dense(z).reshape(*z.shape[:-1], self.outputs, h)
         return jnp.einsum("...th,s...oh->s...to", encoded, weights)
 

@@ -1,5 +1,6 @@
 """Reward models: BTL, DPL and NP-BTL in one module (arXiv 2412.13998, section 3)."""
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -8,13 +9,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fssa_jax.models.bayes_encoder import BayesEncoder
+from fssa_jax.models.calibration import Calibration, calibrated
 from fssa_jax.models.context import count_repeats
 from fssa_jax.models.layers import MLP
 from fssa_jax.models.reward_heads import BilinearHead, ConcatHead, Norm, PopulationReward
 from fssa_jax.models.set_encoder import SetEncoder
 from fssa_jax.ops.choices import offered, per_choice, responses_of
+from fssa_jax.ops.distributions import gaussian_sample
 from fssa_jax.ops.likelihoods import Link, btl_log_likelihood, choice_log_likelihood, dpl_log_likelihood
-from fssa_jax.types import Comparisons, DiagGaussian, Episode
+from fssa_jax.types import Comparisons, DiagGaussian, Episode, Posterior
 
 Latent = Literal["none", "context", "group"]
 
@@ -50,6 +53,8 @@ class RewardModel(nn.Module):
       learnt_texts: number of texts with a learnt embedding, which is added to the encoded response, and a learnt
         population reward (for new users on known texts); 0 for none. Responses are then given as ids of texts.
       text_dropout: share of the texts whose learnt embedding is dropped in a training step.
+      keep_population: s(y) of a model with a latent is not trained, but for its scale.
+      feature_scale: factor of the features.
 
     >>> import jax, jax.numpy as jnp
     >>> from fssa_jax import Comparisons, Episode, RewardModel, SetEncoder
@@ -74,6 +79,8 @@ class RewardModel(nn.Module):
     population: Literal["none", "linear", "mlp"] = "none"
     learnt_texts: int = 0
     text_dropout: float = 0.0
+    keep_population: bool = False
+    feature_scale: float = 1.0
     axis_name: str | None = None
 
     def setup(self):
@@ -85,6 +92,8 @@ class RewardModel(nn.Module):
                 self.text_bias = nn.Embed(self.learnt_texts, 1, embedding_init=nn.initializers.zeros)
         if self.latent == "none":
             return
+        if self.keep_population:
+            self.population_log_scale = self.param("population_log_scale", nn.initializers.zeros, ())
         if self.learnt_texts:
             init = nn.initializers.normal(0.1)
             self.text_embedding = nn.Embed(self.learnt_texts, self.width, embedding_init=init)
@@ -94,7 +103,7 @@ class RewardModel(nn.Module):
             widths = (self.width,) if self.target == "linear" else (self.width, self.width)
             self.target_encoder = MLP(widths)
         if self.head == "bilinear":
-            self.reward_head = BilinearHead(outputs)
+            self.reward_head = BilinearHead(outputs, bias=not self.keep_population)
         else:
             self.reward_head = ConcatHead(self.width, outputs, self.norm, self.axis_name)
         if self.latent == "context":
@@ -113,6 +122,11 @@ class RewardModel(nn.Module):
     def latent_dim(self) -> int:
         """m, the size of z: that of the set encoder, or else the width of an encoded response."""
         return self.encoder.latent_dim if isinstance(self.encoder, SetEncoder) else self.width
+
+    @property
+    def noise_width(self) -> int:
+        """Width of the noise of `posterior`; a `BayesEncoder` has one more coordinate, how easily a person likes."""
+        return self.latent_dim + isinstance(self.encoder, BayesEncoder)
 
     @property
     def _has_population(self) -> bool:
@@ -156,6 +170,7 @@ class RewardModel(nn.Module):
         return jax.tree.map(lambda x: x[responses], everything)
 
     def _encode(self, features: Array, ids: Array | None, train: bool, text_mask: Array | None) -> Encoded:
+        features = features * self.feature_scale
         population = self.population_reward(features, train) if self._has_population else None
         response = offset = None
         if self.latent != "none":
@@ -171,6 +186,8 @@ class RewardModel(nn.Module):
                 response = response + (learnt if text_mask is None else learnt * text_mask[ids][..., None])
             if self._reads_responses:
                 offset = jnp.where(known, self.text_offset(ids), 0)
+        if self.keep_population and self.latent != "none" and population is not None:
+            population = jnp.exp(self.population_log_scale) * jax.lax.stop_gradient(population)
         if self._reads_responses and population is not None:
             offset = population[..., :1] + (0 if offset is None else offset)
         return Encoded(response, population, offset)
@@ -186,6 +203,45 @@ class RewardModel(nn.Module):
 
         Only with ids can repeated responses of a context be counted once.
         """
+        return calibrated(self._read(context, table, train, text_mask, None), self._calibration, context.mask)
+
+    def posterior(
+        self,
+        context: Comparisons,
+        table: Float[Array, "texts d"] | None,
+        noise: Float[Array, "*batch s w"],
+        train: bool = False,
+        text_mask: Float[Array, " texts"] | None = None,
+    ) -> Posterior:
+        """q(z | C) as weighted points, one for each row of the noise, which is `noise_width` wide.
+
+        The only point of a deterministic latent is its mean; those of a discrete prior are its kinds.
+        """
+        q = self._read(context, table, train, text_mask, noise if self.sampled else None)
+        if not isinstance(q, Posterior):
+            points = q.mean[..., None, :]
+            if self.sampled:
+                points = jnp.moveaxis(gaussian_sample(q, jnp.moveaxis(noise, -2, 0)), 0, -2)
+            samples = points.shape[-2]
+            log_weights = jnp.full((*q.mean.shape[:-1], samples), -math.log(samples))
+            q = Posterior(q.mean, q.scale, points, log_weights, jnp.ones(q.mean.shape[:-1]))
+        out: Any = calibrated(q, self._calibration, context.mask)
+        return out
+
+    @property
+    def _calibration(self) -> Calibration | None:
+        if not self.has_variable("calibration", "shrinkage"):
+            return None
+        return Calibration(*(self.get_variable("calibration", name) for name in Calibration._fields))
+
+    def _read(
+        self,
+        context: Comparisons,
+        table: Float[Array, "texts d"] | None,
+        train: bool,
+        text_mask: Float[Array, " texts"] | None,
+        noise: Float[Array, "*batch s w"] | None,
+    ) -> DiagGaussian:
         if self.latent != "context":
             raise ValueError(f"infer wants a model with latent 'context', got {self.latent!r}")
         encoder = self.context_encoder
@@ -203,13 +259,13 @@ class RewardModel(nn.Module):
             if encoded_input:
                 sides = [one.response for one in encoded]
         if not encoded_input and table is not None:
-            sides = [table[side] for side in sides]
+            sides = [table[side] * self.feature_scale for side in sides]
         others = jnp.stack(sides[2:], axis=context.mask.ndim) if context.others is not None else None
         choices = Comparisons(sides[0], sides[1], context.mask, others, context.listed)
         if isinstance(encoder, SetEncoder):
             return encoder(choices, rewards, train)
         counted = table is not None and context.others is None
-        return encoder(choices, rewards, offsets, count_repeats(context) if counted else None)
+        return encoder(choices, rewards, offsets, count_repeats(context) if counted else None, noise)
 
     def group_z(self, group: Array) -> Float[Array, "*batch m"]:
         """The learnt latent of a group (latent "group" only)."""

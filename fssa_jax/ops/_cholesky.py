@@ -36,9 +36,28 @@ def cholesky_solve(
     )
 
 
+def inverse_factor(factor: Float[Array, "*batch m m"], after: Float[Array, "*batch m"]) -> Float[Array, "*batch m m"]:
+    """The inverse of a lower Cholesky factor, without a gradient.
+
+    Args:
+      factor: lower triangular.
+      after: the result of the previous solve, which must finish first; where it is not finite, the inverse is NaN.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax.ops._cholesky import inverse_factor
+    >>> inverse_factor(jnp.diag(jnp.array([1.0, 2.0])), jnp.zeros(2)).tolist()
+    [[1.0, 0.0], [0.0, 0.5]]
+    """
+    # The right-hand side depends on `after`, which fixes the order of the two LAPACK calls.
+    factor, after = jax.lax.stop_gradient((factor, after))
+    one = jnp.where(jnp.isfinite(after).all(-1), 1.0, jnp.nan)[..., None, None]
+    identity = one * jnp.broadcast_to(jnp.eye(factor.shape[-1]), factor.shape)
+    return jax.lax.linalg.triangular_solve(factor, identity, left_side=True, lower=True)
+
+
 @jax.custom_vjp
 def inverse_diagonal(
-    matrix: Float[Array, "*batch m m"], factor: Float[Array, "*batch m m"], after: Float[Array, "*batch m"]
+    matrix: Float[Array, "*batch m m"], inverse: Float[Array, "*batch m m"]
 ) -> Float[Array, "*batch m"]:
     """The diagonal of matrix⁻¹: the variances of N(·, matrix⁻¹).
 
@@ -46,31 +65,63 @@ def inverse_diagonal(
 
     Args:
       matrix: symmetric and positive definite.
-      factor: its lower Cholesky factor, without a gradient.
-      after: the result of the previous solve, which must finish first; where it is not finite, the diagonal is NaN.
+      inverse: the `inverse_factor` of its Cholesky factor.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax.ops._cholesky import inverse_diagonal
-    >>> matrix = jnp.diag(jnp.array([1.0, 4.0]))
-    >>> inverse_diagonal(matrix, jnp.linalg.cholesky(matrix), jnp.zeros(2)).tolist()
+    >>> inverse_diagonal(jnp.diag(jnp.array([1.0, 4.0])), jnp.diag(jnp.array([1.0, 0.5]))).tolist()
     [1.0, 0.25]
     """
-    return _forward(matrix, factor, after)[0]
-
-
-def _forward(matrix: Array, factor: Array, after: Array) -> tuple[Array, Array]:
     del matrix
-    # The right-hand side depends on `after`, which fixes the order of the two LAPACK calls.
-    one = jnp.where(jnp.isfinite(after).all(-1), 1.0, jnp.nan)[..., None, None]
-    identity = one * jnp.broadcast_to(jnp.eye(factor.shape[-1]), factor.shape)
-    inverse_factor = jax.lax.linalg.triangular_solve(factor, identity, left_side=True, lower=True)
-    return jnp.sum(jnp.square(inverse_factor), axis=-2), inverse_factor
+    return jnp.sum(jnp.square(inverse), axis=-2)
 
 
-def _backward(inverse_factor: Array, gradient: Array) -> tuple[Array, Array, Array]:
-    inverse = jnp.einsum("...ji,...jk->...ik", inverse_factor, inverse_factor)
-    of_matrix = -jnp.einsum("...ij,...j,...jk->...ik", inverse, gradient, inverse)
-    return of_matrix, jnp.zeros_like(inverse_factor), jnp.zeros_like(gradient)
+def _diagonal_forward(matrix: Array, inverse: Array) -> tuple[Array, Array]:
+    return inverse_diagonal(matrix, inverse), inverse
 
 
-inverse_diagonal.defvjp(_forward, _backward)
+def _diagonal_backward(inverse: Array, gradient: Array) -> tuple[Array, Array]:
+    whole = jnp.einsum("...ji,...jk->...ik", inverse, inverse)
+    return -jnp.einsum("...ij,...j,...jk->...ik", whole, gradient, whole), jnp.zeros_like(inverse)
+
+
+inverse_diagonal.defvjp(_diagonal_forward, _diagonal_backward)
+
+
+@jax.custom_vjp
+def centred_sample(
+    matrix: Float[Array, "*batch m m"], inverse: Float[Array, "*batch m m"], noise: Float[Array, "*batch s m"]
+) -> Float[Array, "*batch s m"]:
+    """Samples x of N(0, matrix⁻¹), one for each row of standard normal noise.
+
+    As the matrix changes, a sample moves by dx = −½ matrix⁻¹ d(matrix) x. This carries N(0, matrix⁻¹) along, so it
+    gives the gradients of expectations, with two matrix products. The derivative of a Cholesky factor costs more.
+
+    Args:
+      matrix: symmetric and positive definite.
+      inverse: the `inverse_factor` of its Cholesky factor.
+      noise: standard normal.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax.ops._cholesky import centred_sample
+    >>> centred_sample(jnp.diag(jnp.array([1.0, 4.0])), jnp.diag(jnp.array([1.0, 0.5])), jnp.ones((1, 2))).tolist()
+    [[1.0, 0.5]]
+    """
+    del matrix
+    return jnp.einsum("...sj,...ji->...si", noise, inverse)
+
+
+def _sample_forward(matrix: Array, inverse: Array, noise: Array) -> tuple[Array, tuple[Array, Array]]:
+    x = centred_sample(matrix, inverse, noise)
+    return x, (inverse, x)
+
+
+def _sample_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array, Array]:
+    inverse, x = kept
+    moved = jnp.einsum("...ji,...jk,...sk->...si", inverse, inverse, gradient)
+    of_matrix = -0.5 * jnp.einsum("...si,...sj->...ij", moved, x)
+    of_matrix = 0.5 * (of_matrix + jnp.swapaxes(of_matrix, -1, -2))
+    return of_matrix, jnp.zeros_like(inverse), jnp.zeros_like(x)
+
+
+centred_sample.defvjp(_sample_forward, _sample_backward)

@@ -97,10 +97,11 @@ def neural_process_loss(
     reference: DiagGaussian | None = None,
     kl_weight: ArrayLike = 0.0,
     marginal: bool = False,
+    log_weights: Float[ArrayLike, " samples"] | None = None,
 ) -> NPLoss:
     """Negative log-likelihood of one user's targets, plus the weighted KL divergence of the latent.
 
-    L = −(1/S) Σ_s (1/|T|) Σ_t log p(t | z_s) + β KL(sampled_from ‖ reference)
+    L = −Σ_s w_s (1/|T|) Σ_t log p(t | z_s) + β KL(sampled_from ‖ reference)
 
     Args:
       log_likelihood: log p(t | z_s) for every latent sample s and target t.
@@ -108,8 +109,9 @@ def neural_process_loss(
       sampled_from, reference: the two distributions from `latent_roles`. None for a deterministic latent: the KL term
         is then 0.
       kl_weight: β ≥ 0, a number, which may be traced.
-      marginal: the first term is −(1/|T|) Σ_t log (1/S) Σ_s p(t | z_s): the likelihood with z integrated out, not a
+      marginal: the first term is −(1/|T|) Σ_t log Σ_s w_s p(t | z_s): the likelihood with z integrated out, not a
         bound on it.
+      log_weights: log w of the latent samples; 1/S each by default.
 
     Returns:
       The loss and its two terms, scalars.
@@ -125,9 +127,15 @@ def neural_process_loss(
     """
     check_shapes(log_likelihood=(log_likelihood, "samples targets"), mask=(mask, "targets"))
     log_likelihood, kl_weight = jnp.asarray(log_likelihood), as_scalar("kl_weight", kl_weight)
+    samples = log_likelihood.shape[0]
+    if log_weights is None:
+        log_weights = jnp.full(samples, -jnp.log(samples))
+    check_shapes(log_weights=(log_weights, "samples"))
+    log_weights = jnp.asarray(log_weights)
     if marginal:
-        log_likelihood = jax.nn.logsumexp(log_likelihood, axis=0, keepdims=True) - jnp.log(log_likelihood.shape[0])
-    nll = -jnp.mean(masked_mean(log_likelihood, jnp.broadcast_to(mask, log_likelihood.shape)))
+        log_likelihood = jax.nn.logsumexp(log_likelihood + log_weights[:, None], axis=0, keepdims=True)
+        log_weights = jnp.zeros(1)
+    nll = -jnp.sum(jnp.exp(log_weights) * masked_mean(log_likelihood, jnp.broadcast_to(mask, log_likelihood.shape)))
     if sampled_from is None or reference is None:
         return NPLoss(nll, nll, jnp.zeros_like(nll))
     check_shapes(sampled_from=(sampled_from.mean, "m"), reference=(reference.mean, "m"))

@@ -32,8 +32,8 @@ from fssa_jax.tasks.policy_scorer import PolicyScorer
 from fssa_jax.tasks.predictor import Infer, make_inference
 from fssa_jax.tasks.reward import RewardTask
 from fssa_jax.tasks.reward_models import check_lists, model_settings
-from fssa_jax.tasks.reward_predictor import latent_samples
-from fssa_jax.types import Comparisons, DiagGaussian, PyTree
+from fssa_jax.tasks.reward_predictor import make_posterior
+from fssa_jax.types import Comparisons, DiagGaussian, Posterior, PyTree
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +58,8 @@ class PersonModel:
     def __init__(self, task: RewardTask | PolicyTask, reader: Any, reward: RewardModel, variables: PyTree):
         """`reader` is the module that infers z, `reward` the reward model whose encoder it uses."""
         self.task, self.reward = task, reward
-        self._infer: Infer = make_inference(reader)
+        samples = task.config.evaluate.samples
+        self._infer: Infer = make_posterior(reward, samples) if reader is reward else make_inference(reader)
         self._variables = jax.device_put(variables)
         self._number = number_texts((), task.dataset.texts)
         self._judged = seen_in_training(task.dataset)
@@ -122,7 +123,7 @@ class PersonModel:
         return jax.tree.map(lambda x: x[: len(people)], q)
 
     def score(self, latent: DiagGaussian, responses: Sequence[Text]) -> np.ndarray:
-        """(n,) rewards r(x, y, z) of (prompt, response) pairs for a person, in nats; the mean over z if z is random.
+        """(n,) rewards r(x, y, z) of (prompt, response) pairs for a person, in nats; the mean over q(z | choices).
 
         Raises:
           UserError: an empty response, or a latent of several people.
@@ -132,13 +133,22 @@ class PersonModel:
         """
         if len(latent.mean) != 1:
             raise UserError(f"a latent of {len(latent.mean)} people: score responses for one person at a time")
-        return self.sampled_rewards(latent, responses)[:, 0].mean(0)
+        return (self.weights(latent)[:, 0] @ self.sampled_rewards(latent, responses)[:, 0]).astype(np.float32)
+
+    def weights(self, latent: DiagGaussian) -> np.ndarray:
+        """(samples, people) weights of the points of q(z | choices), which `sampled_rewards` are of."""
+        if isinstance(latent, Posterior):
+            return np.exp(np.asarray(latent.log_weights)).T
+        return np.ones((1, len(latent.mean)))
 
     def sampled_rewards(self, latent: DiagGaussian, responses: Sequence[Text]) -> np.ndarray:
-        """(samples, people, n) rewards of responses for every person and sample of z (one if z is deterministic)."""
+        """(samples, people, n) rewards of responses for every person and point of q; softmax(r) is calibrated.
+
+        A latent that is not a `Posterior`, such as a blend, has one point, its mean.
+        """
         texts = as_texts(responses)
         if not texts:
-            return np.zeros((1, len(latent.mean), 0), np.float32)
+            return np.zeros((*self.weights(latent).shape, 0), np.float32)
         self._warn_of_unread(texts)
         number, table = self._table(list(dict.fromkeys(texts)), bucket(len(texts)))
         ids = np.resize([number[text] for text in texts], bucket(len(texts)))
@@ -147,12 +157,12 @@ class PersonModel:
 
     @cached_property
     def _rewards(self) -> Any:
-        samples = self.task.config.evaluate.samples
-
         def apply(module: RewardModel, q: DiagGaussian, ids: jax.Array, table: jax.Array) -> jax.Array:
-            z = latent_samples(q, samples, module.sampled)
             asked = jnp.broadcast_to(ids[None], (len(q.mean), len(ids)))
-            return module.rewards(asked, z, table)[..., 0]
+            if not isinstance(q, Posterior):
+                return module.rewards(asked, q.mean[None], table)[..., 0]
+            values = module.rewards(asked, jnp.moveaxis(q.points, -2, 0), table)[..., 0]
+            return values * q.temperature[None, :, None]
 
         return jax.jit(lambda v, q, ids, table: self.reward.apply(v, q, ids, table, method=apply))
 

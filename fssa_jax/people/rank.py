@@ -47,13 +47,18 @@ def rank(person: PersonModel, choices: Sequence[Choice], responses: Sequence[Tex
     choices = person.checked(choices)
     latents = person.infer_people([choices[:j] for j in range(len(choices) + 1)])
     rewards = person.sampled_rewards(latents, responses)
+    weights = person.weights(latents)
+
+    def average(values: np.ndarray) -> np.ndarray:
+        return np.einsum("sk,skn->kn", weights, values)
+
     rankings = []
     for prompt in dict.fromkeys(prompt for prompt, _ in responses):
         index = [i for i, (p, _) in enumerate(responses) if p == prompt]
         r = rewards[:, :, index]
         probabilities = np.exp(r - r.max(-1, keepdims=True))
-        probabilities = (probabilities / probabilities.sum(-1, keepdims=True)).mean(0)
-        rankings.append(Ranking(prompt, [responses[i][1] for i in index], r.mean(0), probabilities))
+        probabilities = average(probabilities / probabilities.sum(-1, keepdims=True))
+        rankings.append(Ranking(prompt, [responses[i][1] for i in index], average(r), probabilities))
     return rankings
 
 

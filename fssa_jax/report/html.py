@@ -61,6 +61,8 @@ def render(config: Any, report: dict[str, Any], pictures: list[tuple[str, str]],
         for name, caption in pictures
     )
     warnings = "".join(f"<p class=warn>{html.escape(w)}</p>" for w in report["warnings"])
+    lines = "".join(f"<li>{html.escape(line)}</li>" for line in report.get("verdict", {}).get("lines", []))
+    verdict = f"<ul class=verdict>{lines}</ul>" if lines else ""
     users = report["users"]
     first, last = ks[0], ks[-1]
     gain = 100 * (report["accuracy"][last]["mean"] - report["accuracy"][first]["mean"])
@@ -72,7 +74,7 @@ def render(config: Any, report: dict[str, Any], pictures: list[tuple[str, str]],
 <h1>{html.escape(config.name or "Report")}</h1>
 <p class=sub>{users["scored"]} held-out users, {report["targets"]["rows"]} of their choices predicted,
 {users["draws"]} random contexts each ({html.escape(report["data"])}).{left_out} Seed {report["seed"]}, {devices}.</p>
-{warnings}<p>With {last} choices of a person in its context the model predicts
+{warnings}{verdict}<p>With {last} choices of a person in its context the model predicts
 <b>{100 * report["accuracy"][last]["mean"]:.1f} %</b> of the person's other choices,
 {abs(gain):.1f} points {"more" if gain >= 0 else "less"} than with {first}.</p>
 {figures}{example}

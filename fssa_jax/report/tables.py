@@ -9,7 +9,8 @@ from fssa_jax.report.series import series_of
 def format_table(report: dict[str, Any]) -> str:
     """The series as a text table, one column per k: accuracies in per cent, S and gains in points."""
     ks = [str(k) for k in report["k"]]
-    lines = [f"{'':34s}" + "".join(f"{'k = ' + k:>16s}" for k in ks)]
+    lines = [f"* {line}" for line in report.get("verdict", {}).get("lines", [])]
+    lines += [f"{'':34s}" + "".join(f"{'k = ' + k:>16s}" for k in ks)]
     rows = [(name, label) for name, label in series_of(report).items() if report.get(name)]
     plain = (
         "steering",

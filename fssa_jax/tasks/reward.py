@@ -18,7 +18,7 @@ from fssa_jax.data.benchmarks import synthetic
 from fssa_jax.data.dataset import Dataset, Split, seen_in_training
 from fssa_jax.models import rewards
 from fssa_jax.ops.choices import join_choices
-from fssa_jax.ops.distributions import antithetic_noise, gaussian_sample
+from fssa_jax.ops.distributions import antithetic_noise
 from fssa_jax.ops.episodes import draw_episode
 from fssa_jax.ops.factorise import factorise, observed_responses
 from fssa_jax.ops.losses import latent_roles, masked_mean, neural_process_loss
@@ -30,7 +30,7 @@ from fssa_jax.tasks.reward_predictor import reward_predictor
 from fssa_jax.tasks.task import MAIN, POPULATION, SPECIALIST
 from fssa_jax.train.state import make_optimizer
 from fssa_jax.train.step import Batch, Draw, Loss, Metrics
-from fssa_jax.types import Comparisons, DiagGaussian, Episode, Leaf, PyTree
+from fssa_jax.types import Comparisons, DiagGaussian, Episode, Leaf, Posterior, PyTree
 
 _log = logging.getLogger(__name__)
 
@@ -204,14 +204,14 @@ def forward(
     noise: Array | None,
     objective: str,
     train: bool,
-) -> tuple[Array, DiagGaussian | None, DiagGaussian | None]:
+) -> tuple[Array, Posterior | None, DiagGaussian | None]:
     """log p(targets | z) for the latents that the objective samples, and the two distributions of its KL term.
 
     To be used as `model.apply(..., method=forward)`.
 
     Args:
       episode: of every user, with ids of texts if `features` (texts, d) are given, or with features.
-      noise: standard normal (samples, users, m); None for a deterministic latent.
+      noise: standard normal (users, samples, width); None for the mean of a latent.
       objective: see `latent_roles`.
       train: turns dropout on.
 
@@ -223,20 +223,23 @@ def forward(
     def log_likelihood(z: Array | None) -> Array:
         return model.log_likelihood(episode.targets, z, features, train, text_mask)
 
-    def infer(context: Comparisons) -> DiagGaussian:
-        return model.infer(context, features, train, text_mask)
-
     if model.latent == "none":
         return log_likelihood(None), None, None
     if model.latent == "group":
         return log_likelihood(model.group_z(episode.group)[None]), None, None
-    q_context = infer(episode.context)
     if noise is None:
-        return log_likelihood(q_context.mean[None]), None, None
+        q = model.infer(episode.context, features, train, text_mask)
+        return log_likelihood(q.mean[None]), None, None
+
+    def infer(context: Comparisons) -> Posterior:
+        return model.posterior(context, features, noise, train, text_mask)
+
+    q_context = infer(episode.context)
     q_targets = infer(episode.targets) if objective == "published" else None
     q_union = infer(join_choices(episode.context, episode.targets)) if objective == "elbo" else None
     sampled_from, reference = latent_roles(objective, q_context, q_targets, q_union)  # type: ignore[arg-type]
-    return log_likelihood(gaussian_sample(sampled_from, noise)), sampled_from, reference
+    assert isinstance(sampled_from, Posterior)
+    return log_likelihood(jnp.moveaxis(sampled_from.points, -2, 0)), sampled_from, reference
 
 
 def reward_loss(model: rewards.RewardModel, objective: NeuralProcess) -> Loss:
@@ -246,8 +249,8 @@ def reward_loss(model: rewards.RewardModel, objective: NeuralProcess) -> Loss:
         people, features = batch.rows, batch.tables.features
         noise = None
         if model.sampled:
-            width = model.latent_dim
-            noise = jax.vmap(lambda k: antithetic_noise(k, objective.samples, width), out_axes=1)(people.noise)
+            width = model.noise_width
+            noise = jax.vmap(lambda k: antithetic_noise(k, objective.samples, width))(people.noise)
         out, updated = model.apply(
             variables,
             people.episode,
@@ -261,9 +264,18 @@ def reward_loss(model: rewards.RewardModel, objective: NeuralProcess) -> Loss:
         )
         log_likelihood, sampled_from, reference = out
         mask = people.episode.targets.mask
-        of_user = partial(neural_process_loss, kl_weight=objective.kl_weight, marginal=objective.kind == "predictive")
-        terms = jax.vmap(of_user, in_axes=(1, 0, 0, 0))(log_likelihood, mask, sampled_from, reference)
-        total = terms.loss.mean() + text_penalties(variables["params"], objective)
+        marginal = objective.kind == "predictive"
+        log_weights = None if sampled_from is None else sampled_from.log_weights
+
+        def of_user(log_p: Array, mask: Array, q: Any, other: Any, weights: Any) -> Any:
+            return neural_process_loss(log_p, mask, q, other, objective.kl_weight, marginal, weights)
+
+        in_axes = (1, 0, 0, 0, 0)
+        terms = jax.vmap(of_user, in_axes)(log_likelihood, mask, sampled_from, reference, log_weights)
+        trained = dict(variables["params"])
+        if model.keep_population and model.latent != "none":
+            trained.pop("text_bias", None)
+        total = terms.loss.mean() + penalties(trained, objective)
         metrics: Metrics = {"loss": total, "nll": terms.nll.mean(), "kl": terms.kl.mean()}
         if people.episode.targets.others is None:
             metrics["rewards/accuracies"] = masked_mean(preference_accuracy(log_likelihood).mean(0), mask).mean()
@@ -276,12 +288,16 @@ def reward_loss(model: rewards.RewardModel, objective: NeuralProcess) -> Loss:
     return loss
 
 
-def text_penalties(params: PyTree, objective: NeuralProcess) -> Array:
-    """½ Σ weight · ‖·‖² of the learnt embeddings and population rewards of texts, summed over texts.
+def penalties(params: PyTree, objective: NeuralProcess) -> Array:
+    """½ Σ weight · ‖·‖² of the response encoder, and of the learnt embeddings and population rewards of texts.
 
-    The penalty is per text, not per batch: a text that few people judged stays close to the prediction of its features.
+    That of texts is per text, not per batch: a text that few people judged stays close to the prediction of its
+    features.
     """
     penalty = jnp.zeros(())
+    if objective.response_penalty and "target_encoder" in params:
+        weights = jax.tree.leaves(params["target_encoder"])
+        penalty = 0.5 * objective.response_penalty * sum((jnp.sum(w**2) for w in weights), jnp.zeros(()))
     for name, weight in (("text_embedding", objective.text_penalty), ("text_bias", objective.text_bias_penalty)):
         if name in params and weight:
             penalty = penalty + 0.5 * weight * jnp.sum(params[name]["embedding"] ** 2)

@@ -28,7 +28,11 @@ def make_model(settings: Any, dataset: Dataset, name: str = MAIN) -> rewards.Rew
     learnt_texts = dataset.known_texts if settings.learn_texts == "yes" else 0
     if isinstance(settings, NpBtl):
         population = rewards.RewardModel(
-            latent="none", width=settings.width, population=settings.population, learnt_texts=learnt_texts
+            latent="none",
+            width=settings.width,
+            population=settings.population,
+            learnt_texts=learnt_texts,
+            feature_scale=settings.feature_scale,
         )
         if name == POPULATION:
             return population
@@ -39,6 +43,7 @@ def make_model(settings: Any, dataset: Dataset, name: str = MAIN) -> rewards.Rew
             target=settings.response,
             head=settings.head,
             text_dropout=settings.text_dropout,
+            keep_population=settings.keep_population,
         )
     likelihood, link = ("dpl", settings.link) if isinstance(settings, Dpl) and name == MAIN else ("btl", "probit")
     return rewards.RewardModel(
@@ -59,7 +64,7 @@ def make_encoder(settings: NpBtl) -> SetEncoder | BayesEncoder:
     if isinstance(chosen, configs.SetEncoder):
         return SetEncoder(**{field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen)})
     rounds, kinds = getattr(chosen.prior, "rounds", 1), getattr(chosen.prior, "kinds", 0)
-    return BayesEncoder(chosen.observations, rounds=rounds, support=kinds, gaussian=chosen.gaussian)
+    return BayesEncoder(chosen.observations, rounds, kinds, settings.keep_population, chosen.gaussian)
 
 
 def resolve_model(settings: Any, dataset: Dataset, quiet: bool = False) -> Any:
@@ -79,6 +84,8 @@ def resolve_model(settings: Any, dataset: Dataset, quiet: bool = False) -> Any:
     if settings.learn_texts == "no" and isinstance(settings, NpBtl) and settings.response == "none":
         say("rewards are linear in the features of a text: response=linear")
         settings.response = "linear"
+    if isinstance(settings, NpBtl) and not settings.feature_scale:
+        settings.feature_scale = _unit_scale(dataset)
     lists = has_lists(dataset)
     encoder = settings.encoder if isinstance(settings, NpBtl) else None
     if isinstance(encoder, configs.BayesEncoder) and (lists or settings.learn_texts == "no"):
@@ -124,6 +131,13 @@ def fit_sizes(train: Any, data: Any, dataset: Dataset, quiet: bool = False) -> N
             said = "no training user has more than %d rows per pool: config.train.%s=%d"
             (_log.debug if quiet else _log.info)(said, rows, name, rows)
             setattr(train, name, rows)
+
+
+def _unit_scale(dataset: Dataset) -> float:
+    """The factor that gives the features of the training texts a total variance of 1."""
+    features = np.asarray(dataset.features)[seen_in_training(dataset)].astype(np.float64)
+    total = features.var(axis=0).sum()
+    return float(f"{total**-0.5:.4g}") if total > 0 else 1.0
 
 
 def _known_share(dataset: Dataset) -> float:

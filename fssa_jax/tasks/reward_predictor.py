@@ -1,4 +1,4 @@
-"""The predictor of a reward model: probabilities of held-out choices, averaged over the latent."""
+"""The predictor of a reward model: probabilities of held-out choices, with the latent integrated out."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,14 +10,31 @@ from jaxtyping import Array
 
 from fssa_jax.models import rewards
 from fssa_jax.ops.choices import real_responses
-from fssa_jax.ops.distributions import antithetic_noise, gaussian_sample
-from fssa_jax.tasks.predictor import Predictor, make_inference, no_latent
-from fssa_jax.types import Comparisons, DiagGaussian, Episode, PyTree
+from fssa_jax.ops.distributions import antithetic_noise
+from fssa_jax.tasks.predictor import Infer, Predictor, no_latent
+from fssa_jax.types import Comparisons, DiagGaussian, Episode, Posterior, PyTree
+
+
+def make_posterior(model: rewards.RewardModel, samples: int) -> Infer:
+    """(variables, context, features) ↦ q(z | C) as `Posterior`, compiled once per shape.
+
+    All people share the noise, so that differences between people and between k are differences of q.
+    """
+    noise = antithetic_noise(jax.random.key(0), samples, model.noise_width)
+
+    @jax.jit
+    def infer(variables: PyTree, context: Comparisons, table: Array) -> Posterior:
+        shared = jnp.broadcast_to(noise, (*context.mask.shape[:-1], *noise.shape))
+        out: Any = model.apply(variables, context, table, shared, method="posterior")
+        return out
+
+    return infer
 
 
 def reward_predictor(model: rewards.RewardModel, features: Array, samples: int) -> Callable[[PyTree], Predictor]:
-    """variables ↦ a predictor: log p(t | C) = log (1/S) Σ_s p(t | z_s), z_s ~ q(z | C); compiled once."""
-    read = make_inference(model)
+    """variables ↦ a predictor: log p(t | C) = log Σ_s w_s p(t | z_s), over the points of q(z | C); compiled once."""
+    reads = model.latent == "context"
+    read = make_posterior(model, samples) if reads else None
 
     @jax.jit
     def predict(
@@ -25,17 +42,25 @@ def reward_predictor(model: rewards.RewardModel, features: Array, samples: int) 
     ) -> dict[str, Array]:
         def apply(module: rewards.RewardModel) -> Array:
             z = None
-            if module.latent != "none":
-                group_z = module.latent == "group"
-                z = module.group_z(group)[None] if group_z else latent_samples(q, samples, model.sampled)
-            if targets.others is None:
+            if isinstance(q, Posterior):
+                z = jnp.moveaxis(q.points, -2, 0)
+            elif module.latent == "group":
+                z = module.group_z(group)[None]
+            if module.likelihood == "dpl":
                 return module.log_likelihood(targets, z, features)
             values = module.target_rewards(targets, z, features)
+            if isinstance(q, Posterior):
+                values = values * q.temperature[None, :, None, None]
+            if targets.others is None:
+                return jax.nn.log_sigmoid(values[..., 0] - values[..., 1])
             listed = real_responses(targets)
             return jax.nn.log_softmax(jnp.where(listed[None], values, -jnp.inf), axis=-1)
 
         values: Any = model.apply(variables, method=apply)
-        log_p = jax.nn.logsumexp(values, axis=0) - jnp.log(values.shape[0])
+        if isinstance(q, Posterior):
+            log_weights = jnp.moveaxis(q.log_weights, -1, 0)
+            values = values + log_weights.reshape(*log_weights.shape, *(1,) * (values.ndim - 2))
+        log_p = jax.nn.logsumexp(values, axis=0)
         if targets.others is None:
             return {"log_p": log_p}
         return {"log_p": log_p[..., 0], "log_best_other": log_p[..., 1:].max(-1)}
@@ -44,23 +69,11 @@ def reward_predictor(model: rewards.RewardModel, features: Array, samples: int) 
         variables = jax.device_put(variables)
 
         def infer(episodes: Episode) -> DiagGaussian:
-            return read(variables, episodes.context, features) if model.latent == "context" else no_latent(episodes)
+            return read(variables, episodes.context, features) if read is not None else no_latent(episodes)
 
         def score(q: DiagGaussian, episodes: Episode) -> dict[str, np.ndarray]:
             return jax.device_get(predict(variables, q, episodes.targets, episodes.group, features))
 
-        return Predictor(infer, score, model.latent == "context", model.sampled)
+        return Predictor(infer, score, reads, model.sampled)
 
     return bind
-
-
-def latent_samples(q: DiagGaussian, samples: int, sampled: bool) -> Array:
-    """(samples, *batch, m): z sampled from q with the same noise for everybody, or the mean if z is deterministic.
-
-    With shared noise, differences between people and between k are differences of q.
-    """
-    if not sampled:
-        return q.mean[None]
-    noise = antithetic_noise(jax.random.key(0), samples, q.mean.shape[-1])
-    noise = noise.reshape(samples, *(1,) * (q.mean.ndim - 1), -1)
-    return gaussian_sample(q, jnp.broadcast_to(noise, (samples, *q.mean.shape)))

@@ -24,6 +24,9 @@ from fssa_jax.types import PyTree
 
 _log = logging.getLogger(__name__)
 
+ENDED = "ended"
+"""Metric of the last checkpoint of a training that ended before its last step."""
+
 
 class StopSignal:
     """Records a SIGTERM or SIGINT, which the loop handles between two calls; a second one ends the process at once."""
@@ -92,15 +95,20 @@ def run_to_end(run: Run, settings: Loop, directory: Path, stop: StopSignal) -> P
     restored = latest.restore(_parts(state))
     if restored is not None:
         state = _state(restored[1])
-    elif max(last_step(directory), *best.steps, 0) > settings.checkpoint_every:
+        if latest.metrics(restored[0]).get(ENDED):
+            return best_or_latest_variables(best, latest, state.variables)[1]
+    elif (done := max(last_step(directory), *best.steps, 0)) > settings.checkpoint_every:
         raise UserError(
-            f"{latest.directory}: holds no checkpoint, but {name} was trained here for {last_step(directory)} steps; "
+            f"{latest.directory}: holds no checkpoint, but {name} was trained here for {done} steps; "
             "restore the checkpoints, or train into a new --workdir"
         )
     step = int(state.step)
     if 0 < step < steps:
         _log.info("%s: going on from step %d of %d", name, step, steps)
-    best_nll = min((best.metrics(s).get("nll", np.inf) for s in best.steps if s <= step), default=np.inf)
+    best_nll, best_step = min(
+        ((best.metrics(s).get("nll", np.inf), s) for s in best.steps if s <= step), default=(np.inf, 0)
+    )
+    out_of_time = time.perf_counter() + 60 * settings.minutes if settings.minutes else np.inf
     log = MetricsLog(directory, step)
     warned: set[str] = set()
     pending: tuple[int, dict] | None = None
@@ -163,16 +171,24 @@ def run_to_end(run: Run, settings: Loop, directory: Path, stop: StopSignal) -> P
                 if not np.isfinite(scores["val/nll"]):
                     raise UserError(f"{name}: validation is not finite at step {step}; {last_good()}")
                 if scores["val/nll"] < best_nll:
-                    best_nll = scores["val/nll"]
+                    best_nll, best_step = scores["val/nll"], step
                     best.save(step, _parts(state), {"nll": best_nll})
                 if not work.shown:
                     _log.info("%s: step %d of %d, val NLL %.4f", name, step, steps, scores["val/nll"])
-            stopping = stop.received  # a signal may have arrived during the validation
-            if save or stopping:
-                latest.save(step, _parts(state))
+            late = time.perf_counter() > out_of_time
+            ended = late or bool(settings.patience and step - best_step >= settings.patience * settings.validate_every)
+            stopping = stop.received and not ended  # a signal may have arrived during the validation
+            if save or stopping or ended:
+                latest.save(step, _parts(state), {ENDED: 1.0} if ended else None)
+            if ended and step < steps:
+                why = f"{settings.minutes:g} minutes are over" if late else f"no improvement since step {best_step}"
+                _log.info("%s: ended at step %d of %d, %s", name, step, steps, why)
+                break
             if stopping and step < steps:
                 raise Stopped(f"{name}: stopped at step {step} of {steps}; run the same command to resume")
             clock = time.perf_counter()
+        if settings.patience and best_step == step:
+            _log.warning("%s: still improving at the last step, %d; give more steps (config.train)", name, step)
         return best_or_latest_variables(best, latest, state.variables)[1]
 
 

@@ -44,7 +44,7 @@ def test_defaults_ranges_and_words_are_shown():
         "`steps` | `3000` | int > 0 | Number of training steps.",
         "`seed` | `0` | int ≥ 0 and < 4294967296 | Seed of parameters and batches.",
         "`learning_rate` | `0.001` | float > 0 | Peak learning rate.",
-        "`gaussian` | `false` | `true`, `false` | z is drawn from the posterior; otherwise it is the mean.",
+        "`gaussian` | `false` | `true`, `false` | z is integrated out, over the posterior; otherwise it is the mean.",
         '`places` | `("residual",)` | some of `query`, `key`, `value`, `out`, `gate`, `up`, `down`, `residual` | Proj',
         "`k` | `(0, 1, 3, 5, 10)` | several int | Context sizes to score",
         "`encoder` | [SetEncoder](#setencoder) | [SetEncoder](#setencoder), [BayesEncoder](#bayesencoder) | The",

@@ -97,21 +97,29 @@ def loss_of(task, variables, key=0):
     return float(task.loss("main")(variables, Batch(rows, task.tables("train")), jax.random.key(1))[0])
 
 
-def test_both_penalties_are_part_of_the_loss(tmp_path):
+def test_penalties_are_part_of_the_loss(tmp_path):
     config = rows.get_config("np_btl")
     config.data.path = str(tiny.write_rows(tmp_path / "rows.jsonl", same_texts()))
     config.model.width, config.train.factor_steps, config.model.text_dropout = 8, 5, 0.0
+    config.model.response, config.model.keep_population = "linear", False
     dataset = tiny.load_dataset(config)
     config = resolve(config, dataset)
-    task = RewardTask(config, dataset)
-    variables = jax.tree.map(lambda x: x + 0.1, task.start("main", {}))
-    values = {}
-    for weights in ((0.0, 0.0), (0.3, 0.0), (0.0, 0.7)):
-        config.objective.text_penalty, config.objective.text_bias_penalty = weights
-        values[weights] = loss_of(RewardTask(config, dataset), variables)
-    for weights, name in (((0.3, 0.0), "text_embedding"), ((0.0, 0.7), "text_bias")):
-        expected = 0.5 * sum(weights) * float((variables["params"][name]["embedding"] ** 2).sum())
-        assert values[weights] - values[0.0, 0.0] == pytest.approx(expected, rel=1e-3)
+    variables = jax.tree.map(lambda x: x + 0.1, RewardTask(config, dataset).start("main", {}))
+    of = {"text_penalty": "text_embedding", "text_bias_penalty": "text_bias", "response_penalty": "target_encoder"}
+
+    def loss(weights=None):
+        for name in of:
+            setattr(config.objective, name, (weights or {}).get(name, 0.0))
+        return loss_of(RewardTask(config, dataset), variables)
+
+    for name, part in of.items():
+        squares = sum(float((leaf**2).sum()) for leaf in jax.tree.leaves(variables["params"][part]))
+        assert loss({name: 0.3}) - loss() == pytest.approx(0.15 * squares, rel=2e-3)
+    config.model.keep_population = True
+    variables["params"]["population_log_scale"] = jnp.zeros(())
+    variables["params"]["reward_head"]["latent"].pop("bias")
+    variables["params"]["encoder"]["prior"].pop("mean")
+    assert loss({"text_bias_penalty": 0.7}) == loss()  # it is not trained, so the penalty must not move it
 
 
 def test_choices_among_several_are_trained_on_as_one_observation(tmp_path):

@@ -1,0 +1,162 @@
+"""Fits the calibration of a reward model to validation people, and with it the guard: never worse than the population.
+
+Rewards are r = s(y) + ⟨f(y), z⟩, where s is the population model's up to a scale. The calibration scales z by g(k) and
+r by τ(k) (models/calibration.py). It maximises
+
+    Σ_u (1/|K|) Σ_k Σ_t log p(t | C_k, g(k), τ(k)) − ½ Σ_i ((g_i − 1) / σ_g)² − ½ Σ_i (log τ_i / σ_τ)²
+
+over its five numbers. If the choices of validation people are not predicted better with their contexts than without,
+by more than one standard error over people, then g = 0: everybody gets the population model.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.optimize
+from jaxtyping import Array
+
+from fssa_jax.evaluate.episodes import eligible_users, evaluation_episodes
+from fssa_jax.models.calibration import Calibration, factors
+from fssa_jax.models.rewards import RewardModel
+from fssa_jax.ops.choices import real_responses
+from fssa_jax.ops.episodes import truncate_context
+from fssa_jax.tasks.reward import RewardTask
+from fssa_jax.tasks.reward_predictor import make_posterior
+from fssa_jax.types import Episode, Posterior, PyTree
+
+_SEED = 1_000_033  # of the contexts, which differ from those that chose the checkpoint
+_SIZES = (0, 1, 2, 3, 5, 8, 13, 20, 32, 50)
+_MOST_PEOPLE = 512
+_SCALES = np.array([0.5, 0.5, 0.2, 0.2, 1.0])  # σ of g₀, g₁, log τ₀, log τ₁, log τ(0)
+_STANDARD_ERRORS = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """A calibration and what it rests on: nats per choice gained over the population by validation people."""
+
+    calibration: Calibration
+    people: int
+    gain: float
+    standard_error: float
+
+    @property
+    def helps(self) -> bool:
+        """Whether contexts help validation people by more than one standard error."""
+        return self.gain > _STANDARD_ERRORS * self.standard_error
+
+    def as_json(self) -> dict[str, Any]:
+        """The values, for a file."""
+        numbers = {name: np.asarray(value, np.float64).tolist() for name, value in self.calibration._asdict().items()}
+        return numbers | {"people": self.people, "gain": self.gain, "standard_error": self.standard_error}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Fitted":
+        """The inverse of `as_json`."""
+        calibration = Calibration(*(jnp.asarray(values[name], jnp.float32) for name in Calibration._fields))
+        return cls(calibration, values["people"], values["gain"], values["standard_error"])
+
+
+def can_be_calibrated(model: RewardModel) -> bool:
+    """Whether z = 0 is the population model."""
+    return model.latent == "context" and model.keep_population and model.head == "bilinear"
+
+
+def fit_calibration(task: RewardTask, variables: PyTree) -> Fitted:
+    """Fits the calibration of the main model of a task; see above."""
+    parts, sizes = _parts_of_rewards(task, variables)
+    most = jnp.asarray(float(max(sizes[-1], 1)))
+
+    def log_p(theta: Array) -> Array:
+        """(ks, people) sums over targets."""
+        calibration = _calibration(theta, most)
+        return jnp.stack(
+            [
+                _log_likelihood(part, *factors(calibration, jnp.asarray(float(k))))
+                for part, k in zip(parts, sizes, strict=True)
+            ]
+        )
+
+    @jax.jit
+    def objective(theta: Array) -> Array:
+        prior = jnp.square((theta - jnp.array([1.0, 1.0, 0.0, 0.0, 0.0])) / jnp.asarray(_SCALES, jnp.float32))
+        return -log_p(theta).mean(0).sum() + 0.5 * prior.sum()
+
+    both = jax.jit(jax.value_and_grad(objective))
+
+    def fit(start: np.ndarray, bounds: list[tuple[float, float]]) -> np.ndarray:
+        def evaluated(theta: np.ndarray) -> tuple[float, np.ndarray]:
+            value, gradient = both(jnp.asarray(theta, jnp.float32))
+            return float(value), np.asarray(gradient, np.float64)
+
+        return scipy.optimize.minimize(evaluated, start, jac=True, method="L-BFGS-B", bounds=bounds).x
+
+    temperature = [(-1.0, 1.0)] * 2 + [(-3.0, 3.0)]
+    own = fit(np.array([1.0, 1.0, 0.0, 0.0, 0.0]), [(0.0, 1.0)] * 2 + temperature)
+    everybody = fit(np.zeros(5), [(0.0, 0.0)] * 2 + temperature)
+    targets = np.maximum(np.asarray(parts[0].mask).sum(-1), 1)
+    later = [i for i, k in enumerate(sizes) if k > 0]
+    gains = np.zeros(len(targets))
+    if later:
+        difference = np.asarray(log_p(jnp.asarray(own, jnp.float32)) - log_p(jnp.asarray(everybody, jnp.float32)))
+        gains = difference[later].mean(0) / targets
+    error = float(gains.std(ddof=1) / len(gains) ** 0.5) if len(gains) > 1 else float("inf")
+    found = Fitted(_calibration(own, most), len(gains), float(gains.mean()), error)
+    return found if found.helps else dataclasses.replace(found, calibration=_calibration(everybody, most))
+
+
+def _calibration(theta: Any, most: Array) -> Calibration:
+    theta = jnp.asarray(theta, jnp.float32)
+    return Calibration(theta[:2], theta[2:4], theta[4], most)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """Rewards of targets at z = 0, (people, t, r), what points add, (s, people, t, r), and log weights, (s, people)."""
+
+    shared: Array
+    personal: Array
+    log_weights: Array
+    listed: Array
+    mask: Array
+
+
+def _parts_of_rewards(task: RewardTask, variables: PyTree) -> tuple[list[_Parts], tuple[int, ...]]:
+    model, features = task.model(), jnp.asarray(task.dataset.features)
+    split = task.dataset.splits["val"]
+    table = jax.tree.map(jnp.asarray, split.table)
+    users = eligible_users(split, 0)[0][:_MOST_PEOPLE]
+    longest = int(np.median(np.asarray(split.table.count)[users, 0]))
+    wanted = max(task.config.train.max_context, *task.config.evaluate.k)
+    most = max(min(longest, wanted), 0)
+    sizes = tuple(k for k in _SIZES if k < most) + ((most,) if most else ())
+    episodes = evaluation_episodes(_SEED, 0, table, jnp.asarray(users), max_context=max(most, 1))
+    read = make_posterior(model, task.config.evaluate.samples)
+    variables = jax.device_put({name: value for name, value in variables.items() if name != "calibration"})
+
+    @jax.jit
+    def rewards_at(z: Array, part: Episode) -> Array:
+        out: Any = model.apply(variables, part.targets, z, features, method="target_rewards")
+        return out
+
+    parts = []
+    for k in sizes or (0,):
+        part = truncate_context(episodes, k)
+        q = read(variables, part.context, features)
+        assert isinstance(q, Posterior)
+        shared = rewards_at(jnp.zeros((1, *q.mean.shape)), part)
+        personal = rewards_at(jnp.moveaxis(q.points, -2, 0), part) - shared
+        listed = jnp.asarray(real_responses(part.targets))
+        parts.append(_Parts(shared[0], personal, jnp.moveaxis(q.log_weights, -1, 0), listed, part.targets.mask))
+    return parts, sizes or (0,)
+
+
+def _log_likelihood(part: _Parts, g: Array, temperature: Array) -> Array:
+    """(people,) Σ_t log p(t | C)."""
+    values = temperature * (part.shared[None] + g * part.personal)
+    each = jax.nn.log_softmax(jnp.where(part.listed[None], values, -jnp.inf), axis=-1)[..., 0]
+    log_p = jax.nn.logsumexp(each + part.log_weights[..., None], axis=0)
+    return jnp.where(part.mask, log_p, 0).sum(-1)

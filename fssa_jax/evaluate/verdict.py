@@ -1,0 +1,93 @@
+"""The verdict of a report in words: do a person's choices help, by how much, how sure, and for whom not."""
+
+from typing import Any, Literal
+
+Helps = Literal["yes", "not shown", "no"]
+
+_ENOUGH_ECE = 0.02
+_WORST = 0.01  # share of accuracy that the worst decile may lose against the population
+
+
+def verdict(report: dict[str, Any]) -> dict[str, Any]:
+    """{"helps": "yes", "not shown" or "no", "lines": […]}, from the series of a report that has a population model.
+
+    Contexts help if the 95 % interval of the gain over the population model is above 0 at the largest k, and do harm if
+    it is below 0.
+
+    >>> from fssa_jax.evaluate.verdict import verdict
+    >>> cell = {"mean": 0.04, "low": 0.01, "high": 0.07}
+    >>> verdict({"k": [0, 5], "gain": {"5": cell}, "users": {"scored": 40}})["lines"]
+    ['5 choices of a person help: 4.0 points over the population model (95 % interval 1.0 to 7.0; 40 people)']
+    """
+    ks = [str(k) for k in report["k"]]
+    last = ks[-1]
+    gain = report["gain"][last]
+    helps: Helps = "yes" if gain["low"] > 0 else "no" if gain["high"] < 0 else "not shown"
+    said = {"yes": "help", "no": "do harm", "not shown": "are not shown to help"}[helps]
+    people = report["users"]["scored"]
+    lines = [f"{last} choices of a person {said}: {_points(gain)} (95 % interval {_interval(gain)}; {people} people)"]
+    lines += _of_control(report, last)
+    lines += _of_worst(report, ks)
+    lines += _of_calibration(report, ks)
+    lines += _of_training(report.get("training"))
+    return {"helps": helps, "lines": lines}
+
+
+def _points(cell: dict[str, float]) -> str:
+    return f"{round(100 * cell['mean'], 1) + 0:.1f} points over the population model"
+
+
+def _interval(cell: dict[str, float]) -> str:
+    return f"{round(100 * cell['low'], 1) + 0:.1f} to {round(100 * cell['high'], 1) + 0:.1f}"
+
+
+def _of_control(report: dict[str, Any], k: str) -> list[str]:
+    cell = (report.get("control_gain") or {}).get(k)
+    if cell is None:
+        return []
+    if cell["low"] > 0:
+        return [f"another person's choices help as well, {_points(cell)} ({_interval(cell)}): the gain is not personal"]
+    own = report["gain"][k]
+    apart = own["low"] > cell["high"]
+    what = "so it matters whose choices they are" if apart else "not clearly different from the person's own"
+    return [f"with another person's choices: {_points(cell)} ({_interval(cell)}), {what}"]
+
+
+def _of_worst(report: dict[str, Any], ks: list[str]) -> list[str]:
+    own, other = report.get("worst_decile"), report.get("population_worst_decile")
+    if not own or not other:
+        return []
+    lost = {k: own[k]["mean"] - other[k]["mean"] for k in ks}
+    k = min(lost, key=lambda k: lost[k])
+    mine, theirs = (f"{100 * cell[k]['mean']:.1f} %" for cell in (own, other))
+    reached = f"{mine} of their choices are predicted, {theirs} by the population model"
+    if lost[k] < -_WORST:
+        return [f"it fails the worst decile of people at k = {k}: {reached}"]
+    return [f"nobody pays for it: of the worst decile, at k = {k} where it gains least, {reached}"]
+
+
+def _of_calibration(report: dict[str, Any], ks: list[str]) -> list[str]:
+    ece, nll = report.get("ece"), report.get("nll")
+    if not ece or not nll:
+        return []
+    first, last = nll[ks[0]], nll[ks[-1]]
+    worst = max(ks, key=lambda k: ece[k]["mean"])
+    lines = []
+    if last["mean"] > first["high"]:
+        lines.append(
+            f"NLL grows with the choices, from {first['mean']:.3f} to {last['mean']:.3f}: it is over-confident"
+        )
+    if ece[worst]["low"] > _ENOUGH_ECE:
+        lines.append(f"probabilities are off by {100 * ece[worst]['mean']:.1f} points on average at k = {worst} (ECE)")
+    return lines or [
+        f"probabilities can be trusted: ECE is at most {ece[worst]['mean']:.3f}, within its interval of .02"
+    ]
+
+
+def _of_training(training: dict[str, Any] | None) -> list[str]:
+    if not training:
+        return []
+    best, last = training["best"], training["last"]
+    if best == last and not training["decayed"]:
+        return [f"training was too short: validation still improved at the last step, {last}; give more steps"]
+    return [f"training was long enough: the best of {last} steps is {best}"]

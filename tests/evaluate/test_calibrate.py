@@ -1,0 +1,60 @@
+"""The calibration keeps what contexts are worth, and gives everybody the population where they are worth nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fssa_jax.evaluate.calibrate import Fitted, fit_calibration
+from fssa_jax.tasks.reward import RewardTask
+from fssa_jax.tasks.reward_models import resolve
+from tests import tiny
+
+
+def task_of(tmp_path, noise: bool) -> tuple[RewardTask, dict]:
+    """Two kinds of people, or people who choose at random, and a model that reads whether long answers were chosen."""
+    rows = tiny.rows(users=90)
+    if noise:
+        rng = np.random.default_rng(1)
+        rows = [row | {"choice": int(rng.integers(2))} for row in rows]
+    config = tiny.auto_config(tiny.write_rows(tmp_path / "rows.jsonl", rows))
+    dataset = tiny.load_dataset(config)
+    task = RewardTask(resolve(config, dataset, quiet=True), dataset)
+    length = np.array([len(response.split()) for _, response in dataset.texts], np.float32)
+    dataset.features = np.concatenate([(length[:, None] - 6) / 6, np.zeros((len(length), 7), np.float32)], axis=1)
+    variables = task.start("main", {})
+    params = jax.tree.map(jnp.zeros_like, variables["params"])
+    kernel = params["target_encoder"]["dense_0"]["kernel"]
+    params["target_encoder"]["dense_0"]["kernel"] = kernel.at[0, 0].set(3.0)
+    params["reward_head"] = variables["params"]["reward_head"]
+    return task, {"params": params}
+
+
+def test_choices_that_tell_something_keep_their_weight(tmp_path):
+    found = fit_calibration(*task_of(tmp_path, noise=False))
+    assert found.helps
+    assert found.people == 9
+    assert found.gain > 0.2
+    assert (np.asarray(found.calibration.shrinkage) > 0.8).all()
+
+
+def test_noise_gives_everybody_the_population(tmp_path):
+    task, variables = task_of(tmp_path, noise=True)
+    found = fit_calibration(task, variables)
+    assert not found.helps
+    np.testing.assert_array_equal(found.calibration.shrinkage, [0, 0])
+    split = task.dataset.splits["test"]
+    from fssa_jax.evaluate.episodes import episodes_of
+
+    episodes = episodes_of(split, np.arange(len(split.users)), 0, 3)
+    predictor = task.predictor("main", split)({**variables, "calibration": found.calibration._asdict()})
+    log_p = predictor.predict(episodes, (0, 3)).log_p
+    np.testing.assert_allclose(log_p, np.log(0.5), atol=1e-5)  # the population has no opinion
+
+
+def test_a_calibration_goes_through_a_file(tmp_path):
+    found = fit_calibration(*task_of(tmp_path, noise=False))
+    again = Fitted.from_json(found.as_json())
+    assert again.people == found.people
+    jax.tree.map(np.testing.assert_array_equal, again.calibration, found.calibration)
+    assert again.gain == pytest.approx(found.gain)

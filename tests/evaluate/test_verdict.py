@@ -1,0 +1,62 @@
+"""The verdict says what the figures say, no more."""
+
+import pytest
+
+from fssa_jax.evaluate.verdict import verdict
+
+
+def cell(mean, half=0.01):
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def report(**changes):
+    series = {
+        "k": [0, 3],
+        "users": {"scored": 30},
+        "gain": {"0": cell(0.0), "3": cell(0.05)},
+        "control_gain": {"0": cell(0.0), "3": cell(-0.02)},
+        "worst_decile": {"0": cell(0.4), "3": cell(0.45)},
+        "population_worst_decile": {"0": cell(0.4), "3": cell(0.4)},
+        "nll": {"0": cell(0.6), "3": cell(0.55)},
+        "ece": {"0": cell(0.01), "3": cell(0.015)},
+        "training": {"best": 50, "last": 200, "decayed": False},
+    }
+    return verdict(series | changes)
+
+
+def test_a_good_report():
+    found = report()
+    assert found["helps"] == "yes"
+    assert found["lines"] == [
+        "3 choices of a person help: 5.0 points over the population model (95 % interval 4.0 to 6.0; 30 people)",
+        "with another person's choices: -2.0 points over the population model (-3.0 to -1.0), so it matters whose "
+        "choices they are",
+        "nobody pays for it: of the worst decile, at k = 0 where it gains least, 40.0 % of their choices are "
+        "predicted, 40.0 % by the population model",
+        "probabilities can be trusted: ECE is at most 0.015, within its interval of .02",
+        "training was long enough: the best of 200 steps is 50",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "helps", "said"),
+    [
+        ({"gain": {"0": cell(0.0), "3": cell(0.005)}}, "not shown", "are not shown to help: 0.5 points"),
+        ({"gain": {"0": cell(0.0), "3": cell(-0.05)}}, "no", "do harm: -5.0 points"),
+        ({"control_gain": {"3": cell(0.04)}}, "yes", "help as well, 4.0 points over the population model (3.0 to 5.0)"),
+        ({"control_gain": {"3": cell(0.05, 0.06)}}, "yes", "not clearly different from the person's own"),
+        (
+            {"worst_decile": {"0": cell(0.4), "3": cell(0.3)}},
+            "yes",
+            "it fails the worst decile of people at k = 3: 30.0 %",
+        ),
+        ({"nll": {"0": cell(0.5), "3": cell(0.55)}}, "yes", "NLL grows with the choices, from 0.500 to 0.550"),
+        ({"ece": {"0": cell(0.01), "3": cell(0.08)}}, "yes", "off by 8.0 points on average at k = 3"),
+        ({"training": {"best": 200, "last": 200, "decayed": False}}, "yes", "training was too short"),
+        ({"training": {"best": 200, "last": 200, "decayed": True}}, "yes", "training was long enough"),
+    ],
+)
+def test_what_is_wrong_is_said(changes, helps, said):
+    found = report(**changes)
+    assert found["helps"] == helps
+    assert any(said in line for line in found["lines"])
