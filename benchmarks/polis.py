@@ -145,6 +145,7 @@ def train_one(seed: int, unseen: bool = False) -> tuple[Workdir, PyTree, PyTree]
     config.evaluate.k = _KS
     config.train.specialist_steps = 0
     if unseen:  # new texts have features only
+        config.auto = "no"
         config.model.response, config.model.text_dropout, config.model.learn_texts = "linear", 0.2, "yes"
     with TemporaryDirectory() as directory:
         work = train(config, Path(directory))
@@ -187,7 +188,8 @@ def main() -> None:
 
     params = trained[0][2]["params"]
     bias = params["text_bias"]["embedding"][:, 0]
-    start_rewards = np.asarray(features @ params["population_reward"]["out"]["kernel"])[:, 0] + np.asarray(bias)
+    scale = trained[0][0].config.model.feature_scale
+    start_rewards = scale * np.asarray(features @ params["population_reward"]["out"]["kernel"])[:, 0] + np.asarray(bias)
     reference = []
     for seed in _SEEDS.value:
         s, v = joint_factorisation(int(seed), dataset.splits["train"].table, start_rewards)

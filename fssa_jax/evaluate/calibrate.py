@@ -51,7 +51,8 @@ class Fitted:
     def as_json(self) -> dict[str, Any]:
         """The values, for a file."""
         numbers = {name: np.asarray(value, np.float64).tolist() for name, value in self.calibration._asdict().items()}
-        return numbers | {"people": self.people, "gain": self.gain, "standard_error": self.standard_error}
+        facts = {"people": self.people, "gain": self.gain, "standard_error": self.standard_error}
+        return numbers | facts | {"helps": self.helps}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Fitted":

@@ -26,7 +26,14 @@ def verdict(report: dict[str, Any]) -> dict[str, Any]:
     said = {"yes": "help", "no": "do harm", "not shown": "are not shown to help"}[helps]
     people = report["users"]["scored"]
     lines = [f"{last} choices of a person {said}: {_points(gain)} (95 % interval {_interval(gain)}; {people} people)"]
-    lines += _of_control(report, last)
+    fitted = (report.get("training") or {}).get("calibration")
+    if fitted and not fitted["helps"]:
+        lines.append(
+            f"everybody gets the population model: contexts did not help the {fitted['people']} validation people by "
+            "more than one standard error"
+        )
+    else:
+        lines += _of_control(report, last)
     lines += _of_worst(report, ks)
     lines += _of_calibration(report, ks)
     lines += _of_training(report.get("training"))

@@ -14,7 +14,9 @@ def report_warnings(report: dict[str, Any], texts_alone: bool) -> list[str]:
     unknown = unknown_texts(report, texts_alone)
     out = [*steering_warnings(report), *limit_warnings(report), *few_people(scored), *unknown]
     health = report.get("latent")
-    if health and scored > 1 and not unknown:
+    fitted = (report.get("training") or {}).get("calibration")
+    guarded = bool(fitted) and not fitted["helps"]  # z is 0 on purpose, which the verdict says
+    if health and scored > 1 and not unknown and not guarded:
         out += collapse_warnings(health, health["context_effect"] if len(report["k"]) > 1 else None)
     return out
 

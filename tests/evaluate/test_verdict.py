@@ -3,6 +3,7 @@
 import pytest
 
 from fssa_jax.evaluate.verdict import verdict
+from fssa_jax.evaluate.warnings import report_warnings
 
 
 def cell(mean, half=0.01):
@@ -36,6 +37,17 @@ def test_a_good_report():
         "probabilities can be trusted: ECE is at most 0.015, within its interval of .02",
         "training was long enough: the best of 200 steps is 50",
     ]
+
+
+def test_the_guard_is_said_and_its_still_latent_is_no_collapse():
+    training = {"best": 50, "last": 200, "decayed": False, "calibration": {"helps": False, "people": 12}}
+    found = report(gain={"0": cell(0.0), "3": cell(0.0)}, training=training)
+    assert "everybody gets the population model" in found["lines"][1]
+    assert not any("another person's" in line for line in found["lines"])
+    still = {"units": 4, "active_units": 0, "context_effect": 0.0}
+    series = {"k": [0, 3], "users": {"scored": 30}, "targets": {"unseen": 0, "rows": 9}, "latent": still}
+    assert report_warnings(series | {"training": training}, False) == []
+    assert len(report_warnings(series, False)) == 2
 
 
 @pytest.mark.parametrize(
