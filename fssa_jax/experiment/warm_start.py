@@ -68,6 +68,10 @@ def take_over_settings(config: PolicyConfig) -> PolicyConfig:
     if work is None:
         return config
     source = config.encoder.init_from  # type: ignore[union-attr]
+    fitted = work.calibration()
+    if fitted is not None and not fitted.helps:
+        said = "%s: choices are not shown to help its validation people; a policy that follows them may do no better"
+        _log.warning(said + " than one for everybody", source)
     _refuse_other("encoder.model", config.encoder.model, work.config.model, source)  # type: ignore[union-attr]
     encoder = dataclasses.replace(config.encoder, model=copy.deepcopy(work.config.model))  # type: ignore[type-var]
     config = dataclasses.replace(config, encoder=encoder)

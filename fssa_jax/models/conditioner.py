@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from fssa_jax.models.bayes_encoder import BayesEncoder
 from fssa_jax.models.hypernetwork import Hypernetwork
 from fssa_jax.models.rewards import RewardModel
 from fssa_jax.ops.adapters import AdapterTree
@@ -45,8 +46,10 @@ class Conditioner(nn.Module):
 
     @property
     def sampled(self) -> bool:
-        """Whether z is a random variable."""
-        return self.latent == "context" and self.reward is not None and self.reward.sampled
+        """Whether z is random; that of a frozen `BayesEncoder` is its mean."""
+        if self.latent != "context" or self.reward is None:
+            return False
+        return self.reward.sampled and not (self.frozen and isinstance(self.reward.encoder, BayesEncoder))
 
     def infer(self, context: Comparisons, table: Float[Array, "texts d"] | None = None) -> DiagGaussian:
         """q(z | C) of contexts, without dropout; see `RewardModel.infer`."""
