@@ -12,16 +12,17 @@ small language model from scratch on the texts of the rows; with
 --config.policy.base=NAME --config.optim.learning_rate=1e-5 it fine-tunes a pretrained one. np_dpo steers a language
 model by a person's choices, with the encoder of np_btl.
 
-How np_btl represents a text depends on the rows (`model.learn_texts` is "auto"). Where many people judge the same
-texts, every text has a learnt embedding, initialised by a matrix factorisation. The encoder then reads each response
-by itself, as liked or not liked. Where most texts of the held-out people are new, rewards are linear in the features
-of the texts, and a choice is only a comparison. --config.model.learn_texts=no always does the latter: use it to rank
+np_btl is for data that nobody tuned (`auto` is "yes"). Short fits on validation people choose between learnt embeddings
+of texts, linear functions of their features, both, and kinds of people. Training ends when validation stops improving.
+Where choices are not shown to help, everybody gets the population model. See experiment/choose.py and
+evaluate/calibrate.py. --config.auto=no keeps the settings of this file; --config.model.learn_texts=no is for ranking
 texts that do not exist yet.
 
 Measured for np_btl on the Polis data (benchmarks/polis.py, two x86-64 CPU cores, no accelerator): gain over the
-population model on 322 test users +2.8 / +3.9 / +4.3 points at K = 5 / 10 / 20, mean of three seeds; about 50 s per
-seed on one core. For np_dpo on the same data (benchmarks/policies.py --what=polis, one seed): +2.1 / +2.3 / +2.6 over
-the population's DPO. For np_btl_attention (one seed, 120 s): −1.3 / +1.6 / +2.4 / +2.7 at K = 0 / 5 / 10 / 20.
+population model on 322 test users +2.9 / +3.9 / +4.5 points at K = 5 / 10 / 20, mean of three seeds; about 150 s per
+seed with its evaluation. For np_btl_attention (one seed, 120 s): −1.3 / +1.6 / +2.4 / +2.7 at K = 0 / 5 / 10 / 20. For
+np_dpo on the same data (benchmarks/policies.py --what=polis, one seed): +2.1 / +2.3 / +2.6 over the population's DPO,
+with the fixed np_btl that was the default before.
 """
 
 from fssa_jax.config import (

@@ -82,6 +82,7 @@ def test_programs_set_the_flag_of_xla_and_keep_what_the_user_set(monkeypatch):
 @pytest.fixture
 def run_here(monkeypatch):
     """Runs a function as a program in this process, whose log stays as it is."""
+    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))  # a program changes it
     monkeypatch.setattr(program.app, "run", lambda guarded, flags_parser: guarded(["program"]))
     monkeypatch.setattr(program, "_quiet_logging", lambda: None)
     monkeypatch.setattr(sys, "argv", ["program"])

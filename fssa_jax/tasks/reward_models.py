@@ -32,7 +32,7 @@ def make_model(settings: Any, dataset: Dataset, name: str = MAIN) -> rewards.Rew
             width=settings.width,
             population=settings.population,
             learnt_texts=learnt_texts,
-            feature_scale=settings.feature_scale,
+            feature_scale=float(settings.feature_scale),
         )
         if name == POPULATION:
             return population
@@ -42,7 +42,7 @@ def make_model(settings: Any, dataset: Dataset, name: str = MAIN) -> rewards.Rew
             groups=len(dataset.groups),
             target=settings.response,
             head=settings.head,
-            text_dropout=settings.text_dropout,
+            text_dropout=float(settings.text_dropout),
             keep_population=settings.keep_population,
         )
     likelihood, link = ("dpl", settings.link) if isinstance(settings, Dpl) and name == MAIN else ("btl", "probit")
