@@ -1,19 +1,23 @@
 """Trains an experiment: all models of its task, one after the other, into a work directory."""
 
 import contextlib
+import json
 import logging
 from pathlib import Path
 
 import jax
 
 from fssa_jax.config import Config, PolicyConfig
+from fssa_jax.evaluate.calibrate import can_be_calibrated, fit_calibration
 from fssa_jax.experiment.choose import choose, needs_choice
 from fssa_jax.experiment.fit import fit
 from fssa_jax.experiment.make import make
 from fssa_jax.experiment.warm_start import teacher_variables
-from fssa_jax.experiment.workdir import Workdir
-from fssa_jax.files import clean, locked
+from fssa_jax.experiment.workdir import CALIBRATION, Workdir
+from fssa_jax.files import clean, locked, with_checksum, write_text
+from fssa_jax.progress import doing
 from fssa_jax.tasks.policy import TEACHER
+from fssa_jax.tasks.reward import RewardTask
 from fssa_jax.tasks.task import MAIN
 from fssa_jax.train.loop import StopSignal
 from fssa_jax.types import PyTree
@@ -45,5 +49,21 @@ def train(config: Config, path: Path) -> Workdir:
                 trained[name] = fit(work, name, trained, stop)
         work.task.finish(path, trained[MAIN])
         if first:
-            work.calibrate()
+            calibrate(work)
         return work
+
+
+def calibrate(work: Workdir) -> None:
+    """Fits the calibration of a trained reward model that has one, and writes it."""
+    task, file = work.task, work.path / CALIBRATION
+    if not isinstance(task, RewardTask) or not can_be_calibrated(task.model()):
+        return
+    file.unlink(missing_ok=True)  # of an earlier training
+    found = work.trained()
+    assert found is not None  # the main model was trained
+    with doing("calibration on validation people"):
+        fitted = fit_calibration(task, found[0])
+    write_text(file, json.dumps(with_checksum(fitted.as_json()), indent=1))
+    what = "contexts help" if fitted.helps else "contexts are not shown to help: everybody gets the population model"
+    said = "calibration on %d validation people: %s (%.3f ± %.3f nats per choice)"
+    _log.info(said, fitted.people, what, fitted.gain, 1.96 * fitted.standard_error)

@@ -33,13 +33,12 @@ from fssa_jax.data.features import EncoderFeaturiser
 from fssa_jax.data.new_people import with_people
 from fssa_jax.data.tokenised import note_too_long, table_with_tokens, tokenise
 from fssa_jax.errors import UserError
-from fssa_jax.evaluate.calibrate import Fitted, can_be_calibrated, fit_calibration
+from fssa_jax.evaluate.calibrate import Fitted
 from fssa_jax.files import LOCK, with_checksum, write_text
 from fssa_jax.lm.base import Base, load_base
 from fssa_jax.lm.scoring import table_log_probs
 from fssa_jax.lm.token_table import join_tables
 from fssa_jax.people.person import PersonModel, PersonPolicy
-from fssa_jax.progress import doing
 from fssa_jax.tasks.policy import PolicyTask
 from fssa_jax.tasks.reference import stored_reference
 from fssa_jax.tasks.reward import RewardTask
@@ -143,21 +142,6 @@ class Workdir:
         """What was fitted to validation people after the training; None if nothing was."""
         file = self.path / CALIBRATION
         return Fitted.from_json(read_json(file, sealed=True)) if file.is_file() else None
-
-    def calibrate(self) -> None:
-        """Fits the calibration of a trained reward model that has one."""
-        task, file = self.task, self.path / CALIBRATION
-        if not isinstance(task, RewardTask) or not can_be_calibrated(task.model()):
-            return
-        file.unlink(missing_ok=True)
-        with doing("calibration on validation people"):
-            fitted = fit_calibration(task, self._best())
-        write_text(file, json.dumps(with_checksum(fitted.as_json()), indent=1))
-        what = (
-            "contexts help" if fitted.helps else "contexts are not shown to help: everybody gets the population model"
-        )
-        said = "calibration on %d validation people: %s (%.3f ± %.3f nats per choice)"
-        _log.info(said, fitted.people, what, fitted.gain, 1.96 * fitted.standard_error)
 
     def person(self) -> PersonModel:
         """The main model, ready for new people.

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fssa_jax.evaluate.calibrate import Fitted, fit_calibration
+from fssa_jax.evaluate.episodes import episodes_of
 from fssa_jax.tasks.reward import RewardTask
 from fssa_jax.tasks.reward_models import resolve
 from tests import tiny
@@ -44,8 +45,6 @@ def test_noise_gives_everybody_the_population(tmp_path):
     assert not found.helps
     np.testing.assert_array_equal(found.calibration.shrinkage, [0, 0])
     split = task.dataset.splits["test"]
-    from fssa_jax.evaluate.episodes import episodes_of
-
     episodes = episodes_of(split, np.arange(len(split.users)), 0, 3)
     predictor = task.predictor("main", split)({**variables, "calibration": found.calibration._asdict()})
     log_p = predictor.predict(episodes, (0, 3)).log_p
