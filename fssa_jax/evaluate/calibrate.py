@@ -7,10 +7,13 @@ r by τ(k) (models/calibration.py). It maximises
 
 over its five numbers. If the choices of validation people are not predicted better with their contexts than without,
 by more than one standard error over people, then g = 0: everybody gets the population model.
+
+Where validation people are few, they are all people but those for testing, each predicted by a model of another fold.
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +21,7 @@ import numpy as np
 import scipy.optimize
 from jaxtyping import Array
 
+from fssa_jax.data.dataset import Split
 from fssa_jax.evaluate.episodes import eligible_users, evaluation_episodes
 from fssa_jax.models.calibration import Calibration, factors
 from fssa_jax.models.rewards import RewardModel
@@ -36,12 +40,16 @@ _STANDARD_ERRORS = 1.0
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """A calibration and what it rests on: nats per choice gained over the population by validation people."""
+    """A calibration and what it rests on: nats per choice gained over the population by validation people.
+
+    `step` is that of the checkpoint that it belongs to.
+    """
 
     calibration: Calibration
     people: int
     gain: float
     standard_error: float
+    step: int = 0
 
     @property
     def helps(self) -> bool:
@@ -51,14 +59,14 @@ class Fitted:
     def as_json(self) -> dict[str, Any]:
         """The values, for a file."""
         numbers = {name: np.asarray(value, np.float64).tolist() for name, value in self.calibration._asdict().items()}
-        facts = {"people": self.people, "gain": self.gain, "standard_error": self.standard_error}
+        facts = {name: getattr(self, name) for name in ("people", "gain", "standard_error", "step")}
         return numbers | facts | {"helps": self.helps}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Fitted":
         """The inverse of `as_json`."""
         calibration = Calibration(*(jnp.asarray(values[name], jnp.float32) for name in Calibration._fields))
-        return cls(calibration, values["people"], values["gain"], values["standard_error"])
+        return cls(calibration, values["people"], values["gain"], values["standard_error"], values.get("step", 0))
 
 
 def can_be_calibrated(model: RewardModel) -> bool:
@@ -66,9 +74,14 @@ def can_be_calibrated(model: RewardModel) -> bool:
     return model.latent == "context" and model.keep_population and model.head == "bilinear"
 
 
-def fit_calibration(task: RewardTask, variables: PyTree) -> Fitted:
-    """Fits the calibration of the main model of a task; see above."""
-    parts, sizes = _parts_of_rewards(task, variables)
+def fit_calibration(task: RewardTask, fitted: Sequence[tuple[PyTree, Split]]) -> Fitted:
+    """Fits the calibration of the main model of a task; see above.
+
+    Args:
+      task: the task.
+      fitted: variables, and people whom they were not trained on.
+    """
+    parts, sizes = _parts_of_rewards(task, fitted)
     most = jnp.asarray(float(max(sizes[-1], 1)))
 
     def log_p(theta: Array) -> Array:
@@ -114,9 +127,8 @@ def _calibration(theta: Any, most: Array) -> Calibration:
     return Calibration(theta[:2], theta[2:4], theta[4], most)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Parts:
-    """Rewards of targets at z = 0, (people, t, r), what points add, (s, people, t, r), and log weights, (s, people)."""
+class _Parts(NamedTuple):
+    """Rewards of targets at z = 0, (people, t, r), what points add, (people, s, t, r), and log weights, (people, s)."""
 
     shared: Array
     personal: Array
@@ -125,39 +137,42 @@ class _Parts:
     mask: Array
 
 
-def _parts_of_rewards(task: RewardTask, variables: PyTree) -> tuple[list[_Parts], tuple[int, ...]]:
+def _parts_of_rewards(task: RewardTask, fitted: Sequence[tuple[PyTree, Split]]) -> tuple[list[_Parts], tuple[int, ...]]:
     model, features = task.model(), jnp.asarray(task.dataset.features)
-    split = task.dataset.splits["val"]
-    table = jax.tree.map(jnp.asarray, split.table)
-    users = eligible_users(split, 0)[0][:_MOST_PEOPLE]
-    longest = int(np.median(np.asarray(split.table.count)[users, 0]))
+    people = [eligible_users(split, 0)[0][: _MOST_PEOPLE // len(fitted)] for _, split in fitted]
+    counts = [np.asarray(split.table.count)[users, 0] for users, (_, split) in zip(people, fitted, strict=True)]
     wanted = max(task.config.train.max_context, *task.config.evaluate.k)
-    most = max(min(longest, wanted), 0)
+    most = max(min(int(np.median(np.concatenate(counts))), wanted), 0)
     sizes = tuple(k for k in _SIZES if k < most) + ((most,) if most else ())
-    episodes = evaluation_episodes(_SEED, 0, table, jnp.asarray(users), max_context=max(most, 1))
     read = make_posterior(model, task.config.evaluate.samples)
-    variables = jax.device_put({name: value for name, value in variables.items() if name != "calibration"})
 
     @jax.jit
-    def rewards_at(z: Array, part: Episode) -> Array:
+    def rewards_at(variables: PyTree, z: Array, part: Episode) -> Array:
         out: Any = model.apply(variables, part.targets, z, features, method="target_rewards")
         return out
 
-    parts = []
-    for k in sizes or (0,):
-        part = truncate_context(episodes, k)
-        q = read(variables, part.context, features)
-        assert isinstance(q, Posterior)
-        shared = rewards_at(jnp.zeros((1, *q.mean.shape)), part)
-        personal = rewards_at(jnp.moveaxis(q.points, -2, 0), part) - shared
-        listed = jnp.asarray(real_responses(part.targets))
-        parts.append(_Parts(shared[0], personal, jnp.moveaxis(q.log_weights, -1, 0), listed, part.targets.mask))
-    return parts, sizes or (0,)
+    def parts_of(variables: PyTree, split: Split, users: np.ndarray) -> list[_Parts]:
+        table = jax.tree.map(jnp.asarray, split.table)
+        episodes = evaluation_episodes(_SEED, 0, table, jnp.asarray(users), max_context=max(most, 1))
+        variables = jax.device_put({name: value for name, value in variables.items() if name != "calibration"})
+        parts = []
+        for k in sizes or (0,):
+            part = truncate_context(episodes, k)
+            q = read(variables, part.context, features)
+            assert isinstance(q, Posterior)
+            shared = rewards_at(variables, jnp.zeros((1, *q.mean.shape)), part)
+            personal = jnp.moveaxis(rewards_at(variables, jnp.moveaxis(q.points, -2, 0), part) - shared, 0, 1)
+            listed = jnp.asarray(real_responses(part.targets))
+            parts.append(_Parts(shared[0], personal, q.log_weights, listed, part.targets.mask))
+        return parts
+
+    found = [parts_of(variables, split, users) for (variables, split), users in zip(fitted, people, strict=True)]
+    return [jax.tree.map(lambda *x: jnp.concatenate(x), *of_k) for of_k in zip(*found, strict=True)], sizes or (0,)
 
 
 def _log_likelihood(part: _Parts, g: Array, temperature: Array) -> Array:
     """(people,) Σ_t log p(t | C)."""
-    values = temperature * (part.shared[None] + g * part.personal)
-    each = jax.nn.log_softmax(jnp.where(part.listed[None], values, -jnp.inf), axis=-1)[..., 0]
-    log_p = jax.nn.logsumexp(each + part.log_weights[..., None], axis=0)
+    values = temperature * (part.shared[:, None] + g * part.personal)
+    each = jax.nn.log_softmax(jnp.where(part.listed[:, None], values, -jnp.inf), axis=-1)[..., 0]
+    log_p = jax.nn.logsumexp(each + part.log_weights[..., None], axis=1)
     return jnp.where(part.mask, log_p, 0).sum(-1)

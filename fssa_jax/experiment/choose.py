@@ -10,7 +10,8 @@ With `config.auto=yes` the following are decided, and nothing else:
 * kinds: the same, and people are of `_KINDS` kinds.
 
 Texts are known if `config.model.learn_texts` was resolved to yes. Every candidate is trained for `_STEPS` steps, on the
-same batches. The one with the lowest NLL of the validation people, over all k, is trained on.
+same batches. The one with the lowest NLL of the validation people, over all k, is trained on. Where these are few, every
+person but those for testing is held out once (experiment/folds.py), and the training starts anew.
 """
 
 import copy
@@ -24,10 +25,12 @@ import numpy as np
 
 from fssa_jax.config import DiscretePrior, RewardConfig
 from fssa_jax.data.dataset import Dataset, has_lists
+from fssa_jax.evaluate.held_out import HeldOut
 from fssa_jax.experiment.fit import fit
+from fssa_jax.experiment.folds import FoldFits, Folds, folds_of_few
 from fssa_jax.experiment.workdir import Workdir, read_run, write_settings
 from fssa_jax.tasks.reward import RewardTask
-from fssa_jax.tasks.task import MAIN
+from fssa_jax.tasks.task import MAIN, POPULATION
 from fssa_jax.train.checkpoint import Checkpoints
 from fssa_jax.train.loop import StopSignal
 from fssa_jax.types import PyTree
@@ -77,26 +80,31 @@ def needs_choice(work: Workdir) -> bool:
 
 
 def choose(work: Workdir, trained: Mapping[str, PyTree], stop: StopSignal) -> Workdir:
-    """Fits the candidates, writes the choice to config.json and run.json, and starts the main model from its fit.
+    """Fits the candidates, writes the choice to config.json and run.json; the main model goes on from its fit, if any.
 
     Args:
       work: a work directory whose population model is trained.
       trained: its trained models.
       stop: see `fit`.
     """
-    scores: dict[str, float] = {}
     options = candidates(work.config, work.dataset)
-    for name, config in options.items():
-        short = dataclasses.replace(config.train, steps=min(_STEPS, config.train.steps), patience=0)
-        short.checkpoint_every = short.validate_every
-        one = Workdir(work.path / "choice" / name, RewardTask(dataclasses.replace(config, train=short), work.dataset))
-        fit(one, MAIN, trained, stop)
-        best = Checkpoints(one.path / "checkpoints" / "best", 1, read_only=True)
-        scores[name] = min((best.metrics(step).get("nll", np.inf) for step in best.steps), default=np.inf)
+    folds = folds_of_few(work.dataset, work.config.data.split_seed)
+    if folds is None:
+        scores = {name: _score(work, name, config, trained, stop) for name, config in options.items()}
+    else:
+        held_out = HeldOut.of(folds.people, work.config.evaluate.k, reads=True)
+        scores = {name: _score_on_folds(work, config, folds, held_out, stop) for name, config in options.items()}
     chosen = min(scores, key=lambda name: scores[name])
     listed = ", ".join(f"{name} {nll:.4f}" for name, nll in scores.items())
-    _log.info("chosen on validation people: %s (NLL after %d steps: %s)", chosen, _STEPS, listed)
-    facts = {"name": chosen, "nll": scores, "steps": _STEPS}
+    people = len((folds.people if folds else work.dataset.splits["val"]).users)
+    _log.info("chosen on %d people: %s (NLL after %d steps: %s)", people, chosen, _STEPS, listed)
+    facts = {
+        "name": chosen,
+        "nll": scores,
+        "steps": _STEPS,
+        "people": people,
+        "folds": len(folds.datasets) if folds else 1,
+    }
     if options[chosen].optim.final_fraction == 1:  # the learning rates do not depend on the number of steps
         for part in ("checkpoints", "metrics.jsonl", "tensorboard"):
             if (source := work.path / "choice" / chosen / part).exists():
@@ -105,3 +113,22 @@ def choose(work: Workdir, trained: Mapping[str, PyTree], stop: StopSignal) -> Wo
     write_settings(work.path, options[chosen], read_run(work.path) | {"chosen": facts})
     shutil.rmtree(work.path / "choice", ignore_errors=True)
     return Workdir(work.path, RewardTask(options[chosen], work.dataset))
+
+
+def _score(work: Workdir, name: str, config: RewardConfig, trained: Mapping[str, PyTree], stop: StopSignal) -> float:
+    """The NLL of the validation people after a short fit, which is kept."""
+    short = dataclasses.replace(config.train, steps=min(_STEPS, config.train.steps), patience=0)
+    short.checkpoint_every = short.validate_every
+    one = Workdir(work.path / "choice" / name, RewardTask(dataclasses.replace(config, train=short), work.dataset))
+    fit(one, MAIN, trained, stop)
+    best = Checkpoints(one.path / "checkpoints" / "best", 1, read_only=True)
+    return min((best.metrics(step).get("nll", np.inf) for step in best.steps), default=np.inf)
+
+
+def _score_on_folds(work: Workdir, config: RewardConfig, folds: Folds, held_out: HeldOut, stop: StopSignal) -> float:
+    """The NLL of everybody but the test people, each predicted by a short fit without them."""
+    fits = FoldFits(config, stop)
+    populations = fits.population(folds, work.best_step(POPULATION))
+    mains = fits.main(folds, min(_STEPS, config.train.steps), populations)
+    scores, _ = held_out.scores(folds.predictor(config, MAIN, mains))
+    return scores["val/nll"]

@@ -188,6 +188,11 @@ class Workdir:
         wider = dataclasses.replace(task, dataset=dataset, tokens=tokens, reference=reference)
         return dataclasses.replace(self, task=wider), split
 
+    def best_step(self, name: str) -> int:
+        """The step of a model that was best by validation; 0 before the first checkpoint."""
+        stores = self._stores(name)
+        return max(stores[0].steps or stores[1].steps, default=0) if stores else 0
+
     def training(self) -> dict[str, Any]:
         """Of the main model: its best step, its last step, and whether the learning rate had decayed by then."""
         stores = self._stores(MAIN)

@@ -12,6 +12,11 @@ from fssa_jax.tasks.reward_models import resolve
 from tests import tiny
 
 
+def fitted_on(tmp_path, noise: bool):
+    task, variables = task_of(tmp_path, noise)
+    return fit_calibration(task, [(variables, task.dataset.splits["val"])])
+
+
 def task_of(tmp_path, noise: bool) -> tuple[RewardTask, dict]:
     """Two kinds of people, or people who choose at random, and a model that reads whether long answers were chosen."""
     rows = tiny.rows(users=90)
@@ -32,7 +37,7 @@ def task_of(tmp_path, noise: bool) -> tuple[RewardTask, dict]:
 
 
 def test_choices_that_tell_something_keep_their_weight(tmp_path):
-    found = fit_calibration(*task_of(tmp_path, noise=False))
+    found = fitted_on(tmp_path, noise=False)
     assert found.helps
     assert found.people == 9
     assert found.gain > 0.2
@@ -41,7 +46,7 @@ def test_choices_that_tell_something_keep_their_weight(tmp_path):
 
 def test_noise_gives_everybody_the_population(tmp_path):
     task, variables = task_of(tmp_path, noise=True)
-    found = fit_calibration(task, variables)
+    found = fit_calibration(task, [(variables, task.dataset.splits["val"])])
     assert not found.helps
     np.testing.assert_array_equal(found.calibration.shrinkage, [0, 0])
     split = task.dataset.splits["test"]
@@ -52,7 +57,7 @@ def test_noise_gives_everybody_the_population(tmp_path):
 
 
 def test_a_calibration_goes_through_a_file(tmp_path):
-    found = fit_calibration(*task_of(tmp_path, noise=False))
+    found = fitted_on(tmp_path, noise=False)
     again = Fitted.from_json(found.as_json())
     assert again.people == found.people
     jax.tree.map(np.testing.assert_array_equal, again.calibration, found.calibration)
