@@ -18,6 +18,8 @@ class NeuralProcess:
     """Samples of a Gaussian latent."""
     response_penalty: float = number(0.0, least=0)
     """Weight of the L2 penalty on the weights of the network that encodes a response."""
+    population_penalty: float = number(0.0, least=0)
+    """Weight of the L2 penalty on the weights of the population reward."""
     text_penalty: float = number(0.0, least=0)
     """Weight of the L2 penalty on learnt embeddings, summed over texts."""
     text_bias_penalty: float = number(0.0, least=0)

@@ -1,24 +1,27 @@
-"""Chooses how a reward model represents texts and people, by short fits that are scored on validation people.
+"""Decides how a reward model is regularised, represents texts and people, and how long it trains, from the data.
 
-With `config.auto=yes` the following are decided, and nothing else:
+With `config.auto=yes` the following are decided, and nothing else, by the NLL of people who were not trained on: the
+validation people, or all but the test people in folds (experiment/folds.py).
 
-* texts: a learnt embedding per text, from a matrix factorisation; a choice is a liked and a disliked response. For
-  known texts and choices between two.
-* ids: a learnt embedding per text; a choice is a comparison, as in all that follow. For known texts and longer lists.
-* hybrid: linear in the features, plus a learnt embedding that is shrunk to 0. For known texts.
-* features: linear in the features.
-* kinds: the same, and people are of `_KINDS` kinds.
+1. The population model: the weight of the penalty on its linear part, one of `_POPULATION` per choice in training,
+   after `POPULATION_STEPS` steps. The penalty on what is learnt per text is `_PER_TEXT` per choice.
+2. The main model: one of the candidates below, each with the penalties on its representation of texts times one of
+   `_STRENGTHS`, after one of `_STEPS` steps.
+   * texts: a learnt embedding per text, from a matrix factorisation; a choice is a liked and a disliked response. For
+     known texts and choices between two.
+   * ids: a learnt embedding per text; a choice is a comparison, as in all that follow. For known texts and lists.
+   * hybrid: linear in the features, plus a learnt embedding that is shrunk to 0. For known texts.
+   * features: linear in the features.
+   * kinds: the same, and people are of `_KINDS` kinds.
+3. In folds: the number of steps, the best multiple of `CALL` until the NLL did not improve `config.train.patience`
+   times. Otherwise the training ends by itself (`config.train.patience`).
 
-Texts are known if `config.model.learn_texts` was resolved to yes. Every candidate is trained for `_STEPS` steps, on the
-same batches. The one with the lowest NLL of the validation people, over all k, is trained on. Where these are few, every
-person but those for testing is held out once (experiment/folds.py), and the training starts anew.
+Texts are known if `config.model.learn_texts` was resolved to yes. A penalty of 1 per choice is a standard normal prior
+on each weight.
 """
 
 import copy
-import dataclasses
 import logging
-import shutil
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -26,18 +29,15 @@ import numpy as np
 from fssa_jax.config import DiscretePrior, RewardConfig
 from fssa_jax.data.dataset import Dataset, has_lists
 from fssa_jax.evaluate.held_out import HeldOut
-from fssa_jax.experiment.fit import fit
-from fssa_jax.experiment.folds import FoldFits, Folds, folds_of_few
+from fssa_jax.experiment.folds import CALL, POPULATION_STEPS, FoldFits
 from fssa_jax.experiment.workdir import Workdir, read_run, write_settings
 from fssa_jax.tasks.reward import RewardTask
 from fssa_jax.tasks.task import MAIN, POPULATION
-from fssa_jax.train.checkpoint import Checkpoints
-from fssa_jax.train.loop import StopSignal
-from fssa_jax.types import PyTree
 
 _log = logging.getLogger(__name__)
 
-_STEPS = 150
+_POPULATION, _PER_TEXT = (1.0, 10.0, 100.0), 6.0
+_STEPS, _STRENGTHS = (50, 150), (1.0, 10.0)
 _WIDTH, _TEXTS_WIDTH, _KINDS = 16, 64, 64
 _RATE, _TEXTS_RATE = 1e-2, 3e-3
 _ONLY_FEATURES = 1.0  # weight of the penalty that keeps learnt embeddings at 0
@@ -49,12 +49,16 @@ def candidates(config: RewardConfig, dataset: Dataset) -> dict[str, RewardConfig
     names = ["features", "kinds"]
     if known:
         names = [*(["ids"] if has_lists(dataset) else ["texts"]), "hybrid", *names]
-    return {name: _candidate(copy.deepcopy(config), name, known, dataset) for name in names}
+    out = {}
+    for name in names:
+        for strength in _STRENGTHS[:1] if name in ("texts", "ids") else _STRENGTHS:
+            label = name if strength == 1 else f"{name} × {strength:g}"
+            out[label] = _candidate(copy.deepcopy(config), name, strength, known, _choices(dataset))
+    return out
 
 
-def _candidate(config: Any, name: str, known: bool, dataset: Dataset) -> RewardConfig:
+def _candidate(config: Any, name: str, strength: float, known: bool, choices: int) -> RewardConfig:
     by_id = name in ("texts", "ids")
-    choices = max(int(np.asarray(dataset.splits["train"].table.count).sum()), 1)
     config.model.response = "none" if by_id else "linear"
     config.model.width = _TEXTS_WIDTH if by_id else _WIDTH
     config.model.encoder.observations = ("responses",) if name == "texts" else ("difference",)
@@ -63,11 +67,15 @@ def _candidate(config: Any, name: str, known: bool, dataset: Dataset) -> RewardC
     config.optim.learning_rate = _TEXTS_RATE if by_id else _RATE
     if not by_id:
         config.train.factor_steps = 0
-    config.objective.response_penalty = _rounded(1 / choices)
+    config.objective.response_penalty = _rounded(strength / choices)
     config.objective.text_penalty = 0.0
     if known and not by_id:
-        config.objective.text_penalty = _rounded(3 / choices) if name == "hybrid" else _ONLY_FEATURES
+        config.objective.text_penalty = _rounded(3 * strength / choices) if name == "hybrid" else _ONLY_FEATURES
     return config
+
+
+def _choices(dataset: Dataset) -> int:
+    return max(int(np.asarray(dataset.splits["train"].table.count).sum()), 1)
 
 
 def _rounded(value: float) -> float:
@@ -79,56 +87,68 @@ def needs_choice(work: Workdir) -> bool:
     return getattr(work.config, "auto", "no") == "yes" and "chosen" not in work.run
 
 
-def choose(work: Workdir, trained: Mapping[str, PyTree], stop: StopSignal) -> Workdir:
-    """Fits the candidates, writes the choice to config.json and run.json; the main model goes on from its fit, if any.
+def choose(work: Workdir, fits: FoldFits) -> Workdir:
+    """Decides, and writes the decisions to config.json and run.json, with the scores they rest on.
 
     Args:
-      work: a work directory whose population model is trained.
-      trained: its trained models.
-      stop: see `fit`.
+      work: a work directory in which nothing is trained yet.
+      fits: of the people who decide.
     """
-    options = candidates(work.config, work.dataset)
-    folds = folds_of_few(work.dataset, work.config.data.split_seed)
-    if folds is None:
-        scores = {name: _score(work, name, config, trained, stop) for name, config in options.items()}
-    else:
-        held_out = HeldOut.of(folds.people, work.config.evaluate.k, reads=True)
-        scores = {name: _score_on_folds(work, config, folds, held_out, stop) for name, config in options.items()}
-    chosen = min(scores, key=lambda name: scores[name])
-    listed = ", ".join(f"{name} {nll:.4f}" for name, nll in scores.items())
-    people = len((folds.people if folds else work.dataset.splits["val"]).users)
-    _log.info("chosen on %d people: %s (NLL after %d steps: %s)", people, chosen, _STEPS, listed)
+    config, scores = _with_population(work, fits)
+    held_out = HeldOut.of(fits.folds.people, config.evaluate.k, reads=True)
+
+    def score(candidate: RewardConfig, steps: int) -> float:
+        return _nll(held_out, fits, candidate, MAIN, fits.main(candidate, steps))
+
+    options = candidates(config, work.dataset)
+    lengths = sorted({min(number, config.train.steps) for number in _STEPS})
+    found = {name: min((score(option, n), n) for n in lengths) for name, option in options.items()}
+    name = min(found, key=lambda name: found[name])
+    chosen = options[name]
     facts = {
-        "name": chosen,
-        "nll": scores,
-        "steps": _STEPS,
-        "people": people,
-        "folds": len(folds.datasets) if folds else 1,
+        "people": len(fits.folds.people.users),
+        "folds": len(fits.folds),
+        "population": scores,
+        "name": name,
+        "nll": {name: nll for name, (nll, _) in found.items()},
+        "after": {name: steps for name, (_, steps) in found.items()},
     }
-    if options[chosen].optim.final_fraction == 1:  # the learning rates do not depend on the number of steps
-        for part in ("checkpoints", "metrics.jsonl", "tensorboard"):
-            if (source := work.path / "choice" / chosen / part).exists():
-                shutil.rmtree(work.path / part, ignore_errors=True)
-                source.replace(work.path / part)
-    write_settings(work.path, options[chosen], read_run(work.path) | {"chosen": facts})
-    shutil.rmtree(work.path / "choice", ignore_errors=True)
-    return Workdir(work.path, RewardTask(options[chosen], work.dataset))
+    listed = ", ".join(f"{name} {nll:.4f}" for name, (nll, _) in found.items())
+    _log.info("decided by the NLL of %d people who were not trained on: %s (%s)", facts["people"], name, listed)
+    if len(fits.folds) > 1:
+        facts["steps"] = _length(chosen, score)
+        chosen.train.steps = chosen.train.validate_every = chosen.train.checkpoint_every = facts["steps"]
+        chosen.train.steps_per_call, chosen.train.patience = min(CALL, facts["steps"]), 0
+        chosen.train.population_steps = POPULATION_STEPS
+        _log.info("decided in the same way: %d steps", facts["steps"])
+    write_settings(work.path, chosen, read_run(work.path) | {"chosen": facts})
+    return Workdir(work.path, RewardTask(chosen, work.dataset))
 
 
-def _score(work: Workdir, name: str, config: RewardConfig, trained: Mapping[str, PyTree], stop: StopSignal) -> float:
-    """The NLL of the validation people after a short fit, which is kept."""
-    short = dataclasses.replace(config.train, steps=min(_STEPS, config.train.steps), patience=0)
-    short.checkpoint_every = short.validate_every
-    one = Workdir(work.path / "choice" / name, RewardTask(dataclasses.replace(config, train=short), work.dataset))
-    fit(one, MAIN, trained, stop)
-    best = Checkpoints(one.path / "checkpoints" / "best", 1, read_only=True)
-    return min((best.metrics(step).get("nll", np.inf) for step in best.steps), default=np.inf)
+def _with_population(work: Workdir, fits: FoldFits) -> tuple[RewardConfig, dict[str, float]]:
+    """The configuration with the penalties of the population model, and the NLL with each."""
+    held_out = HeldOut.of(fits.folds.people, (0,), reads=False)
+    choices, options = _choices(work.dataset), {}
+    for strength in _POPULATION:
+        config = copy.deepcopy(work.config)
+        config.objective.population_penalty = _rounded(strength / choices)
+        config.objective.text_bias_penalty = _rounded(_PER_TEXT / choices)
+        options[f"{strength:g}"] = _nll(held_out, fits, config, POPULATION, fits.population(config)), config
+    best = min(options, key=lambda strength: options[strength][0])
+    return options[best][1], {strength: nll for strength, (nll, _) in options.items()}
 
 
-def _score_on_folds(work: Workdir, config: RewardConfig, folds: Folds, held_out: HeldOut, stop: StopSignal) -> float:
-    """The NLL of everybody but the test people, each predicted by a short fit without them."""
-    fits = FoldFits(config, stop)
-    populations = fits.population(folds, work.best_step(POPULATION))
-    mains = fits.main(folds, min(_STEPS, config.train.steps), populations)
-    scores, _ = held_out.scores(folds.predictor(config, MAIN, mains))
+def _nll(held_out: HeldOut, fits: FoldFits, config: RewardConfig, name: str, fitted: list) -> float:
+    scores, _ = held_out.scores(fits.predictor(config, name, fitted))
     return scores["val/nll"]
+
+
+def _length(config: RewardConfig, score) -> int:
+    """The best number of steps; ends as `config.train.patience` says."""
+    best, best_steps, steps = np.inf, CALL, 0
+    while steps < config.train.steps and steps - best_steps < max(config.train.patience, 1) * CALL:
+        steps = min(steps + CALL, config.train.steps)
+        nll = score(config, steps)
+        if nll < best:
+            best, best_steps = nll, steps
+    return best_steps

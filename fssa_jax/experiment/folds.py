@@ -1,14 +1,17 @@
-"""Fits with each fold of the people held out in turn: what a data set has too few validation people for.
+"""Fits that are scored on people whom they have not seen, for decisions before the training proper.
 
-The steps are those that were best with the validation people of the work directory, so nothing is validated on the way,
-and one compiled program trains all folds.
+Where validation people are few, every person but those for testing is held out once, by one of several folds. One
+compiled program serves all folds and all weights of the penalties. Nothing is written.
 """
 
+import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fssa_jax.config import RewardConfig
@@ -18,21 +21,22 @@ from fssa_jax.errors import Stopped
 from fssa_jax.progress import doing
 from fssa_jax.tasks.pooled import PooledPredictor
 from fssa_jax.tasks.predictor import Predictor
-from fssa_jax.tasks.reward import RewardTask, Tables
+from fssa_jax.tasks.reward import RewardTask, Tables, penalties_of
 from fssa_jax.tasks.task import MAIN, POPULATION
 from fssa_jax.train.loop import StopSignal
 from fssa_jax.train.parallel import compile_steps
-from fssa_jax.train.state import start_state
+from fssa_jax.train.state import TrainState, start_state
 from fssa_jax.train.step import make_step, many_steps
 from fssa_jax.types import ChoiceTable, PyTree
 
-_CALL = 25  # steps per call
-_FEW, _FOLDS = 64, 4  # fewer validation people than this are too few: everybody is held out once, in folds
+CALL = 25  # steps per call
+POPULATION_STEPS = 200  # of population models, whose penalties make early stopping unnecessary
+_FEW, _FOLDS = 64, 4  # with fewer validation people than this, everybody is held out once
 
 
 @dataclasses.dataclass(frozen=True)
 class Folds:
-    """The people of some splits, each of whom is held out by one fold."""
+    """People, each of whom is held out by one fold; a fold trains on the rest, or on the training people alone."""
 
     people: Split
     fold: np.ndarray
@@ -49,14 +53,17 @@ class Folds:
         fold = fold_of_people(people.users, number, seed)
         return cls(people, fold, tuple(without_fold(dataset, people, fold, i) for i in range(number)))
 
-    def tasks(self, config: RewardConfig) -> list[RewardTask]:
-        """A task for each fold, which trains on the others."""
-        return [RewardTask(config, dataset) for dataset in self.datasets]
+    @classmethod
+    def for_decisions(cls, dataset: Dataset, seed: int) -> "Folds":
+        """The validation people; where they are few, folds of all people but those for testing."""
+        validation = dataset.splits["val"]
+        number = min(_FOLDS, sum(len(dataset.splits[name].users) for name in ("train", "val")))
+        if len(validation.users) < _FEW and number > 1:
+            return cls.of(dataset, ("train", "val"), number, seed)
+        return cls(validation, np.zeros(len(validation.users), int), (dataset,))
 
-    def predictor(self, config: RewardConfig, name: str, fitted: Sequence[PyTree]) -> Predictor:
-        """Predicts each person, by row of `people`, with the model that did not see them."""
-        bind = self.tasks(config)[0].predictor(name, self.people)
-        return PooledPredictor.of([bind(variables) for variables in fitted], self.fold)
+    def __len__(self) -> int:
+        return len(self.datasets)
 
     def fewer(self, share: float, seed: int) -> "Folds":
         """The same folds with a random share of the training people of each, one at least."""
@@ -69,73 +76,110 @@ class Folds:
         return dataclasses.replace(self, datasets=tuple(out))
 
 
-def folds_of_few(dataset: Dataset, seed: int) -> Folds | None:
-    """Folds of the people for training and validation, where those for validation are too few to decide anything."""
-    splits = ("train", "val")
-    number = min(_FOLDS, sum(len(dataset.splits[name].users) for name in splits))
-    few = len(dataset.splits["val"].users) < _FEW and number > 1
-    return Folds.of(dataset, splits, number, seed) if few else None
-
-
 class FoldFits:
-    """Trains models on the folds with the settings of one configuration; compiled once per model.
+    """Models of every fold, trained for a fixed number of steps; remembered, and compiled once per kind of model."""
 
-    Raises:
-      Stopped: a signal was received.
-    """
+    def __init__(self, folds: Folds, stop: StopSignal):
+        self.folds, self._stop = folds, stop
+        self._programs: dict[tuple[str, int], Any] = {}
+        self._binds: dict[str, Callable[[PyTree], Predictor]] = {}
+        self._inits: dict[str, PyTree] = {}
+        self._starts: dict[str, Callable[[PyTree], TrainState]] = {}
+        self._fitted: dict[str, list[TrainState]] = {}
+        self._populations: dict[tuple, list[PyTree]] = {}
 
-    def __init__(self, config: RewardConfig, stop: StopSignal):
-        self.config, self.stop = config, stop
-        self._calls = {}
+    def population(self, config: RewardConfig) -> list[PyTree]:
+        """The variables of the population model of each fold; of the configuration, its penalties alone matter."""
+        key = (config.objective.population_penalty, config.objective.text_bias_penalty)
+        if key not in self._populations:
+            self._populations[key] = self._fit(config, POPULATION, POPULATION_STEPS, [{}] * len(self.folds))
+        return self._populations[key]
 
-    def population(self, folds: Folds, steps: int) -> list[PyTree]:
-        """The population model of each fold."""
-        return self._fit(folds, POPULATION, steps, [{}] * len(folds.datasets))
+    def main(self, config: RewardConfig, steps: int) -> list[PyTree]:
+        """The variables of the main model of each fold, which starts from the population model of the fold."""
+        return self._fit(config, MAIN, steps, [{POPULATION: one} for one in self.population(config)])
 
-    def main(self, folds: Folds, steps: int, populations: Sequence[PyTree]) -> list[PyTree]:
-        """The main model of each fold, which starts from its population model."""
-        return self._fit(folds, MAIN, steps, [{POPULATION: one} for one in populations])
+    def predictor(self, config: RewardConfig, name: str, fitted: Sequence[PyTree]) -> Predictor:
+        """Predicts each person, by row of `folds.people`, with the model that did not see them."""
+        key = _kind(config, name)
+        if key not in self._binds:
+            self._binds[key] = RewardTask(config, self.folds.datasets[0]).predictor(name, self.folds.people)
+        return PooledPredictor.of([self._binds[key](variables) for variables in fitted], self.folds.fold)
 
-    def _fit(self, folds: Folds, name: str, steps: int, trained: Sequence[Mapping[str, PyTree]]) -> list[PyTree]:
-        """The variables of a model after `steps` steps, for each fold, from the models of the fold."""
-        tasks = folds.tasks(self.config)
-        optimizer = tasks[0].optimizer(name)
-        start = jax.jit(partial(start_state, optimizer=optimizer, average=self.config.optim.average_decay > 0))
+    def _fit(
+        self, config: RewardConfig, name: str, steps: int, trained: Sequence[Mapping[str, PyTree]]
+    ) -> list[PyTree]:
+        """The variables after `steps` steps; a fit goes on from the longest one with the same settings so far.
+
+        Raises:
+          Stopped: a signal was received.
+        """
+        key = _settings(config, name)
+        tasks = [RewardTask(config, dataset) for dataset in self.folds.datasets]
+        states = self._fitted.get(key)
+        if states is None or int(states[0].step) > steps:
+            states = [self._start(task, name, models) for task, models in zip(tasks, trained, strict=True)]
         # People are repeated up to the same number, so that one program serves all folds.
         users = max(len(task.dataset.splits["train"].users) for task in tasks)
-        out = []
-        with doing(f"{name}: {len(tasks)} folds", steps * len(tasks), "steps") as work:
-            for task, models in zip(tasks, trained, strict=True):
-                tables, state = task.tables("train"), start(task.start(name, models))
-                tables = Tables(_repeated(tables.choices, users), tables.features)
-                done = 0
-                while done < steps:
-                    number = min(_CALL, steps - done)
-                    state, _ = self._call(name, tasks[0], optimizer, number)(state, tables)
-                    done += number
+        penalties = {part: jnp.asarray(weight) for part, weight in penalties_of(config.objective).items()}
+        out, left = [], steps - int(states[0].step)
+        with doing(f"{name}: fits to decide", left * len(tasks), "steps") as work:
+            for task, state in zip(tasks, states, strict=True):
+                tables = task.tables("train")
+                tables = Tables(_repeated(tables.choices, users), tables.features, penalties)
+                for done in range(0, left, CALL):
+                    number = min(CALL, left - done)
+                    state, _ = self._program(tasks[0], name, number)(state, tables)
                     work.add(number)
-                    if self.stop.received:
-                        raise Stopped(
-                            f"{name}: stopped while folds were fitted; run the same command to start them anew"
-                        )
-                out.append(jax.device_get(state.variables))
-        return out
+                    if self._stop.received:
+                        raise Stopped(f"{name}: stopped before the training; run the same command to start it")
+                out.append(state)
+        self._fitted[key] = out
+        return [jax.device_get(state.variables) for state in out]
 
-    def _call(self, name: str, task: RewardTask, optimizer, number: int):
-        if (name, number) not in self._calls:
+    def _start(self, task: RewardTask, name: str, models: Mapping[str, PyTree]) -> TrainState:
+        key = _kind(task.config, name)
+        if key not in self._inits:
+            self._inits[key] = jax.device_get(task.init(name))
+        variables = task.warm(name, jax.tree.map(jnp.asarray, self._inits[key]), models)
+        average = task.config.optim.average_decay > 0
+        if key not in self._starts:
+            self._starts[key] = jax.jit(partial(start_state, optimizer=task.optimizer(name), average=average))
+        return self._starts[key](variables)
+
+    def _program(self, task: RewardTask, name: str, number: int):
+        config, key = task.config, (_kind(task.config, name), number)
+        if key not in self._programs:
             step = make_step(
                 task.loss(name),
                 task.draw(name),
-                optimizer,
+                task.optimizer(name),
                 users=task.rows,
-                seed=self.config.seed,
-                accumulate=self.config.train.accumulate,
-                average_decay=self.config.optim.average_decay,
+                seed=config.seed,
+                accumulate=config.train.accumulate,
+                average_decay=config.optim.average_decay,
             )
-            self._calls[name, number] = compile_steps(many_steps(step, number), "none")
-        return self._calls[name, number]
+            self._programs[key] = compile_steps(many_steps(step, number), "none")
+        return self._programs[key]
+
+
+def _kind(config: RewardConfig, name: str) -> str:
+    """What the programs of a model depend on: not the weights of the penalties, nor the number of steps."""
+    config = copy.deepcopy(config)
+    for weight in ("response_penalty", "population_penalty", "text_penalty", "text_bias_penalty"):
+        setattr(config.objective, weight, 0.0)
+    return _settings(config, name)
+
+
+def _settings(config: RewardConfig, name: str) -> str:
+    """What the fits of a model depend on: not the number of steps, nor when they are validated and saved."""
+    train = config.train
+    drawn = (train.users, train.max_context, train.targets, train.accumulate, train.factor_steps)
+    rate = train.population_learning_rate if name == POPULATION else 0.0
+    parts = (name, config.model, config.objective, config.optim, config.evaluate.samples, config.seed, rate, drawn)
+    return repr(parts)
 
 
 def _repeated(table: ChoiceTable, users: int) -> ChoiceTable:
     rows = np.arange(users) % len(np.asarray(table.count))
-    return ChoiceTable(**{name: jax.numpy.asarray(array[rows]) for name, array in arrays_of(table).items()})
+    return ChoiceTable(**{name: jnp.asarray(array[rows]) for name, array in arrays_of(table).items()})

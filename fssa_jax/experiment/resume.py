@@ -79,8 +79,18 @@ def with_choice(config: RewardConfig, before: RewardConfig) -> RewardConfig:
         config.model = copy.deepcopy(before.model)
     config.optim.learning_rate = before.optim.learning_rate
     config.train.factor_steps = before.train.factor_steps
-    config.objective.response_penalty = before.objective.response_penalty
-    config.objective.text_penalty = before.objective.text_penalty
+    for penalty in ("response_penalty", "population_penalty", "text_penalty", "text_bias_penalty"):
+        setattr(config.objective, penalty, getattr(before.objective, penalty))
+    if not before.train.patience:  # the number of steps was decided too
+        for setting in (
+            "steps",
+            "population_steps",
+            "steps_per_call",
+            "validate_every",
+            "checkpoint_every",
+            "patience",
+        ):
+            setattr(config.train, setting, getattr(before.train, setting))
     return config
 
 

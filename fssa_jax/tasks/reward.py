@@ -40,11 +40,12 @@ _log = logging.getLogger(__name__)
 class Tables:
     """The source of episodes, on the device: choices by id, and features of texts (texts, d).
 
-    Both are None for a task with fresh draws.
+    Both are None for a task with fresh draws. `penalties`, if given, replaces `penalties_of` the objective.
     """
 
     choices: Leaf = None
     features: Leaf = None
+    penalties: Leaf = None
 
 
 @jax.tree_util.register_dataclass
@@ -122,16 +123,23 @@ class RewardTask:
 
     def start(self, name: str, trained: Mapping[str, PyTree]) -> PyTree:
         """Random init from the seed; then, if configured, the population reward and a matrix factorisation."""
+        return self.warm(name, self.init(name), trained)
+
+    def init(self, name: str) -> PyTree:
+        """Random init from the seed, which does not depend on the training people."""
         model, tables, draw = self.model(name), self.tables("train"), self.draw(name)
 
         def init(key: Key[Array, ""], tables: Tables) -> PyTree:
             rows = draw(jax.random.split(key, 2), tables)
             return model.init(key, rows.episode, tables.features)
 
-        variables = jax.jit(init)(jax.random.key(self.config.seed), tables)
+        return jax.jit(init)(jax.random.key(self.config.seed), tables)
+
+    def warm(self, name: str, variables: PyTree, trained: Mapping[str, PyTree]) -> PyTree:
+        """A random init with the parts that trained models and the data give."""
         # A DPL reward has two outputs, so it cannot start from the population model.
         population = None if isinstance(self.config.model, Dpl) and name == MAIN else trained.get(POPULATION)
-        return {**variables, "params": self._warm(name, model, variables, population)}
+        return {**variables, "params": self._warm(name, self.model(name), variables, population)}
 
     def _warm(self, name: str, model: rewards.RewardModel, variables: PyTree, population: PyTree) -> PyTree:
         params = dict(variables["params"])
@@ -274,8 +282,10 @@ def reward_loss(model: rewards.RewardModel, objective: NeuralProcess) -> Loss:
         terms = jax.vmap(of_user, in_axes)(log_likelihood, mask, sampled_from, reference, log_weights)
         trained = dict(variables["params"])
         if model.keep_population and model.latent != "none":
-            trained.pop("text_bias", None)
-        total = terms.loss.mean() + penalties(trained, objective)
+            for part in ("text_bias", "population_reward"):  # they are not trained
+                trained.pop(part, None)
+        weights = penalties_of(objective) if batch.tables.penalties is None else batch.tables.penalties
+        total = terms.loss.mean() + penalties(trained, weights)
         metrics: Metrics = {"loss": total, "nll": terms.nll.mean(), "kl": terms.kl.mean()}
         if people.episode.targets.others is None:
             metrics["rewards/accuracies"] = masked_mean(preference_accuracy(log_likelihood).mean(0), mask).mean()
@@ -288,17 +298,26 @@ def reward_loss(model: rewards.RewardModel, objective: NeuralProcess) -> Loss:
     return loss
 
 
-def penalties(params: PyTree, objective: NeuralProcess) -> Array:
-    """½ Σ weight · ‖·‖² of the response encoder, and of the learnt embeddings and population rewards of texts.
+def penalties_of(objective: NeuralProcess) -> dict[str, Any]:
+    """The weights of the penalties, by the part of the parameters."""
+    return {
+        "target_encoder": objective.response_penalty,
+        "population_reward": objective.population_penalty,
+        "text_embedding": objective.text_penalty,
+        "text_bias": objective.text_bias_penalty,
+    }
+
+
+def penalties(params: PyTree, weights: Mapping[str, Any]) -> Array:
+    """½ Σ weight · ‖·‖² of the response encoder, of the population reward, and of what is learnt per text.
 
     That of texts is per text, not per batch: a text that few people judged stays close to the prediction of its
     features.
     """
     penalty = jnp.zeros(())
-    if objective.response_penalty and "target_encoder" in params:
-        weights = jax.tree.leaves(params["target_encoder"])
-        penalty = 0.5 * objective.response_penalty * sum((jnp.sum(w**2) for w in weights), jnp.zeros(()))
-    for name, weight in (("text_embedding", objective.text_penalty), ("text_bias", objective.text_bias_penalty)):
-        if name in params and weight:
-            penalty = penalty + 0.5 * weight * jnp.sum(params[name]["embedding"] ** 2)
+    for name, weight in weights.items():
+        if name in params and not (isinstance(weight, float) and weight == 0):
+            penalty = penalty + 0.5 * weight * sum(
+                (jnp.sum(w**2) for w in jax.tree.leaves(params[name])), jnp.zeros(())
+            )
     return penalty
