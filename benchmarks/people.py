@@ -235,10 +235,7 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     names = [name for name in results[0]["series"] if all(name in result["series"] for result in results)]
     table: dict[str, dict[str, Any]] = {}
     for name in names:
-        each = [
-            {what: values(r, p, name, what) for what in ("accuracy", "nll", "ece")}
-            for r, p in zip(results, places, strict=True)
-        ]
+        each = [{what: values(r, p, name, what) for what in ("accuracy", "nll", "ece")} for r, p in placed]
         cells = {
             "accuracy": 100 * np.mean([one["accuracy"].mean(-1) for one in each], axis=0),
             "nll": np.mean([one["nll"].mean(-1) for one in each], axis=0),
