@@ -288,7 +288,12 @@ class MixedLogit:
 
 
 def fit_mixed_logit(
-    seed: int, table: ChoiceTable, rewards: np.ndarray, columns: np.ndarray, most_rows: int = 8000
+    seed: int,
+    table: ChoiceTable,
+    rewards: np.ndarray,
+    columns: np.ndarray,
+    most_rows: int = 8000,
+    most_draws: int = 500,
 ) -> MixedLogit:
     """A mixed logit with normal, independent coefficients of people, by simulated maximum likelihood (xlogit).
 
@@ -302,6 +307,7 @@ def fit_mixed_logit(
       rewards: s (texts,), of the population.
       columns: x (texts, d).
       most_rows: users are taken at random until they have so many rows.
+      most_draws: R; fewer, but at least 100, where rows and columns are many.
 
     Raises:
       UserError: xlogit is not installed.
@@ -322,7 +328,7 @@ def fit_mixed_logit(
     if free:
         x = np.concatenate([x, rewards[texts].astype(np.float64)[..., None]], axis=-1)
     names = [f"x{i}" for i in range(columns.shape[1])]
-    draws = int(np.clip(2e7 / (n * len(names)), 100, 500))
+    draws = min(max(int(2e7 / (n * len(names))), 100), most_draws)
     model = xlogit.MixedLogit()
     with np.errstate(all="ignore"):  # steps of the line search that are too long
         model.fit(
