@@ -299,7 +299,8 @@ def fit_mixed_logit(
 
     L(θ) = Π_u (1/R) Σ_r Π_i p(i | β_ur),   β_ur = mean + deviation · draw_ur         (Train 2009, section 6.6)
 
-    The draws are Halton's. s(y) has a fixed coefficient, unless the columns imply it.
+    The draws are Halton's. s(y) has a fixed coefficient, unless the columns imply it. If the likelihood has no maximum,
+    half of the columns are left out, the last ones.
 
     Args:
       seed: of the users who are fitted.
@@ -323,30 +324,39 @@ def fit_mixed_logit(
     mine = np.isin(rows.user, taken)
     user, texts, listed = (part[mine] for part in rows)
     texts = np.where(listed, texts, texts[:, :1])
-    x, n, r = columns[texts].astype(np.float64), *texts.shape
-    free = _not_implied(rewards, columns)
-    if free:
-        x = np.concatenate([x, rewards[texts].astype(np.float64)[..., None]], axis=-1)
-    names = [f"x{i}" for i in range(columns.shape[1])]
-    draws = min(max(int(2e7 / (n * len(names))), 100), most_draws)
-    model = xlogit.MixedLogit()
-    with np.errstate(all="ignore"):  # steps of the line search that are too long
-        model.fit(
-            X=x.reshape(n * r, -1),
-            y=np.tile(np.arange(r) == 0, n).astype(int),
-            varnames=[*names, "s"] if free else names,
-            alts=np.tile(np.arange(r), n),
-            ids=np.repeat(np.arange(n), r),
-            panels=np.repeat(user, r),
-            avail=None if listed.all() else listed.reshape(-1).astype(int),
-            randvars=dict.fromkeys(names, "n"),
-            n_draws=draws,
-            maxiter=200,
-            skip_std_errs=True,
-            verbose=0,
-        )
+    free, unit = _not_implied(rewards, columns), max(float(rewards.std()), 1e-6)
+    shared = (rewards / unit)[texts][..., None].astype(np.float64)[..., : int(free)]
+    n, r = texts.shape
+    d = columns.shape[1]
+    while True:  # few people may be told apart by many columns: then there is no maximum
+        names = [f"x{i}" for i in range(d)]
+        draws = min(max(int(2e7 / (n * d)), 100), most_draws)
+        model = xlogit.MixedLogit()
+        x = np.concatenate([columns[texts][..., :d].astype(np.float64), shared], axis=-1)
+        try:
+            with np.errstate(all="ignore"):  # steps of the line search that are too long
+                model.fit(
+                    X=x.reshape(n * r, -1),
+                    y=np.tile(np.arange(r) == 0, n).astype(int),
+                    varnames=[*names, "s"] if free else names,
+                    alts=np.tile(np.arange(r), n),
+                    ids=np.repeat(np.arange(n), r),
+                    panels=np.repeat(user, r),
+                    avail=None if listed.all() else listed.reshape(-1).astype(int),
+                    randvars=dict.fromkeys(names, "n"),
+                    n_draws=draws,
+                    maxiter=200,
+                    skip_std_errs=True,
+                    verbose=0,
+                )
+            if np.isfinite(model.coeff_).all():
+                break
+        except np.linalg.LinAlgError:
+            pass
+        if d == 1:
+            raise UserError(f"--mixed_logit: no maximum of the likelihood of {len(taken)} people; use --nomixed_logit")
+        d //= 2
     coefficients = np.asarray(model.coeff_, np.float64)
-    d = len(names)
     facts = {
         "people": len(taken),
         "of_people": int((count > 0).sum()),
@@ -358,7 +368,9 @@ def fit_mixed_logit(
         "converged": bool(model.convergence),
         "log_likelihood_per_row": round(float(model.loglikelihood) / n, 4),
     }
-    return MixedLogit(float(coefficients[d]) if free else 0.0, coefficients[:d], np.abs(coefficients[-d:]), facts)
+    mean, deviation = np.zeros((2, columns.shape[1]))
+    mean[:d], deviation[:d] = coefficients[:d], np.abs(coefficients[-d:])
+    return MixedLogit(float(coefficients[d]) / unit if free else 0.0, mean, deviation, facts)
 
 
 def _not_implied(rewards: np.ndarray, columns: np.ndarray) -> bool:
