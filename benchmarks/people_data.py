@@ -45,7 +45,7 @@ class MadeUp:
 
 def normal_points(number: int, width: int, seed: int = 0) -> np.ndarray:
     """Quasi-random draws from N(0, I): a scrambled Sobol sequence; `number` is a power of 2."""
-    return norm.ppf(qmc.Sobol(width, seed=seed).random(number)).astype(np.float32)
+    return norm.ppf(qmc.Sobol(width, rng=seed).random(number)).astype(np.float32)
 
 
 def raters(people: int = 3000, choices: int = 20, texts: int = 100, rank: int = 4) -> MadeUp:
@@ -140,7 +140,7 @@ MADE_UP: dict[str, Callable[[], MadeUp]] = {
 }
 
 
-def _choice(rng: np.random.Generator, margin: float) -> int:
+def _choice(rng: np.random.Generator, margin: Any) -> int:
     """0 with probability σ(margin), else 1: a choice of Bradley, Terry and Luce."""
     return int(rng.random() > 1 / (1 + np.exp(-margin)))
 

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 
-from benchmarks import factor_models, people, people_data
+from benchmarks import factor_models, people_data, people_scores
 from fssa_jax.data.dataset import make_table
 from fssa_jax.evaluate.episodes import evaluation_episodes
 from tests.mistakes import complaint
+from tests.programs import assert_one_clear_line, run
 
 TEXTS, USERS, ROWS = 40, 120, 12
 
@@ -100,7 +100,7 @@ def test_a_list_of_two_is_a_pair():
         np.testing.assert_allclose(predict(episode), predict(listed), atol=1e-5)
     mask = np.asarray(episode.targets.mask)
     one, other = (
-        people.scored([people.predictions(factor_models.map_log_p(s, f, e, 10)[None], e)], mask)
+        people_scores.scored([people_scores.predictions(factor_models.map_log_p(s, f, e, 10)[None], e)], mask)
         for e in (episode, listed)
     )
     np.testing.assert_allclose(one["accuracy"], other["accuracy"], atol=1e-5)
@@ -205,20 +205,22 @@ def test_people_of_several_seeds_are_pooled():
         series["map"] = series["population"]
         return {"k": [0], "people": names, "series": series, "map": {}, "seconds": {}, **facts}
 
-    found = people.summary([result(["a", "b"], [1.0, 0.5], [0.5, 0.5]), result(["b", "c"], [0.75, 0.5], [0.5, 0.5])])
+    found = people_scores.summary(
+        [result(["a", "b"], [1.0, 0.5], [0.5, 0.5]), result(["b", "c"], [0.75, 0.5], [0.5, 0.5])]
+    )
     differences = found["np_btl_minus_population"]["accuracy"]["0"]  # a 50, b (0 + 25) / 2, c 0
     assert differences == {"mean": 20.83, "se": round(np.std([50, 12.5, 0], ddof=1) / 3**0.5, 2)}
     assert found["np_btl"]["accuracy"]["0"] == 68.75
     assert found["goals"]["accuracy_at_least_map"] == {"0": True}
     assert "accuracy_at_least_mixed_logit_less_0.3" not in found["goals"]
-    assert "| 0 | 50.0 / 0.500 / 0.010 / 50.0 |" in people.markdown("name", found)
-    assert people.worst_decile(np.array([0.0, 0.5] + [1.0] * 13)) == pytest.approx(0.25 / 1.5)
+    assert "| 0 | 50.0 / 0.500 / 0.010 / 50.0 |" in people_scores.markdown("name", found)
+    assert people_scores.worst_decile(np.array([0.0, 0.5] + [1.0] * 13)) == pytest.approx(0.25 / 1.5)
 
 
 @pytest.mark.benchmarks
-def test_a_small_data_set_is_measured_and_its_results_are_reused(monkeypatch, tmp_path, capsys):
+def test_a_small_data_set_is_measured_and_its_results_are_reused(monkeypatch, tmp_path):
     mixed = factor_models.xlogit is not None
-    usual = people.configuration
+    usual = people_scores.configuration
 
     def short(*arguments):
         config = usual(*arguments)
@@ -227,34 +229,31 @@ def test_a_small_data_set_is_measured_and_its_results_are_reused(monkeypatch, tm
         train.users, config.auto = 8, "no"
         return config
 
-    monkeypatch.setattr(people, "configuration", short)
+    monkeypatch.setattr(people_scores, "configuration", short)
     monkeypatch.setitem(people_data.MADE_UP, "kinds40", lambda: people_data.kinds(20, 10, 20))
-    flags = {"data": "kinds40", "seeds": "0", "room": str(tmp_path), "draws": "2", "mixed_logit": str(mixed)}
-    flags |= {"lists": "", "situations": "", "markdown": "false"}
-    with flagsaver.as_parsed(**flags):
-        people.main()
-        out = json.loads(capsys.readouterr().out)
-        monkeypatch.setattr(people, "train", None)  # nothing is trained again
-        people.main()
-        assert json.loads(capsys.readouterr().out) == out
-    found = out["kinds40"]
+    settings = people_scores.Settings(tmp_path, draws=2, mixed_logit=mixed)
+    result = people_scores.stored("kinds40", 0, settings)
+    monkeypatch.setattr(people_scores, "measure", None)
+    assert people_scores.stored("kinds40", 0, settings) == result
+    found = json.loads(json.dumps(people_scores.summary([result])))
     assert found["k"][:3] == [0, 1, 3]
     rivals = ("population", "map", *(["mixed_logit"] if mixed else []))
     for name in (*rivals, "np_btl", "limit"):
         for what in ("accuracy", "nll", "ece", "worst_decile"):
             assert set(found[name][what]) == {str(k) for k in found["k"]}, name
     for name in rivals:
-        mean = found[f"np_btl_minus_{name}"]["accuracy"]["3"]["mean"]
-        assert abs(mean) <= 100
+        means = [found[one]["accuracy"]["3"] for one in ("np_btl", name)]
+        difference = found[f"np_btl_minus_{name}"]["accuracy"]["3"]["mean"]
+        assert difference == pytest.approx(means[0] - means[1], abs=0.02)
     assert found["np_btl_minus_population"]["nll"]["0"]["mean"] == pytest.approx(0, abs=0.2)
     assert set(found["goals"]) >= {"accuracy_at_least_map", "nll_at_most_both", "ece_at_most_0.02"}
     assert len(found["seconds"]) == len(found["guard_open"]) == 1
 
 
 def test_flags_are_asked_for(tmp_path):
-    with flagsaver.as_parsed(data=""):
-        assert complaint(people.main).startswith("--data: name files of rows or made-up people: raters, ")
-    with flagsaver.as_parsed(data="kinds", room=""):
-        assert complaint(people.main).startswith("--room: ")
-    with flagsaver.as_parsed(data="kinds,elsewhere/kinds.jsonl", room=str(tmp_path)):
-        assert complaint(people.main).startswith("--data: two data sets have the same name")
+    for arguments, words in (
+        ([], ("--data: name files of rows or made-up people: raters, ",)),
+        (["--data=kinds"], ("--room: ",)),
+        (["--data=kinds,elsewhere/kinds.jsonl", f"--room={tmp_path}"], ("--data: two data sets have the same name",)),
+    ):
+        assert_one_clear_line(run("people", *arguments, package="benchmarks"), *words)
