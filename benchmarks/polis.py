@@ -12,16 +12,15 @@ user's mean over draws, with standard errors of the gain.
 import copy
 import json
 import time
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import flags
 
+from benchmarks.factor_models import joint_factorisation, map_log_p
 from configs import rows
 from fssa_jax import program
 from fssa_jax.config import NpBtl, RewardConfig, Rows
@@ -30,10 +29,9 @@ from fssa_jax.evaluate.episodes import eligible_users, evaluation_episodes
 from fssa_jax.evaluate.evaluate import evaluate
 from fssa_jax.experiment.train import train
 from fssa_jax.experiment.workdir import Workdir
-from fssa_jax.ops.episodes import truncate_context
 from fssa_jax.ops.metrics import preference_accuracy
 from fssa_jax.tasks.predictor import Predictor
-from fssa_jax.types import ChoiceTable, Episode, PyTree
+from fssa_jax.types import Episode, PyTree
 
 _DATA = flags.DEFINE_string("data", "", "rows of the Polis data")
 _SPLIT = flags.DEFINE_enum("split", "val", ["val", "test"], "whom to score")
@@ -42,64 +40,6 @@ _DRAWS = flags.DEFINE_integer("draws", 8, "random nested contexts a user")
 _UNSEEN = flags.DEFINE_bool("unseen", True, "also train without the held-out items and score unseen statements")
 
 _KS = (0, 5, 10, 20)
-
-
-def joint_factorisation(
-    seed: int, table: ChoiceTable, start: np.ndarray, width: int = 32, precision: float = 4.0, steps: int = 120
-) -> tuple[jax.Array, jax.Array]:
-    """Rewards s (texts,) and factors V (texts, width) of σ(s⁺ − s⁻ + ⟨z_u, V⁺ − V⁻⟩), maximum a posteriori.
-
-    s stays near the population's; rows weigh inversely to their user's number. Settings were tuned on
-    validation users.
-    """
-    real = np.arange(table.chosen.shape[2]) < np.asarray(table.count)[..., None]
-    user = jnp.asarray(np.broadcast_to(np.arange(len(real))[:, None, None], real.shape)[real])
-    chosen, rejected = (jnp.asarray(np.asarray(side)[real]) for side in (table.chosen, table.rejected))
-    weight = (20 / jnp.asarray(real.sum((1, 2)), jnp.float32))[user]
-    keys = jax.random.split(jax.random.key(seed))
-    params = {
-        "V": 0.1 * jax.random.normal(keys[0], (len(start), width)),
-        "z": 0.1 * jax.random.normal(keys[1], (len(real), width)),
-        "s": jnp.asarray(start),
-    }
-
-    def loss(p):
-        logit = p["s"][chosen] - p["s"][rejected] + ((p["V"][chosen] - p["V"][rejected]) * p["z"][user]).sum(1)
-        prior = (p["z"] ** 2).sum() + precision * (p["V"] ** 2).sum() + ((p["s"] - jnp.asarray(start)) ** 2).sum()
-        return (-(weight * jax.nn.log_sigmoid(logit)).sum() + 0.5 * prior) / len(user)
-
-    optimizer = optax.adam(3e-2)
-
-    @jax.jit
-    def fit(params):
-        def update(carry, _):
-            p, state = carry
-            updates, state = optimizer.update(jax.grad(loss)(p), state)
-            return (optax.apply_updates(p, updates), state), None
-
-        return jax.lax.scan(update, (params, optimizer.init(params)), None, length=steps)[0][0]
-
-    fitted = fit(params)
-    return fitted["s"], fitted["V"]
-
-
-@partial(jax.jit, static_argnames="k")
-def map_log_p(s: jax.Array, v: jax.Array, episode: Episode, k: int) -> jax.Array:
-    """log p (users, targets) with each user's z at its posterior mode after k choices (8 Newton steps)."""
-    context = truncate_context(episode, k).context
-    a = v[context.chosen] - v[context.rejected]
-    margin = s[context.chosen] - s[context.rejected]
-    mask = context.mask.astype(s.dtype)
-
-    def newton(z, _):
-        p = jax.nn.sigmoid(margin + jnp.einsum("unm,um->un", a, z))
-        hessian = jnp.eye(a.shape[-1]) + jnp.einsum("uni,unj,un->uij", a, a, p * (1 - p) * mask)
-        gradient = jnp.einsum("uni,un->ui", a, (1 - p) * mask) - z
-        return z + jnp.linalg.solve(hessian, gradient[..., None])[..., 0], None
-
-    z, _ = jax.lax.scan(newton, jnp.zeros((a.shape[0], a.shape[-1])), None, length=8)
-    t = episode.targets
-    return jax.nn.log_sigmoid(s[t.chosen] - s[t.rejected] + jnp.einsum("utm,um->ut", v[t.chosen] - v[t.rejected], z))
 
 
 class Scores:
@@ -193,7 +133,8 @@ def main() -> None:
     reference = []
     for seed in _SEEDS.value:
         s, v = joint_factorisation(int(seed), dataset.splits["train"].table, start_rewards)
-        reference.append(np.stack([np.stack([np.asarray(map_log_p(s, v, e, k)) for k in _KS]) for e in episodes]))
+        at_k = [[np.asarray(map_log_p(s, v, e, jnp.asarray(k))[..., 0]) for k in _KS] for e in episodes]
+        reference.append(np.array(at_k))
     group = np.asarray(table.group)[users]
     shuffled = []
     for draw, episode in enumerate(episodes):
