@@ -2,9 +2,12 @@
 
   python -m launch.evaluate --workdir=runs/styles
   python -m launch.evaluate --workdir=runs/styles --data=other_people.jsonl
+  python -m launch.evaluate --workdir=runs/mine --folds=5
 
 Prints the table and the path of report.html; report.json and the pictures are next to it. The report on the test users
 is WORKDIR/report, that on --data=ROWS is WORKDIR/report-ROWS. Reports of different rows never replace each other.
+With --folds=N the reward model is trained anew for each of N folds of all people, so that everybody is scored by a
+model that did not see them. That report is WORKDIR/report-folds.
 """
 
 from pathlib import Path
@@ -13,6 +16,7 @@ from absl import flags
 
 from fssa_jax import program
 from fssa_jax.errors import UserError
+from fssa_jax.experiment.cross_validate import REPORT, cross_validate
 from fssa_jax.experiment.evaluate import evaluate_workdir
 from fssa_jax.experiment.reports import report_directory
 from fssa_jax.report.tables import format_generation, format_table
@@ -22,6 +26,7 @@ _DATA = flags.DEFINE_string("data", "", "rows of other people to score instead o
 _BASE = flags.DEFINE_string("base", "", "current directory of a policy's language model, if it has moved")
 _K = flags.DEFINE_list("k", None, "context sizes to score, such as 0,2,8; default: config.evaluate.k of the workdir")
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "val"], "which split of the workdir's own data to score")
+_FOLDS = flags.DEFINE_integer("folds", 0, "score everybody once, in so many folds of all people; 0 for held-out people")
 
 
 def main() -> None:
@@ -34,8 +39,13 @@ def main() -> None:
         raise UserError("--split: chooses among the workdir's own people and has no effect with --data; leave it out")
     ks = tuple(int(k) for k in _K.value or ())
     workdir = Path(_WORKDIR.value)
-    where = report_directory(workdir, _DATA.value, _SPLIT.value)
-    result = evaluate_workdir(workdir, _DATA.value, _SPLIT.value, ks, _BASE.value)
+    if flags.FLAGS["folds"].present:
+        if _DATA.value or _BASE.value or flags.FLAGS["split"].present:
+            raise UserError("--folds: scores all people of the work directory; leave out --data, --base and --split")
+        where, result = workdir / REPORT, cross_validate(workdir, _FOLDS.value, ks)
+    else:
+        where = report_directory(workdir, _DATA.value, _SPLIT.value)
+        result = evaluate_workdir(workdir, _DATA.value, _SPLIT.value, ks, _BASE.value)
     print(format_table(result))
     if "generation" in result:
         print(format_generation(result))

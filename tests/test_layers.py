@@ -79,7 +79,7 @@ ROOMS: dict[str, list[list[str]]] = {
     "report": [["example", "plots", "series"], ["html", "pictures", "tables"], ["written"]],
     "experiment": [
         ["folds", "prepare", "reports", "workdir"],
-        ["evaluate", "fit", "warm_start"],
+        ["cross_validate", "evaluate", "fit", "warm_start"],
         ["choose", "resume"],
         ["make"],
         ["train"],

@@ -81,7 +81,19 @@ def fit_calibration(task: RewardTask, fitted: Sequence[tuple[PyTree, Split]]) ->
       task: the task.
       fitted: variables, and people whom they were not trained on.
     """
-    parts, sizes = _parts_of_rewards(task, fitted)
+    found, sizes = _parts_of_rewards(task, fitted)
+    return _fit(found, sizes)
+
+
+def fit_calibrations_by_others(task: RewardTask, fitted: Sequence[tuple[PyTree, Split]]) -> list[Fitted]:
+    """A calibration for each of several fits, from the people of all others."""
+    found, sizes = _parts_of_rewards(task, fitted)
+    return [_fit([parts for j, parts in enumerate(found) if j != i], sizes) for i in range(len(found))]
+
+
+def _fit(found: list[list["_Parts"]], sizes: tuple[int, ...]) -> Fitted:
+    """From the parts of each fit, by k."""
+    parts = [jax.tree.map(lambda *x: jnp.concatenate(x), *of_k) for of_k in zip(*found, strict=True)]
     most = jnp.asarray(float(max(sizes[-1], 1)))
 
     def log_p(theta: Array) -> Array:
@@ -137,7 +149,10 @@ class _Parts(NamedTuple):
     mask: Array
 
 
-def _parts_of_rewards(task: RewardTask, fitted: Sequence[tuple[PyTree, Split]]) -> tuple[list[_Parts], tuple[int, ...]]:
+def _parts_of_rewards(
+    task: RewardTask, fitted: Sequence[tuple[PyTree, Split]]
+) -> tuple[list[list[_Parts]], tuple[int, ...]]:
+    """The parts of each fit by k, and the ks."""
     model, features = task.model(), jnp.asarray(task.dataset.features)
     people = [eligible_users(split, 0)[0][: _MOST_PEOPLE // len(fitted)] for _, split in fitted]
     counts = [np.asarray(split.table.count)[users, 0] for users, (_, split) in zip(people, fitted, strict=True)]
@@ -167,7 +182,7 @@ def _parts_of_rewards(task: RewardTask, fitted: Sequence[tuple[PyTree, Split]]) 
         return parts
 
     found = [parts_of(variables, split, users) for (variables, split), users in zip(fitted, people, strict=True)]
-    return [jax.tree.map(lambda *x: jnp.concatenate(x), *of_k) for of_k in zip(*found, strict=True)], sizes or (0,)
+    return found, sizes or (0,)
 
 
 def _log_likelihood(part: _Parts, g: Array, temperature: Array) -> Array:

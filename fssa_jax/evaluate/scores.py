@@ -74,6 +74,13 @@ class Scores:
             if name in self.by_user:
                 self.report[key] = self._means(self.by_user[name] - self.by_user[over])
 
+    def add_last_gain(self) -> None:
+        """Adds last_gain: how much accuracy the last step from one k to the next gains, paired within people."""
+        accuracy = self.by_user[""]
+        self.report["last_gain"] = self._means(np.broadcast_to(accuracy[-1] - accuracy[-2], accuracy.shape))[
+            str(self.ks[-1])
+        ]
+
     def add_steering_gap(self, limit: str) -> None:
         """Adds steering_gap, S minus that of another predictor on the same choices, paired, and their ratio."""
         weight = self._contested(self.mask)

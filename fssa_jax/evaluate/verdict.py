@@ -37,11 +37,12 @@ def verdict(report: dict[str, Any]) -> dict[str, Any]:
     lines += _of_worst(report, ks)
     lines += _of_calibration(report, ks)
     lines += _of_training(report.get("training"))
+    lines += _of_more(report, ks)
     return {"helps": helps, "lines": lines}
 
 
 def _points(cell: dict[str, float]) -> str:
-    return f"{round(100 * cell['mean'], 1) + 0:.1f} points over the population model"
+    return f"{_of_points(cell)} over the population model"
 
 
 def _interval(cell: dict[str, float]) -> str:
@@ -95,6 +96,28 @@ def _of_training(training: dict[str, Any] | None) -> list[str]:
     if not training:
         return []
     best, last = training["best"], training["last"]
+    if training.get("decided"):
+        return [f"training took {last} steps, which was best for people who were not trained on"]
     if best == last and not training["decayed"]:
         return [f"training was too short: validation still improved at the last step, {last}; give more steps"]
     return [f"training was long enough: the best of {last} steps is {best}"]
+
+
+def _of_more(report: dict[str, Any], ks: list[str]) -> list[str]:
+    """What more choices, and more people to train on, would buy."""
+    lines = []
+    if (cell := report.get("last_gain")) and report["gain"][ks[-1]]["low"] > 0:
+        gained = f"from {ks[-2]} to {ks[-1]} choices it gains {_of_points(cell)} ({_interval(cell)})"
+        lines.append(f"{gained}: more choices would help" if cell["low"] > 0 else f"{gained}: more would add little")
+    for curve in [report["learning_curve"]] if report.get("learning_curve") else []:
+        fewer, all_people = curve["people"][-2:]
+        cell = curve["last"]
+        gained = f"trained on {all_people} people instead of {fewer} it gains {_of_points(cell)} ({_interval(cell)})"
+        lines.append(
+            f"{gained}: more people would help" if cell["low"] > 0 else f"{gained}: more are not shown to help"
+        )
+    return lines
+
+
+def _of_points(cell: dict[str, float]) -> str:
+    return f"{round(100 * cell['mean'], 1) + 0:.1f} points"

@@ -36,7 +36,7 @@ from fssa_jax.tasks.task import MAIN, POPULATION
 
 _log = logging.getLogger(__name__)
 
-_POPULATION, _PER_TEXT = (1.0, 10.0, 100.0), 6.0
+_POPULATION, _PER_TEXT = (0.1, 1.0, 10.0, 100.0), 6.0
 _STEPS, _STRENGTHS = (50, 150), (1.0, 10.0)
 _WIDTH, _TEXTS_WIDTH, _KINDS = 16, 64, 64
 _RATE, _TEXTS_RATE = 1e-2, 3e-3

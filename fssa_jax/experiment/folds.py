@@ -77,10 +77,18 @@ class Folds:
 
 
 class FoldFits:
-    """Models of every fold, trained for a fixed number of steps; remembered, and compiled once per kind of model."""
+    """Models of every fold, trained for a fixed number of steps; remembered, and compiled once per kind of model.
 
-    def __init__(self, folds: Folds, stop: StopSignal):
-        self.folds, self._stop = folds, stop
+    Args:
+      folds: the people.
+      stop: ends a fit with `Stopped`.
+      population_steps: steps of the population models.
+    """
+
+    def __init__(self, folds: Folds, stop: StopSignal, population_steps: int = POPULATION_STEPS):
+        self.folds, self._stop, self._population_steps = folds, stop, population_steps
+        # People are repeated up to the same number, so that one program serves all folds.
+        self._users = max(len(dataset.splits["train"].users) for dataset in folds.datasets)
         self._programs: dict[tuple[str, int], Any] = {}
         self._binds: dict[str, Callable[[PyTree], Predictor]] = {}
         self._inits: dict[str, PyTree] = {}
@@ -88,11 +96,17 @@ class FoldFits:
         self._fitted: dict[str, list[TrainState]] = {}
         self._populations: dict[tuple, list[PyTree]] = {}
 
+    def fewer(self, share: float, seed: int) -> "FoldFits":
+        """Fits of the same folds with a share of the training people, by the same programs."""
+        out = copy.copy(self)
+        out.folds, out._fitted, out._populations = self.folds.fewer(share, seed), {}, {}
+        return out
+
     def population(self, config: RewardConfig) -> list[PyTree]:
         """The variables of the population model of each fold; of the configuration, its penalties alone matter."""
         key = (config.objective.population_penalty, config.objective.text_bias_penalty)
         if key not in self._populations:
-            self._populations[key] = self._fit(config, POPULATION, POPULATION_STEPS, [{}] * len(self.folds))
+            self._populations[key] = self._fit(config, POPULATION, self._population_steps, [{}] * len(self.folds))
         return self._populations[key]
 
     def main(self, config: RewardConfig, steps: int) -> list[PyTree]:
@@ -119,14 +133,12 @@ class FoldFits:
         states = self._fitted.get(key)
         if states is None or int(states[0].step) > steps:
             states = [self._start(task, name, models) for task, models in zip(tasks, trained, strict=True)]
-        # People are repeated up to the same number, so that one program serves all folds.
-        users = max(len(task.dataset.splits["train"].users) for task in tasks)
         penalties = {part: jnp.asarray(weight) for part, weight in penalties_of(config.objective).items()}
         out, left = [], steps - int(states[0].step)
-        with doing(f"{name}: fits to decide", left * len(tasks), "steps") as work:
+        with doing(f"{name}: {len(tasks)} fits", left * len(tasks), "steps") as work:
             for task, state in zip(tasks, states, strict=True):
                 tables = task.tables("train")
-                tables = Tables(_repeated(tables.choices, users), tables.features, penalties)
+                tables = Tables(_repeated(tables.choices, self._users), tables.features, penalties)
                 for done in range(0, left, CALL):
                     number = min(CALL, left - done)
                     state, _ = self._program(tasks[0], name, number)(state, tables)

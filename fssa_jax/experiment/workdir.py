@@ -194,14 +194,22 @@ class Workdir:
         return max(stores[0].steps or stores[1].steps, default=0) if stores else 0
 
     def training(self) -> dict[str, Any]:
-        """Of the main model: its best step, its last step, and whether the learning rate had decayed by then."""
+        """Of the main model: its best and its last step, whether the learning rate had decayed by then, and whether the
+        number of steps was decided on folds."""
         stores = self._stores(MAIN)
         best, last = (max(store.steps, default=0) for store in stores) if stores else (0, 0)
         rates = learning_rates(self.config.optim, self.task.steps(MAIN))
         with jax.numpy_dtype_promotion("standard"):  # optax relies on it
             decayed = bool(np.asarray(rates(max(last - 1, 0))) < _DECAYED * self.config.optim.learning_rate)
         fitted = self.calibration()
-        return {"best": best, "last": last, "decayed": decayed, "calibration": fitted and fitted.as_json()}
+        decided = "steps" in self.run.get("chosen", {})
+        return {
+            "best": best,
+            "last": last,
+            "decayed": decayed,
+            "decided": decided,
+            "calibration": fitted and fitted.as_json(),
+        }
 
     def unfinished(self, names: Collection[str] = ()) -> list[str]:
         """One warning per model, of these or of all, whose training is not finished."""
