@@ -130,8 +130,8 @@ def _fit(found: list[list["_Parts"]], sizes: tuple[int, ...]) -> Fitted:
         difference = np.asarray(log_p(jnp.asarray(own, jnp.float32)) - log_p(jnp.asarray(everybody, jnp.float32)))
         gains = difference[later].mean(0) / targets
     error = float(gains.std(ddof=1) / len(gains) ** 0.5) if len(gains) > 1 else float("inf")
-    found = Fitted(_calibration(own, most), len(gains), float(gains.mean()), error)
-    return found if found.helps else dataclasses.replace(found, calibration=_calibration(everybody, most))
+    fitted = Fitted(_calibration(own, most), len(gains), float(gains.mean()), error)
+    return fitted if fitted.helps else dataclasses.replace(fitted, calibration=_calibration(everybody, most))
 
 
 def _calibration(theta: Any, most: Array) -> Calibration:

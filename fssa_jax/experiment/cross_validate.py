@@ -46,7 +46,7 @@ def cross_validate(workdir: Path, number: int, ks: tuple[int, ...] = ()) -> dict
       Stopped: a signal was received; nothing was written.
     """
     work = Workdir.open(workdir)
-    task = work.task
+    task: Any = work.task
     if not isinstance(task, RewardTask) or not task.reads(MAIN):
         raise UserError(f"--folds: needs a reward model that reads choices, such as np_btl; {workdir} is none")
     if task.dataset.truth is not None or not task.dataset.report.get("users"):
