@@ -191,6 +191,12 @@ WRONG = {
         "(3, 2)",
     ),
     "choice_log_likelihood": (lambda: ops.choice_log_likelihood(ones(2, 3), true(2, 4)), "listed", "(2, 3)", "(2, 4)"),
+    "choice_weights": (
+        lambda: ops.choice_weights(Comparisons(ids(2, 3), ids(2, 3), true(2, 3), weight=ones(2, 4))),
+        "weight",
+        "(2, 3)",
+        "(2, 4)",
+    ),
     "join_choices": (lambda: ops.join_choices(pairs(2, 3), pairs(4, 3)), "mask_b", "(2,)", "(4,)"),
     "list_dpo_loss": (lambda: ops.list_dpo_loss(ones(2, 3), true(2, 4)), "listed", "(2, 3)", "(2, 4)"),
     "list_response_weights": (

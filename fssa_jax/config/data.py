@@ -52,7 +52,8 @@ class Rows(_Texts):
     on_error: Literal["raise", "skip"] = "raise"
     """`raise`: a bad row is an error; `skip`: it is left out, counted and listed."""
     ties: Literal["drop", "half"] = "drop"
-    """Rows whose choice says tie: left out and counted, or kept as two choices, one each way (`half`)."""
+    """Rows whose choice says tie: left out and counted, or kept as two choices, one each way,
+    of weight ½ (`half`)."""
     rating_gap: float = number(0.0, least=0)
     """Smallest difference of two ratings of a person that counts as a choice; any difference if 0."""
     groups: tuple[str, ...] = ()

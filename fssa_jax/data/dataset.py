@@ -64,8 +64,13 @@ class Dataset:
         return len(self.texts) if self.trained_texts is None else self.trained_texts
 
 
-def make_table(choices: Sequence[Sequence[np.ndarray]], group: list[int]) -> ChoiceTable:
-    """Pads choices[user][pool] to a rectangle: ids (rows, 2 + a) of responses, the chosen one first, −1 for none."""
+def make_table(
+    choices: Sequence[Sequence[np.ndarray]], group: list[int], weights: Sequence[Sequence[np.ndarray]] | None = None
+) -> ChoiceTable:
+    """Pads choices[user][pool] to a rectangle: ids (rows, 2 + a) of responses, the chosen one first, −1 for none.
+
+    `weights[user][pool]` (rows,) are the weights of the rows. If all are 1 the table has none.
+    """
     users = len(choices)
     rows = max((len(pool) for user in choices for pool in user), default=1)
     width = max((pool.shape[1] for user in choices for pool in user if len(pool)), default=2)
@@ -76,11 +81,16 @@ def make_table(choices: Sequence[Sequence[np.ndarray]], group: list[int]) -> Cho
             ids[u, p, : len(pool), : pool.shape[1]], count[u, p] = pool, len(pool)
     chosen, rejected = np.maximum(ids[..., 0], 0), np.maximum(ids[..., 1], 0)
     others = ids[..., 2:] if width > 2 else None
-    return ChoiceTable(chosen, rejected, count, np.asarray(group, np.int32).reshape(users), others)
+    weight = np.ones(chosen.shape, np.float32)
+    for u, of_user in enumerate(weights or ()):
+        for p, of_pool in enumerate(of_user):
+            weight[u, p, : len(of_pool)] = of_pool
+    own = None if (weight == 1).all() else weight
+    return ChoiceTable(chosen, rejected, count, np.asarray(group, np.int32).reshape(users), others, own)
 
 
 def arrays_of(table: ChoiceTable) -> dict[str, np.ndarray]:
-    """The arrays of a table by name; without `others` for choices between two."""
+    """The arrays of a table by name; without `others` and `weight` where there are none."""
     values = {field.name: getattr(table, field.name) for field in dataclasses.fields(ChoiceTable)}
     return {name: np.asarray(value) for name, value in values.items() if value is not None}
 
@@ -271,7 +281,7 @@ def log_left_out_rows(report: dict[str, Any]) -> None:
             first = next(line for line in report["undecided"] if line.endswith(": tie") == (name == "ties"))
             _log.warning("%d %s left out, the first is %s", report[name], what, first)
     if report.get("halved"):
-        _log.info("%d ties kept as two choices each, one each way", report["halved"])
+        _log.info("%d ties kept as two choices each, one each way, of weight ½", report["halved"])
     if report.get("implicit"):
         said = "%d rows have no prompt: the beginning that chosen and rejected share is taken for it; give 'prompt' if "
         _log.warning(said + "their responses may begin alike", report["implicit"])

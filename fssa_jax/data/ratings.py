@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,7 @@ def _of_person(mine: list[Rated], gap: float, most: int, rng: np.random.Generato
                     difference = value[better] - value[worse]
                     if difference > 0 and difference >= gap - _ROUNDING and frozenset(pair) not in made:
                         first = together[better][0]
-                        common = {**first.common, "pool": pool}
+                        common: dict[str, Any] = {**first.common, "pool": pool}
                         made[frozenset(pair)] = Row(
                             first.user, better[0], better[1], worse[1], (), place=first.place, **common
                         )

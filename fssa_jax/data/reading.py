@@ -69,7 +69,7 @@ def read_rows(
       path: the source.
       on_error: "raise", or "skip" to list bad rows in the report.
       person: user_id of rows that lack one; "" if every row must name its user.
-      ties: "drop" counts ties and leaves them out; "half" keeps a tie as two choices, one each way.
+      ties: "drop" counts ties and leaves them out; "half" keeps a tie as two choices, one each way, of weight ½.
       gap, most, seed: of ratings; see `rows_of_ratings`.
 
     Raises:
@@ -129,16 +129,16 @@ def as_ultrafeedback(data: Rows) -> UltraFeedback:
 
 
 def _both_ways(values: Mapping[str, Any], record: Record, schema: Schema) -> list[Row]:
-    """A tie as two choices, one each way."""
+    """A tie as two choices, one each way, which weigh as much as one choice together."""
     made = [parse_record({**values, "choice": choice}, record.place, record.split, schema) for choice in (0, 1)]
-    return [row for rows in made for row in rows]
+    return [dataclasses.replace(row, weight=0.5) for rows in made for row in rows]
 
 
 def _once(rows: Iterable[Row], report: RowReport, on_error: str) -> list[Row]:
     """The rows without repetitions: a choice that is listed twice is not evidence twice."""
     first: dict[tuple, Row] = {}
     for row in rows:
-        key = (row.user, row.prompt, row.chosen, frozenset(row.responses), row.situation)
+        key = (row.user, row.prompt, row.chosen, frozenset(row.responses), row.situation, row.weight)
         before = first.setdefault(key, row)
         if before is row:
             continue

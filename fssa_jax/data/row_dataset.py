@@ -98,19 +98,21 @@ def rows_split(
     Raises:
       UserError: no user has enough rows.
     """
-    users, choices, group = [], [], []
+    users, choices, weights, group = [], [], [], []
     for user, mine in sorted(by_user.items()):
-        pools = _user_pools(user, mine, ids, rng, dropped)
-        for p, ids_of_pool in enumerate(pools):
-            if len(ids_of_pool) > data.max_rows:
-                keep = rng.permutation(len(ids_of_pool))[: data.max_rows]
-                dropped["beyond max_rows"] += len(ids_of_pool) - data.max_rows
-                pools[p] = ids_of_pool[keep]
+        texts = _ids_of(mine, ids)
+        pools = _user_pools(user, mine, texts, ids, rng, dropped)
+        for p, of_pool in enumerate(pools):
+            if len(of_pool) > data.max_rows:
+                keep = rng.permutation(len(of_pool))[: data.max_rows]
+                dropped["beyond max_rows"] += len(of_pool) - data.max_rows
+                pools[p] = of_pool[keep]
         if len(pools[0]) < data.min_context or len(pools[1]) < data.min_targets:
             left_out.append(user)
             continue
         users.append(user)
-        choices.append(pools)
+        choices.append([texts[of_pool] for of_pool in pools])
+        weights.append([np.array([mine[i].weight for i in of_pool], np.float32) for of_pool in pools])
         most = Counter(row.group for row in mine).most_common(1)[0][0]
         if most not in groups:  # a group that was not in training
             groups.append(most)
@@ -120,7 +122,7 @@ def rows_split(
             f"{data.path}: no {name} user with {data.min_context} context and {data.min_targets} target rows "
             f"({len(by_user)} users in this split); give more rows per user, or lower config.data.min_context"
         )
-    return Split(users, make_table(choices, group))
+    return Split(users, make_table(choices, group, weights))
 
 
 def with_source_splits(rows: list[Row], seed: int) -> tuple[list[Row], bool]:
@@ -175,16 +177,21 @@ def _user_splits(path: str, by_user: dict[str, list[Row]], seed: int) -> dict[st
     return given
 
 
-def _user_pools(
-    user: str, mine: list[Row], ids: dict[Text, int], rng: np.random.Generator, dropped: Counter
-) -> list[np.ndarray]:
-    """Ids of the responses (rows, 2 + a) in the context pool and in the target pool, the chosen one first, −1 for none.
-
-    Pools share no text. Where texts repeat by design and rows name their situation, pools share no situation instead.
-    """
+def _ids_of(mine: list[Row], ids: dict[Text, int]) -> np.ndarray:
+    """Ids of the responses of rows, (rows, 2 + a), the chosen one first, −1 for none."""
     texts = np.full((len(mine), max((len(row.responses) for row in mine), default=2)), -1, np.int32)
     for i, row in enumerate(mine):
         texts[i, : len(row.responses)] = [ids[row.prompt, response] for response in row.responses]
+    return texts
+
+
+def _user_pools(
+    user: str, mine: list[Row], texts: np.ndarray, ids: dict[Text, int], rng: np.random.Generator, dropped: Counter
+) -> list[np.ndarray]:
+    """Numbers of the rows in the context pool and in the target pool.
+
+    Pools share no text. Where texts repeat by design and rows name their situation, pools share no situation instead.
+    """
     named, situations = [row.pool for row in mine], [row.situation for row in mine]
     for column, values in (("pool", named), ("situation", situations)):
         if any(values) and not all(values):
@@ -217,4 +224,4 @@ def _user_pools(
                 f"{where.place}: text {text[:60]!r} is in both pools of user {user!r}; leave out 'pool' to have "
                 "disjoint pools made, or name the 'situation' of every row if texts repeat by design"
             )
-    return [texts[pool == p] for p in (0, 1)]
+    return [np.flatnonzero(pool == p) for p in (0, 1)]

@@ -50,8 +50,8 @@ _UNANSWERED = ("", "skip", "skipped", "none", "neither", "unsure", "nan", "null"
 class Row:
     """One checked choice; absent optional columns are "".
 
-    `others` are further responses that were not chosen, in a choice of one of more than two. `split` is the split that
-    the source itself puts the row in.
+    `others` are further responses that were not chosen, in a choice of one of more than two. `weight` is ½ for each of
+    the two choices that a tie is kept as. `split` is the split that the source itself puts the row in.
     """
 
     user: str
@@ -59,6 +59,7 @@ class Row:
     chosen: str
     rejected: str
     others: tuple[str, ...] = ()
+    weight: float = 1.0
     group: str = ""
     split_user: str = ""
     split_item: str = ""
@@ -167,7 +168,7 @@ def parse_record(values: Any, place: str, split: str, schema: Schema) -> list[Ro
     for name in required:
         if name not in values or (is_missing(values[name]) and name != "choice"):
             raise UserError(f"{place}: column {name!r} is missing; needed are {', '.join(required)}")
-    common = _common(values, place) | {"split": split}
+    common: dict[str, Any] = _common(values, place) | {"split": split}
     user = _filled("user_id", values["user_id"], place)
     if schema == "pairs":
         asked = None if is_missing(values.get("prompt")) else values["prompt"]
@@ -273,9 +274,9 @@ def parse_rating(values: Any, place: str, split: str) -> Rated:
     return Rated(user, prompt, response, rating, _common(values, place) | {"split": split}, place)
 
 
-def _common(values: Mapping[str, Any], place: str) -> dict[str, str]:
+def _common(values: Mapping[str, Any], place: str) -> dict[str, Any]:
     """The optional columns, checked."""
-    out = {}
+    out: dict[str, Any] = {}
     for name in ("group", "situation", *ALLOWED):
         value = values.get(name)
         out[name] = "" if is_missing(value) else _text(name, value, place)

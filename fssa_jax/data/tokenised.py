@@ -61,9 +61,10 @@ def table_with_tokens(table: ChoiceTable, tokens: TokenTable) -> tuple[ChoiceTab
     order = np.argsort(~good, axis=2, kind="stable")
     chosen, rejected = (np.take_along_axis(side, order, axis=2) for side in (table.chosen, table.rejected))
     others = None if table.others is None else np.take_along_axis(table.others, order[..., None], axis=2)
+    weight = None if table.weight is None else np.take_along_axis(table.weight, order, axis=2)
     count = good.sum(2).astype(np.int32)
     if not (count > 0).all(1).any():
         raise UserError(
             "config.policy.max_length: no choice is short enough; raise it, or give config.policy.truncate=left"
         )
-    return ChoiceTable(chosen, rejected, count, table.group, others), int(table.count.sum() - good.sum())
+    return ChoiceTable(chosen, rejected, count, table.group, others, weight), int(table.count.sum() - good.sum())

@@ -21,7 +21,7 @@ from jaxtyping import Array
 from fssa_jax.evaluate.episodes import eligible_users, evaluation_episodes
 from fssa_jax.models.calibration import Calibration, factors
 from fssa_jax.models.rewards import RewardModel
-from fssa_jax.ops.choices import real_responses
+from fssa_jax.ops.choices import choice_weights, real_responses
 from fssa_jax.ops.episodes import truncate_context
 from fssa_jax.tasks.reward import RewardTask
 from fssa_jax.tasks.reward_predictor import make_posterior
@@ -98,7 +98,8 @@ def fit_calibration(task: RewardTask, variables: PyTree) -> Fitted:
     temperature = [(-1.0, 1.0)] * 2 + [(-3.0, 3.0)]
     own = fit(np.array([1.0, 1.0, 0.0, 0.0, 0.0]), [(0.0, 1.0)] * 2 + temperature)
     everybody = fit(np.zeros(5), [(0.0, 0.0)] * 2 + temperature)
-    targets = np.maximum(np.asarray(parts[0].mask).sum(-1), 1)
+    targets = np.asarray(parts[0].weight).sum(-1)
+    targets = np.where(targets > 0, targets, 1)
     later = [i for i, k in enumerate(sizes) if k > 0]
     gains = np.zeros(len(targets))
     if later:
@@ -116,13 +117,16 @@ def _calibration(theta: Any, most: Array) -> Calibration:
 
 @dataclasses.dataclass(frozen=True)
 class _Parts:
-    """Rewards of targets at z = 0, (people, t, r), what points add, (s, people, t, r), and log weights, (s, people)."""
+    """Rewards of targets at z = 0, (people, t, r), what points add, (s, people, t, r), and log weights, (s, people).
+
+    `weight` (people, t) is that of the targets, 0 for padding.
+    """
 
     shared: Array
     personal: Array
     log_weights: Array
     listed: Array
-    mask: Array
+    weight: Array
 
 
 def _parts_of_rewards(task: RewardTask, variables: PyTree) -> tuple[list[_Parts], tuple[int, ...]]:
@@ -150,8 +154,8 @@ def _parts_of_rewards(task: RewardTask, variables: PyTree) -> tuple[list[_Parts]
         assert isinstance(q, Posterior)
         shared = rewards_at(jnp.zeros((1, *q.mean.shape)), part)
         personal = rewards_at(jnp.moveaxis(q.points, -2, 0), part) - shared
-        listed = jnp.asarray(real_responses(part.targets))
-        parts.append(_Parts(shared[0], personal, jnp.moveaxis(q.log_weights, -1, 0), listed, part.targets.mask))
+        listed, weight = jnp.asarray(real_responses(part.targets)), choice_weights(part.targets)
+        parts.append(_Parts(shared[0], personal, jnp.moveaxis(q.log_weights, -1, 0), listed, weight))
     return parts, sizes or (0,)
 
 
@@ -160,4 +164,4 @@ def _log_likelihood(part: _Parts, g: Array, temperature: Array) -> Array:
     values = temperature * (part.shared[None] + g * part.personal)
     each = jax.nn.log_softmax(jnp.where(part.listed[None], values, -jnp.inf), axis=-1)[..., 0]
     log_p = jax.nn.logsumexp(each + part.log_weights[..., None], axis=0)
-    return jnp.where(part.mask, log_p, 0).sum(-1)
+    return (part.weight * jnp.where(part.weight > 0, log_p, 0)).sum(-1)

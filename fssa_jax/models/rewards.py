@@ -261,7 +261,7 @@ class RewardModel(nn.Module):
         if not encoded_input and table is not None:
             sides = [table[side] * self.feature_scale for side in sides]
         others = jnp.stack(sides[2:], axis=context.mask.ndim) if context.others is not None else None
-        choices = Comparisons(sides[0], sides[1], context.mask, others, context.listed)
+        choices = Comparisons(sides[0], sides[1], context.mask, others, context.listed, context.weight)
         if isinstance(encoder, SetEncoder):
             return encoder(choices, rewards, train)
         counted = table is not None and context.others is None

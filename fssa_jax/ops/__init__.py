@@ -22,7 +22,7 @@ from fssa_jax.ops.adapters import (
     take_adapter_rows,
 )
 from fssa_jax.ops.attention import Implementation
-from fssa_jax.ops.choices import join_choices, offered, per_choice, real_responses, responses_of
+from fssa_jax.ops.choices import choice_weights, join_choices, offered, per_choice, real_responses, responses_of
 from fssa_jax.ops.distributions import (
     antithetic_noise,
     gaussian_kl,
@@ -107,6 +107,7 @@ __all__ = [
     "cheapest",
     "check_adapters",
     "choice_log_likelihood",
+    "choice_weights",
     "combine_adapters",
     "contested_weights",
     "dpl_log_likelihood",

@@ -263,24 +263,26 @@ def reward_loss(model: rewards.RewardModel, objective: NeuralProcess) -> Loss:
             rngs={"dropout": key},
         )
         log_likelihood, sampled_from, reference = out
-        mask = people.episode.targets.mask
+        mask, weight = people.episode.targets.mask, people.episode.targets.weight
         marginal = objective.kind == "predictive"
         log_weights = None if sampled_from is None else sampled_from.log_weights
 
-        def of_user(log_p: Array, mask: Array, q: Any, other: Any, weights: Any) -> Any:
-            return neural_process_loss(log_p, mask, q, other, objective.kl_weight, marginal, weights)
+        def of_user(log_p: Array, mask: Array, q: Any, other: Any, weights: Any, weight: Any) -> Any:
+            return neural_process_loss(log_p, mask, q, other, objective.kl_weight, marginal, weights, weight)
 
-        in_axes = (1, 0, 0, 0, 0)
-        terms = jax.vmap(of_user, in_axes)(log_likelihood, mask, sampled_from, reference, log_weights)
+        in_axes = (1, 0, 0, 0, 0, 0)
+        terms = jax.vmap(of_user, in_axes)(log_likelihood, mask, sampled_from, reference, log_weights, weight)
         trained = dict(variables["params"])
         if model.keep_population and model.latent != "none":
             trained.pop("text_bias", None)
         total = terms.loss.mean() + penalties(trained, objective)
         metrics: Metrics = {"loss": total, "nll": terms.nll.mean(), "kl": terms.kl.mean()}
         if people.episode.targets.others is None:
-            metrics["rewards/accuracies"] = masked_mean(preference_accuracy(log_likelihood).mean(0), mask).mean()
+            metrics["rewards/accuracies"] = masked_mean(
+                preference_accuracy(log_likelihood).mean(0), mask, weight
+            ).mean()
         else:
-            metrics["probability"] = masked_mean(jnp.exp(log_likelihood).mean(0), mask).mean()
+            metrics["probability"] = masked_mean(jnp.exp(log_likelihood).mean(0), mask, weight).mean()
         if updated:
             metrics["batch_stats"] = updated["batch_stats"]
         return total, metrics
