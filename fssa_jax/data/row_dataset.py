@@ -9,13 +9,14 @@ import numpy as np
 
 from fssa_jax.config import Rows
 from fssa_jax.config.fields import to_dict
-from fssa_jax.data.dataset import SPLITS, Dataset, Split, make_table, number_texts
+from fssa_jax.data.dataset import SPLITS, Dataset, Split, make_table, number_texts, texts_of
 from fssa_jax.data.features import EncoderFeaturiser, Text, find_vectors
 from fssa_jax.data.featurise import features_of_rows
 from fssa_jax.data.reading import as_ultrafeedback, read_source
 from fssa_jax.data.records import source_digest
 from fssa_jax.data.rows import Row, choice_texts
 from fssa_jax.data.splits import disjoint_pools, split_users
+from fssa_jax.data.thresholds import Threshold, ThresholdFeaturiser, is_threshold
 from fssa_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -34,9 +35,11 @@ def rows_dataset(data: Rows, rows: list[Row] | None = None, scratch: Path | None
             data = as_ultrafeedback(data)
     rows, divided = with_source_splits(rows, data.split_seed)
     hold_out = data.hold_out_items or divided
-    ids = number_texts(choice_texts(rows))
+    # Thresholds are after all texts: vectors and embeddings are of texts.
+    ids = number_texts(sorted(dict.fromkeys(choice_texts(rows)), key=is_threshold))
     by_user = rows_by_user(rows)
-    texts = list(ids)
+    texts = [text for text in ids if not is_threshold(text)]
+    thresholds = [text for text in ids if is_threshold(text)]
     split_of = _user_splits(data.path, by_user, data.split_seed)
     if hold_out:
         without = next((row for row in rows if not row.split_item), None)
@@ -65,7 +68,11 @@ def rows_dataset(data: Rows, rows: list[Row] | None = None, scratch: Path | None
     featuriser, features = features_of_rows(data, texts, splits["train"], scratch)
     if isinstance(featuriser, EncoderFeaturiser):
         report["cut_texts"] = featuriser.cut
-    return Dataset(texts, features, splits, groups, featuriser, report=report)
+    if not thresholds:
+        return Dataset(texts, features, splits, groups, featuriser, report=report)
+    known = texts_of(splits["train"].table)
+    wider = ThresholdFeaturiser.of(featuriser, thresholds, features, known[known < len(texts)])
+    return Dataset(texts + thresholds, wider.extended(features), splits, groups, wider, report=report)
 
 
 def digest_of_rows(data: Rows) -> str:
@@ -181,8 +188,17 @@ def _ids_of(mine: list[Row], ids: dict[Text, int]) -> np.ndarray:
     """Ids of the responses of rows, (rows, 2 + a), the chosen one first, −1 for none."""
     texts = np.full((len(mine), max((len(row.responses) for row in mine), default=2)), -1, np.int32)
     for i, row in enumerate(mine):
-        texts[i, : len(row.responses)] = [ids[row.prompt, response] for response in row.responses]
+        texts[i, : len(row.responses)] = [ids[text] for text in row.texts]
     return texts
+
+
+def _without_thresholds(mine: list[Row], texts: np.ndarray) -> np.ndarray:
+    """`_ids_of` with the text itself in the place of the threshold: a threshold connects no texts."""
+    real = texts.copy()
+    for i, row in enumerate(mine):
+        if row.alone:
+            real[i, :2] = texts[i, 1 if isinstance(row.chosen, Threshold) else 0]
+    return real
 
 
 def _user_pools(
@@ -192,6 +208,7 @@ def _user_pools(
 
     Pools share no text. Where texts repeat by design and rows name their situation, pools share no situation instead.
     """
+    texts = _without_thresholds(mine, texts)
     named, situations = [row.pool for row in mine], [row.situation for row in mine]
     for column, values in (("pool", named), ("situation", situations)):
         if any(values) and not all(values):
@@ -219,7 +236,7 @@ def _user_pools(
         both = np.setdiff1d(np.intersect1d(texts[pool == 0], texts[pool == 1]), -1)
         if len(both) and not any(situations):
             where = next(row for row, of_row in zip(mine, texts, strict=True) if both[0] in of_row)
-            text = next(response for response in where.responses if ids[where.prompt, response] == both[0])
+            text = next(response for prompt, response in where.texts if ids[prompt, response] == both[0])
             raise UserError(
                 f"{where.place}: text {text[:60]!r} is in both pools of user {user!r}; leave out 'pool' to have "
                 "disjoint pools made, or name the 'situation' of every row if texts repeat by design"

@@ -24,7 +24,16 @@ _GROUPS = 20
 class Scores:
     """Turns predictions into the series of the report."""
 
-    def __init__(self, ks, mask: np.ndarray, targets: Comparisons, settings: Evaluation, seed: int):
+    def __init__(
+        self,
+        ks,
+        mask: np.ndarray,
+        targets: Comparisons,
+        settings: Evaluation,
+        seed: int,
+        contestable: np.ndarray | None = None,
+    ):
+        """`contestable` (users, targets) are the targets between two texts, which S is of; all by default."""
         self.ks = ks
         self.mask = mask
         self._weight = None if targets.weight is None else np.asarray(targets.weight)
@@ -36,6 +45,7 @@ class Scores:
         if targets.listed is not None:
             offered = np.where(np.concatenate([np.ones((*mask.shape, 2), bool), targets.listed], -1), offered, -1)
         self._pairs = targets.others is None
+        self._contestable = np.ones(mask.shape, bool) if contestable is None else contestable
         unique, item = np.unique(np.sort(offered, -1).reshape(-1, offered.shape[-1]), axis=0, return_inverse=True)
         together = _drawn_together(item.reshape(chosen.shape), mask)
         weights = metrics.bootstrap_weights(jax.random.key(seed), int(together.max(initial=-1)) + 1, settings.bootstrap)
@@ -92,7 +102,7 @@ class Scores:
 
     def _contested(self, mask: np.ndarray) -> np.ndarray:
         """(users, targets) weights of the steering score; see `metrics.contested_weights`."""
-        item, side, real = (jnp.asarray(x) for x in (self._item, self._side, mask))
+        item, side, real = (jnp.asarray(x) for x in (self._item, self._side, mask & self._contestable))
         return np.asarray(metrics.contested_weights(item, side, real, self._items), np.float64)
 
     def accuracies(self, names: tuple[str, ...], mask: np.ndarray) -> dict[str, Any]:

@@ -61,7 +61,7 @@ from fssa_jax.tasks.reward_models import make_model
 from fssa_jax.tasks.task import MAIN, POPULATION, SPECIALIST
 from fssa_jax.train.state import make_optimizer
 from fssa_jax.train.step import Batch, Draw, Loss, Metrics
-from fssa_jax.types import Comparisons, DiagGaussian, Leaf, PyTree
+from fssa_jax.types import Comparisons, DiagGaussian, Episode, Leaf, PyTree
 
 TEACHER = "encoder"
 """Key in the `trained` argument of `PolicyTask.start`: the variables of the reward model for the warm start."""
@@ -175,7 +175,17 @@ class PolicyTask:
         train = self.config.train
         context = train.max_context if self.reads(name) else 0
         kind = partial(draw_episode, max_context=context, max_targets=train.targets)
-        return draw_people(lambda key, tables: kind(key, tables.choices))
+        if not self.dataset.thresholds.any():
+            return draw_people(lambda key, tables: kind(key, tables.choices))
+
+        def draw(key: Key[Array, ""], tables: PolicyTables) -> Episode:
+            episode = kind(key, tables.choices)
+            # Thumbs and ratings are read, not trained on: a threshold has no tokens.
+            targets, written = episode.targets, tables.texts.ends > 0
+            mask = targets.mask & written[targets.chosen] & written[targets.rejected]
+            return dataclasses.replace(episode, targets=dataclasses.replace(targets, mask=mask))
+
+        return draw_people(draw)
 
     def tables(self, split: str) -> PolicyTables:
         """See `Task`."""

@@ -135,7 +135,8 @@ class RewardTask:
 
     def _warm(self, name: str, model: rewards.RewardModel, variables: PyTree, population: PyTree) -> PyTree:
         params = dict(variables["params"])
-        seen = jnp.asarray(seen_in_training(self.dataset))[:, None]
+        thresholds = self.dataset.thresholds
+        seen = jnp.asarray(seen_in_training(self.dataset) | thresholds)[:, None]
         if "text_embedding" in params:  # texts unseen in training are represented by their features alone
             params["text_embedding"] = {"embedding": jnp.where(seen, params["text_embedding"]["embedding"], 0)}
         if population is not None:
@@ -144,7 +145,8 @@ class RewardTask:
             params |= {part: jax.tree.map(jnp.asarray, shared[part]) for part in both}
         if name == MAIN and self.config.train.factor_steps and "text_embedding" in params:
             table = self.dataset.splits["train"].table
-            user, text, liked = (jnp.asarray(x) for x in observed_responses(table))
+            observed = np.stack(observed_responses(table))
+            user, text, liked = jnp.asarray(observed[:, ~thresholds[observed[1]]])
             factors, offsets = factorise(
                 jax.random.key(self.config.seed),
                 user,
