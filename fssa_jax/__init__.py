@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from fssa_jax.ops.likelihoods import btl_log_likelihood as btl_log_likelihood
     from fssa_jax.ops.likelihoods import choice_log_likelihood as choice_log_likelihood
     from fssa_jax.ops.likelihoods import dpl_log_likelihood as dpl_log_likelihood
+    from fssa_jax.ops.likelihoods import rating_log_likelihood as rating_log_likelihood
+    from fssa_jax.ops.likelihoods import thumb_log_likelihood as thumb_log_likelihood
     from fssa_jax.ops.logprobs import response_log_probs as response_log_probs
     from fssa_jax.ops.logprobs import token_log_probs as token_log_probs
     from fssa_jax.ops.losses import dpo_loss as dpo_loss
@@ -72,7 +74,13 @@ _NAMES = {
     "ops.attention": ("attention",),
     "ops.distributions": ("gaussian_kl", "gaussian_log_prob", "gaussian_sample"),
     "ops.episodes": ("draw_episode", "evaluation_episode"),
-    "ops.likelihoods": ("btl_log_likelihood", "choice_log_likelihood", "dpl_log_likelihood"),
+    "ops.likelihoods": (
+        "btl_log_likelihood",
+        "choice_log_likelihood",
+        "dpl_log_likelihood",
+        "rating_log_likelihood",
+        "thumb_log_likelihood",
+    ),
     "ops.logprobs": ("response_log_probs", "token_log_probs"),
     "ops.losses": (
         "dpo_loss",

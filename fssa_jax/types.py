@@ -23,6 +23,9 @@ class Comparisons:
     In choices of one among more than two, `others` holds the further responses that were not chosen, (*batch, n, a, d)
     or (*batch, n, a), and `listed` (*batch, n, a) which of them are real. Both are None for choices between two.
 
+    `weight` (*batch, n) is the weight of each choice in likelihoods and means; None for 1. The two halves of a tie have
+    ½ each.
+
     >>> import jax.numpy as jnp
     >>> from fssa_jax import Comparisons
     >>> Comparisons(chosen=jnp.ones((5, 8)), rejected=jnp.zeros((5, 8)), mask=jnp.arange(5) < 3).mask.sum().item()
@@ -34,6 +37,7 @@ class Comparisons:
     mask: Leaf
     others: Leaf = None
     listed: Leaf = None
+    weight: Leaf = None
 
 
 @jax.tree_util.register_dataclass
@@ -101,7 +105,8 @@ class ChoiceTable:
     Axis 1 is the pool: 0 context, 1 target. A user's two pools share no text, so a context from one pool never shows
     the texts of the other. `chosen` and `rejected` are (users, 2, rows) integers, `count` (users, 2) is the number of
     real rows per pool, `group` is (users,). In choices of one among more than two, `others` (users, 2, rows, a) holds
-    the further responses, −1 where there is none; it is None for choices between two.
+    the further responses, −1 where there is none; it is None for choices between two. `weight` (users, 2, rows) is the
+    weight of every row, None for 1; a tie that is kept is two rows, one each way, of weight ½.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax import ChoiceTable
@@ -116,6 +121,7 @@ class ChoiceTable:
     count: Leaf
     group: Leaf
     others: Leaf = None
+    weight: Leaf = None
 
     @property
     def mask(self) -> Leaf:

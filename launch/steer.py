@@ -4,9 +4,9 @@
   python -m launch.steer --workdir=runs/policy --choices=choices.jsonl --prompt="How do I get started with chess?"
   python -m launch.steer --workdir=runs/policy --people=a.jsonl,b.jsonl --blend=0,.25,.5,.75,1 --prompt="…"
 
-choices, people: rows of prompt, response_a, response_b, choice (0 = a, 1 = b), one file per person.
-responses: rows of prompt, response. Responses to the same prompt are ranked against each other.
-All are JSONL(.gz), CSV, Parquet or a `datasets` directory. Reward models rank; policies rank and write.
+choices, people: rows of prompt, response_a, response_b, choice (0 = a, 1 = b), one file per person; also of prompt,
+response, and label or rating, where the model was trained on these. responses: rows of prompt, response. Responses to
+the same prompt are ranked against each other. All are JSONL(.gz), CSV, Parquet or a `datasets` directory.
 """
 
 import math
@@ -55,9 +55,9 @@ def main() -> None:
     if _PROMPT.value:
         _write(sampling)
         return
-    choices, responses = read_choices(_CHOICES.value or ""), read_responses(_RESPONSES.value or "")
-    rankings = rank(load(_WORKDIR.value, _BASE.value), choices, responses)
-    print(format_rankings(len(choices), rankings, _TRACE.value, _JSON.value))
+    responses, person = read_responses(_RESPONSES.value or ""), load(_WORKDIR.value, _BASE.value)
+    choices = read_choices(_CHOICES.value or "", person.levels)
+    print(format_rankings(len(choices), rank(person, choices, responses), _TRACE.value, _JSON.value))
 
 
 def _write(sampling: tuple[str, ...]) -> None:
@@ -75,12 +75,12 @@ def _write(sampling: tuple[str, ...]) -> None:
     given = {name: flags.FLAGS[name].value for name in sampling if flags.FLAGS[name].present}
     if not math.isfinite(given.get("temperature") or 0.0):
         raise UserError(f"--temperature: must be a number from 0 up, got {given['temperature']}")
-    people = {file: read_choices(file) for file in files}
     policy = load(_WORKDIR.value or "", _BASE.value)
     if not isinstance(policy, PersonPolicy):
         raise UserError(
             f"{_WORKDIR.value}: a reward model ranks responses but writes none; give the workdir of a policy"
         )
+    people = {file: read_choices(file, policy.levels) for file in files}
     counted = not _PEOPLE.value
     written = write_for(policy, _PROMPT.value, people, shares=shares, counted=counted, sampling=given, seed=_SEED.value)
     print(format_written(_PROMPT.value, written, _JSON.value))

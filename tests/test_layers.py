@@ -53,7 +53,15 @@ ROOMS: dict[str, list[list[str]]] = {
         ["reference"],
     ],
     "data": [
-        ["benchmarks.styles", "benchmarks.synthetic", "conversations", "embedding_store", "records", "splits"],
+        [
+            "benchmarks.styles",
+            "benchmarks.synthetic",
+            "conversations",
+            "embedding_store",
+            "records",
+            "splits",
+            "thresholds",
+        ],
         ["features", "rows"],
         ["ratings", "schemas"],
         ["reading"],

@@ -191,6 +191,12 @@ WRONG = {
         "(3, 2)",
     ),
     "choice_log_likelihood": (lambda: ops.choice_log_likelihood(ones(2, 3), true(2, 4)), "listed", "(2, 3)", "(2, 4)"),
+    "choice_weights": (
+        lambda: ops.choice_weights(Comparisons(ids(2, 3), ids(2, 3), true(2, 3), weight=ones(2, 4))),
+        "weight",
+        "(2, 3)",
+        "(2, 4)",
+    ),
     "join_choices": (lambda: ops.join_choices(pairs(2, 3), pairs(4, 3)), "mask_b", "(2,)", "(4,)"),
     "list_dpo_loss": (lambda: ops.list_dpo_loss(ones(2, 3), true(2, 4)), "listed", "(2, 3)", "(2, 4)"),
     "list_response_weights": (
@@ -202,6 +208,8 @@ WRONG = {
     "offered": (lambda: ops.offered(lists(2, 3, true(2, 4, 5))), "listed", "(2, 3, a)", "(2, 4, 5)"),
     "per_choice": (lambda: ops.per_choice(ones(2, 5), pairs(2, 3)), "values", "(*lead, 6)", "(2, 5)"),
     "real_responses": (lambda: ops.real_responses(lists(2, 3, true(3, 5))), "listed", "(2, 3, a)", "(3, 5)"),
+    "rating_log_likelihood": (lambda: ops.rating_log_likelihood(ones(2), ones(2, 4), ids(3)), "rating", "(2,)", "(3,)"),
+    "thumb_log_likelihood": (lambda: ops.thumb_log_likelihood(ones(2), 0.0, true(3)), "up", "(2,)", "(3,)"),
     "responses_of": (
         lambda: ops.responses_of(Comparisons(ids(2, 3), ids(2, 4), true(2, 3))),
         "rejected",

@@ -52,9 +52,13 @@ class Rows(_Texts):
     on_error: Literal["raise", "skip"] = "raise"
     """`raise`: a bad row is an error; `skip`: it is left out, counted and listed."""
     ties: Literal["drop", "half"] = "drop"
-    """Rows whose choice says tie: left out and counted, or kept as two choices, one each way (`half`)."""
+    """Rows whose choice says tie: left out and counted, or kept as two choices, one each way,
+    of weight ½ (`half`)."""
+    ratings: Literal["pairs", "levels"] = "pairs"
+    """Ratings become choices between two rated responses, in files of ratings alone (`pairs`), or choices between a
+    response and the thresholds of the levels, next to rows of all kinds (`levels`)."""
     rating_gap: float = number(0.0, least=0)
-    """Smallest difference of two ratings of a person that counts as a choice; any difference if 0."""
+    """Smallest difference of two ratings of a person that counts as a choice, for pairs; any difference if 0."""
     groups: tuple[str, ...] = ()
     """Only the users of these groups; () for all."""
     vectors: str = ""

@@ -17,6 +17,7 @@ from fssa_jax.data.features import (
     Text,
     TfidfFeaturiser,
 )
+from fssa_jax.data.thresholds import THUMB, ThresholdFeaturiser, featuriser_of_texts, is_threshold
 from fssa_jax.errors import UserError
 from fssa_jax.files import check_digests, digest_file, whole_directory, write_digests
 from fssa_jax.lm.messages import messages_of
@@ -59,13 +60,23 @@ class Dataset:
     trained_texts: int | None = None  # number of texts in training, if texts of other people were appended
 
     @property
+    def thresholds(self) -> np.ndarray:
+        """(texts,) which rows are no texts but thresholds of thumbs and ratings."""
+        return np.array([is_threshold(text) for text in self.texts], bool)
+
+    @property
     def known_texts(self) -> int:
         """Number of texts that can have a learnt embedding."""
         return len(self.texts) if self.trained_texts is None else self.trained_texts
 
 
-def make_table(choices: Sequence[Sequence[np.ndarray]], group: list[int]) -> ChoiceTable:
-    """Pads choices[user][pool] to a rectangle: ids (rows, 2 + a) of responses, the chosen one first, −1 for none."""
+def make_table(
+    choices: Sequence[Sequence[np.ndarray]], group: list[int], weights: Sequence[Sequence[np.ndarray]] | None = None
+) -> ChoiceTable:
+    """Pads choices[user][pool] to a rectangle: ids (rows, 2 + a) of responses, the chosen one first, −1 for none.
+
+    `weights[user][pool]` (rows,) are the weights of the rows. If all are 1 the table has none.
+    """
     users = len(choices)
     rows = max((len(pool) for user in choices for pool in user), default=1)
     width = max((pool.shape[1] for user in choices for pool in user if len(pool)), default=2)
@@ -76,11 +87,16 @@ def make_table(choices: Sequence[Sequence[np.ndarray]], group: list[int]) -> Cho
             ids[u, p, : len(pool), : pool.shape[1]], count[u, p] = pool, len(pool)
     chosen, rejected = np.maximum(ids[..., 0], 0), np.maximum(ids[..., 1], 0)
     others = ids[..., 2:] if width > 2 else None
-    return ChoiceTable(chosen, rejected, count, np.asarray(group, np.int32).reshape(users), others)
+    weight = np.ones(chosen.shape, np.float32)
+    for u, of_user in enumerate(weights or ()):
+        for p, of_pool in enumerate(of_user):
+            weight[u, p, : len(of_pool)] = of_pool
+    own = None if (weight == 1).all() else weight
+    return ChoiceTable(chosen, rejected, count, np.asarray(group, np.int32).reshape(users), others, own)
 
 
 def arrays_of(table: ChoiceTable) -> dict[str, np.ndarray]:
-    """The arrays of a table by name; without `others` for choices between two."""
+    """The arrays of a table by name; without `others` and `weight` where there are none."""
     values = {field.name: getattr(table, field.name) for field in dataclasses.fields(ChoiceTable)}
     return {name: np.asarray(value) for name, value in values.items() if value is not None}
 
@@ -100,7 +116,7 @@ def all_of(table: ChoiceTable, texts: np.ndarray) -> np.ndarray:
 
 
 def texts_of(table: ChoiceTable, pool: int | None = None) -> np.ndarray:
-    """Ids of the texts that occur in a table, or in one pool of it, sorted."""
+    """Ids of the texts, and of the thresholds, that occur in a table or in one pool of it, sorted."""
     pools = slice(None) if pool is None else slice(pool, pool + 1)
     real = np.asarray(table.mask)[:, pools]
     sides = [table.chosen, table.rejected] + ([] if table.others is None else list(np.moveaxis(table.others, -1, 0)))
@@ -109,10 +125,10 @@ def texts_of(table: ChoiceTable, pool: int | None = None) -> np.ndarray:
 
 
 def seen_in_training(dataset: Dataset) -> np.ndarray:
-    """(texts,) which texts occur in the training rows."""
+    """(texts,) which texts occur in the training rows; a threshold is no text."""
     seen = np.zeros(len(dataset.texts), bool)
     seen[texts_of(dataset.splits["train"].table)] = True
-    return seen
+    return seen & ~dataset.thresholds
 
 
 def number_texts(texts: Iterable[Text], known: Sequence[Text] = ()) -> dict[Text, int]:
@@ -134,11 +150,21 @@ def append_texts(dataset: Dataset, number: dict[Text, int]) -> tuple[list[Text],
 def choice_records(split: Split, texts: Sequence[Text], user: int, number: int) -> list[dict[str, Any]]:
     """The first choices of a user's context, at most `number`, as rows of a file (data/rows.py).
 
-    Every second row has the chosen response as response_b, as in real data.
+    Every second row has the chosen response as response_b, as in real data. Of ratings, which are several choices each,
+    there are none.
     """
     table, records = split.table, []
-    for i in range(min(number, int(np.asarray(table.count)[user, 0]))):
-        (prompt, a), (_, b) = (texts[int(np.asarray(side)[user, 0, i])] for side in (table.chosen, table.rejected))
+    for i in range(int(np.asarray(table.count)[user, 0])):
+        if len(records) == number:
+            break
+        (prompt, a), (other, b) = (texts[int(np.asarray(side)[user, 0, i])] for side in (table.chosen, table.rejected))
+        if not a or not b:  # a threshold
+            name, prompt, response = (other, prompt, a) if a else (prompt, other, b)
+            if name == THUMB.name:
+                messages = messages_of(prompt)
+                asked = prompt if len(messages) == 1 else messages
+                records.append({"user_id": split.users[user], "prompt": asked, "response": response, "label": bool(a)})
+            continue
         messages = messages_of(prompt)
         row: dict[str, Any] = {"user_id": split.users[user], "prompt": prompt if len(messages) == 1 else messages}
         others = [] if table.others is None else [int(t) for t in np.asarray(table.others)[user, 0, i] if t >= 0]
@@ -158,7 +184,7 @@ def save(dataset: Dataset, directory: Path, tokens: TokenTable | None = None) ->
     with whole_directory(directory) as target:
         meta = {
             "format": _FORMAT,
-            "featuriser": _KINDS[type(dataset.featuriser)],
+            "featuriser": _KINDS[type(featuriser_of_texts(dataset.featuriser))],
             "groups": dataset.groups,
             "users": {name: split.users for name, split in dataset.splits.items()},
             "report": dataset.report,
@@ -220,6 +246,7 @@ def load(directory: Path) -> Dataset:
             featuriser = NumberFeaturiser()
         else:
             featuriser = GivenFeaturiser(texts, features, str(directory))
+        featuriser = ThresholdFeaturiser.load(directory, featuriser)
         groups, report = meta["groups"], meta["report"]
     except UserError:
         raise
@@ -271,7 +298,9 @@ def log_left_out_rows(report: dict[str, Any]) -> None:
             first = next(line for line in report["undecided"] if line.endswith(": tie") == (name == "ties"))
             _log.warning("%d %s left out, the first is %s", report[name], what, first)
     if report.get("halved"):
-        _log.info("%d ties kept as two choices each, one each way", report["halved"])
+        _log.info("%d ties kept as two choices each, one each way, of weight ½", report["halved"])
+    if report.get("levels"):
+        _log.info("levels of ratings begin at %s", ", ".join(f"{bound:g}" for bound in report["levels"]))
     if report.get("implicit"):
         said = "%d rows have no prompt: the beginning that chosen and rejected share is taken for it; give 'prompt' if "
         _log.warning(said + "their responses may begin alike", report["implicit"])

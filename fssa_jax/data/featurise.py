@@ -27,7 +27,8 @@ def features_of_rows(
         raise UserError(f"{data.path}: no .npy file next to it, or several; name one with --config.data.vectors=FILE")
     if not vectors or data.features not in ("auto", "given"):
         encode = data.features == "encoder" or (data.features == "auto" and at_hand(data.text_encoder.name))
-        return features_of_texts(data, encode, texts, texts_of(train.table), scratch)
+        known = texts_of(train.table)
+        return features_of_texts(data, encode, texts, known[known < len(texts)], scratch)  # thresholds are no texts
     _log.info("features: the vectors in %s", vectors)
     featuriser = read_vectors(vectors, order, texts)
     return featuriser, _checked(featuriser.transform(texts), texts, data.path)

@@ -12,6 +12,7 @@ from fssa_jax.data.dataset import Dataset, Split, append_texts, log_left_out, nu
 from fssa_jax.data.reading import read_rows_of
 from fssa_jax.data.row_dataset import rows_by_user, rows_split
 from fssa_jax.data.rows import choice_texts
+from fssa_jax.data.thresholds import check_thresholds, thresholds_of
 from fssa_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ def with_people(
       UserError: bad rows, or nobody is left.
     """
     here = dataclasses.replace(settings, path=path) if isinstance(settings, Rows) else Rows(path=path)
-    rows, reading = read_rows_of(here)
+    rows, reading = read_rows_of(here, dataset.report.get("levels", ()))
     met = {*dataset.splits["train"].users, *dataset.splits["val"].users, *met_elsewhere}
     again = sorted({row.user for row in rows if row.user in met})
     rows = [dataclasses.replace(row, split_user="test") for row in rows if row.user not in met]
@@ -37,6 +38,8 @@ def with_people(
     if again:
         names = ", ".join(again[:10]) + (" …" if len(again) > 10 else "")
         _log.warning("%d people of %s were trained on and are left out: %s", len(again), path, names)
+    for row in rows:
+        check_thresholds(row.texts, thresholds_of(dataset.featuriser), row.place)
     number = number_texts(choice_texts(rows), dataset.texts)
     rng = np.random.default_rng(settings.split_seed)
     groups, left_out = list(dataset.groups), list[str]()

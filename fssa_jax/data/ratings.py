@@ -1,13 +1,17 @@
-"""Choices from ratings: of two responses to a prompt, a person prefers the one that they rated higher."""
+"""Choices from ratings: between two responses that a person rated differently, or between a response and thresholds."""
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from fssa_jax.data.rows import Rated, Row
+from fssa_jax.data.thresholds import rating_threshold
 from fssa_jax.errors import UserError
 
+_MOST_LEVELS = 10
+_QUANTILES = (0.2, 0.4, 0.6, 0.8)
 _ROUNDS = 50  # random matchings of a person's responses
 _ROUNDING = 1e-9  # 4.1 − 4.0 is a difference of 0.1
 
@@ -47,6 +51,62 @@ def rows_of_ratings(rated: Sequence[Rated], gap: float = 0.0, most: int = 64, se
     return rows
 
 
+def levels_of_ratings(rated: Sequence[Rated]) -> tuple[float, ...]:
+    """The lowest rating of every level but the first.
+
+    The levels are the distinct ratings if there are at most 10 of these, otherwise 5 levels between quantiles.
+
+    Raises:
+      UserError: all ratings are alike.
+
+    >>> from fssa_jax.data.ratings import levels_of_ratings
+    >>> from fssa_jax.data.rows import Rated
+    >>> levels_of_ratings([Rated("ann", "", f"film {i}", float(i), {}, f"rows:{i}") for i in (1, 3, 4, 3)])
+    (3.0, 4.0)
+    """
+    values = np.array([one.rating for one in rated])
+    distinct = np.unique(values)
+    if len(distinct) < 2:
+        raise UserError(f"{rated[0].place}: all ratings are {distinct[0]:g}; leave them out, or give others too")
+    if len(distinct) > _MOST_LEVELS:
+        cut = np.unique(np.quantile(values, _QUANTILES, method="higher"))
+        distinct = np.concatenate([distinct[:1], cut[cut > distinct[0]]])
+    return tuple(distinct[1:].tolist())
+
+
+def rows_of_levels(rated: Sequence[Rated], levels: Sequence[float]) -> list[Row]:
+    """Choices between rated responses and thresholds: the sequential logit of `rating_log_likelihood`, row by row.
+
+    A response on level j of L passes the thresholds 1 … j − 1, and fails at threshold j if j < L. Each is a factor of
+    the likelihood, of weight 1. A response that a person rated several times has the mean of these.
+
+    Args:
+      rated: the ratings.
+      levels: as `levels_of_ratings` returns them. A rating below all of these is on the first level.
+
+    >>> from fssa_jax.data.ratings import rows_of_levels
+    >>> from fssa_jax.data.rows import Rated
+    >>> rows = rows_of_levels([Rated("ann", "", "film", 2.0, {}, "rows:1")], levels=(2.0, 3.0))
+    >>> [row.texts for row in rows]
+    [[('', 'film'), ('rating ≥ 2', '')], [('rating ≥ 3', ''), ('', 'film')]]
+    """
+    together: dict[tuple, list[Rated]] = {}
+    for one in rated:
+        key = (one.user, one.prompt, one.response, tuple(sorted(one.common.items())))
+        together.setdefault(key, []).append(one)
+    rows = []
+    for same in together.values():
+        first, value = same[0], float(np.mean([one.rating for one in same]))
+        for bound in levels:
+            passes = value >= bound - _ROUNDING
+            limit = rating_threshold(bound)
+            chosen, rejected = (first.response, limit) if passes else (limit, first.response)
+            rows.append(Row(first.user, first.prompt, chosen, rejected, place=first.place, **first.common))
+            if not passes:
+                break
+    return rows
+
+
 def _of_person(mine: list[Rated], gap: float, most: int, rng: np.random.Generator) -> list[Row]:
     together: dict[_Item, list[Rated]] = {}
     for one in mine:
@@ -67,7 +127,7 @@ def _of_person(mine: list[Rated], gap: float, most: int, rng: np.random.Generato
                     difference = value[better] - value[worse]
                     if difference > 0 and difference >= gap - _ROUNDING and frozenset(pair) not in made:
                         first = together[better][0]
-                        common = {**first.common, "pool": pool}
+                        common: dict[str, Any] = {**first.common, "pool": pool}
                         made[frozenset(pair)] = Row(
                             first.user, better[0], better[1], worse[1], (), place=first.place, **common
                         )

@@ -1,17 +1,18 @@
 """Reads the choices of people from a source; a bad row is an error, or counted and listed with on_error="skip"."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fssa_jax.config import Rows, UltraFeedback
 from fssa_jax.data.conversations import prompt_is_implicit
-from fssa_jax.data.ratings import rows_of_ratings
+from fssa_jax.data.ratings import levels_of_ratings, rows_of_levels, rows_of_ratings
 from fssa_jax.data.records import BadRecord, Record, read_records
 from fssa_jax.data.rows import (
     ALLOWED,
     REQUIRED,
     Rated,
+    Ratings,
     Row,
     RowReport,
     Schema,
@@ -46,10 +47,17 @@ def read_source(data: Rows) -> tuple[list[Row], dict]:
     return rows, {"schema": schema, "skipped": reading.skipped, **dataclasses.asdict(made)}
 
 
-def read_rows_of(data: Rows) -> tuple[list[Row], RowReport]:
-    """`read_rows` with the settings of a configuration."""
+def read_rows_of(data: Rows, levels: Sequence[float] = ()) -> tuple[list[Row], RowReport]:
+    """`read_rows` with the settings of a configuration, and levels of ratings if those of a trained model are given."""
     return read_rows(
-        data.path, data.on_error, ties=data.ties, gap=data.rating_gap, most=data.max_rows, seed=data.split_seed
+        data.path,
+        data.on_error,
+        ties=data.ties,
+        ratings=data.ratings,
+        levels=levels,
+        gap=data.rating_gap,
+        most=data.max_rows,
+        seed=data.split_seed,
     )
 
 
@@ -59,6 +67,8 @@ def read_rows(
     person: str = "",
     *,
     ties: Ties = "drop",
+    ratings: Ratings = "pairs",
+    levels: Sequence[float] = (),
     gap: float = 0.0,
     most: int = 64,
     seed: int = 0,
@@ -69,13 +79,16 @@ def read_rows(
       path: the source.
       on_error: "raise", or "skip" to list bad rows in the report.
       person: user_id of rows that lack one; "" if every row must name its user.
-      ties: "drop" counts ties and leaves them out; "half" keeps a tie as two choices, one each way.
-      gap, most, seed: of ratings; see `rows_of_ratings`.
+      ties: "drop" counts ties and leaves them out; "half" keeps a tie as two choices, one each way, of weight ½.
+      ratings: "pairs" makes choices between two rated responses, in a file of ratings alone; "levels" makes choices
+        between a response and thresholds, in any file.
+      levels: of the ratings, if they are levels of a trained model; otherwise those of `levels_of_ratings`.
+      gap, most, seed: of ratings as pairs; see `rows_of_ratings`.
 
     Raises:
       UserError: the source cannot be read, a bad row (with on_error "raise"), or no usable row is left.
     """
-    report = RowReport()
+    report = RowReport(levels=list(levels))
     schema: Schema | None = None
     rows: list[Row] = []
     rated: list[Rated] = []
@@ -91,15 +104,23 @@ def read_rows(
                 if person and isinstance(values, dict) and is_missing(values.get("user_id")):
                     values = {**values, "user_id": person}
                 schema = schema or schema_of(values)
-                if schema == "ratings":
+                own = own_schema(values, schema, ratings)
+                if own == "ratings" and own != schema and ratings == "pairs":
+                    raise UserError(
+                        f"{record.place}: a rating among rows of other kinds; leave it out, or train with "
+                        "--config.data.ratings=levels, which reads ratings next to them"
+                    )
+                if own == "ratings":
                     rated.append(parse_rating(values, record.place, record.split))
                 else:
-                    rows += parse_record(values, record.place, record.split, own_schema(values, schema))
+                    made = parse_record(values, record.place, record.split, own)
+                    report.thumbs += own == "thumbs"
+                    rows += made
                     report.implicit += prompt_is_implicit(values)
             except Undecided as found:
                 tie = str(found) == "tie"
                 if tie and ties == "half" and isinstance(record, Record):
-                    rows += _both_ways(values, record, own_schema(values, schema or "choices"))
+                    rows += _both_ways(values, record, own_schema(values, schema or "choices", ratings))
                     report.halved += 1
                     continue
                 report.ties += tie
@@ -109,7 +130,10 @@ def read_rows(
                 if on_error == "raise":
                     raise
                 report.skipped.append(str(error))
-    if rated:
+    if rated and ratings == "levels":
+        report.levels = list(levels or levels_of_ratings(rated))
+        rows += rows_of_levels(rated, report.levels)
+    elif rated:
         rows = rows_of_ratings(rated, gap, most, seed)
         report.unpaired = len({one.user for one in rated} - {row.user for row in rows})
     rows = _once(rows, report, on_error)
@@ -129,16 +153,16 @@ def as_ultrafeedback(data: Rows) -> UltraFeedback:
 
 
 def _both_ways(values: Mapping[str, Any], record: Record, schema: Schema) -> list[Row]:
-    """A tie as two choices, one each way."""
+    """A tie as two choices, one each way, which weigh as much as one choice together."""
     made = [parse_record({**values, "choice": choice}, record.place, record.split, schema) for choice in (0, 1)]
-    return [row for rows in made for row in rows]
+    return [dataclasses.replace(row, weight=0.5) for rows in made for row in rows]
 
 
 def _once(rows: Iterable[Row], report: RowReport, on_error: str) -> list[Row]:
     """The rows without repetitions: a choice that is listed twice is not evidence twice."""
     first: dict[tuple, Row] = {}
     for row in rows:
-        key = (row.user, row.prompt, row.chosen, frozenset(row.responses), row.situation)
+        key = (row.user, row.prompt, row.chosen, frozenset(row.responses), row.situation, row.weight)
         before = first.setdefault(key, row)
         if before is row:
             continue

@@ -9,13 +9,14 @@ import numpy as np
 
 from fssa_jax.config import Rows
 from fssa_jax.config.fields import to_dict
-from fssa_jax.data.dataset import SPLITS, Dataset, Split, make_table, number_texts
+from fssa_jax.data.dataset import SPLITS, Dataset, Split, make_table, number_texts, texts_of
 from fssa_jax.data.features import EncoderFeaturiser, Text, find_vectors
 from fssa_jax.data.featurise import features_of_rows
 from fssa_jax.data.reading import as_ultrafeedback, read_source
 from fssa_jax.data.records import source_digest
 from fssa_jax.data.rows import Row, choice_texts
 from fssa_jax.data.splits import disjoint_pools, split_users
+from fssa_jax.data.thresholds import Threshold, ThresholdFeaturiser, is_threshold
 from fssa_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -34,9 +35,11 @@ def rows_dataset(data: Rows, rows: list[Row] | None = None, scratch: Path | None
             data = as_ultrafeedback(data)
     rows, divided = with_source_splits(rows, data.split_seed)
     hold_out = data.hold_out_items or divided
-    ids = number_texts(choice_texts(rows))
+    # Thresholds are after all texts: vectors and embeddings are of texts.
+    ids = number_texts(sorted(dict.fromkeys(choice_texts(rows)), key=is_threshold))
     by_user = rows_by_user(rows)
-    texts = list(ids)
+    texts = [text for text in ids if not is_threshold(text)]
+    thresholds = [text for text in ids if is_threshold(text)]
     split_of = _user_splits(data.path, by_user, data.split_seed)
     if hold_out:
         without = next((row for row in rows if not row.split_item), None)
@@ -65,7 +68,11 @@ def rows_dataset(data: Rows, rows: list[Row] | None = None, scratch: Path | None
     featuriser, features = features_of_rows(data, texts, splits["train"], scratch)
     if isinstance(featuriser, EncoderFeaturiser):
         report["cut_texts"] = featuriser.cut
-    return Dataset(texts, features, splits, groups, featuriser, report=report)
+    if not thresholds:
+        return Dataset(texts, features, splits, groups, featuriser, report=report)
+    known = texts_of(splits["train"].table)
+    wider = ThresholdFeaturiser.of(featuriser, thresholds, features, known[known < len(texts)])
+    return Dataset(texts + thresholds, wider.extended(features), splits, groups, wider, report=report)
 
 
 def digest_of_rows(data: Rows) -> str:
@@ -98,19 +105,21 @@ def rows_split(
     Raises:
       UserError: no user has enough rows.
     """
-    users, choices, group = [], [], []
+    users, choices, weights, group = [], [], [], []
     for user, mine in sorted(by_user.items()):
-        pools = _user_pools(user, mine, ids, rng, dropped)
-        for p, ids_of_pool in enumerate(pools):
-            if len(ids_of_pool) > data.max_rows:
-                keep = rng.permutation(len(ids_of_pool))[: data.max_rows]
-                dropped["beyond max_rows"] += len(ids_of_pool) - data.max_rows
-                pools[p] = ids_of_pool[keep]
+        texts = _ids_of(mine, ids)
+        pools = _user_pools(user, mine, texts, ids, rng, dropped)
+        for p, of_pool in enumerate(pools):
+            if len(of_pool) > data.max_rows:
+                keep = rng.permutation(len(of_pool))[: data.max_rows]
+                dropped["beyond max_rows"] += len(of_pool) - data.max_rows
+                pools[p] = of_pool[keep]
         if len(pools[0]) < data.min_context or len(pools[1]) < data.min_targets:
             left_out.append(user)
             continue
         users.append(user)
-        choices.append(pools)
+        choices.append([texts[of_pool] for of_pool in pools])
+        weights.append([np.array([mine[i].weight for i in of_pool], np.float32) for of_pool in pools])
         most = Counter(row.group for row in mine).most_common(1)[0][0]
         if most not in groups:  # a group that was not in training
             groups.append(most)
@@ -120,7 +129,7 @@ def rows_split(
             f"{data.path}: no {name} user with {data.min_context} context and {data.min_targets} target rows "
             f"({len(by_user)} users in this split); give more rows per user, or lower config.data.min_context"
         )
-    return Split(users, make_table(choices, group))
+    return Split(users, make_table(choices, group, weights))
 
 
 def with_source_splits(rows: list[Row], seed: int) -> tuple[list[Row], bool]:
@@ -175,16 +184,31 @@ def _user_splits(path: str, by_user: dict[str, list[Row]], seed: int) -> dict[st
     return given
 
 
+def _ids_of(mine: list[Row], ids: dict[Text, int]) -> np.ndarray:
+    """Ids of the responses of rows, (rows, 2 + a), the chosen one first, −1 for none."""
+    texts = np.full((len(mine), max((len(row.responses) for row in mine), default=2)), -1, np.int32)
+    for i, row in enumerate(mine):
+        texts[i, : len(row.responses)] = [ids[text] for text in row.texts]
+    return texts
+
+
+def _without_thresholds(mine: list[Row], texts: np.ndarray) -> np.ndarray:
+    """`_ids_of` with the text itself in the place of the threshold: a threshold connects no texts."""
+    real = texts.copy()
+    for i, row in enumerate(mine):
+        if row.alone:
+            real[i, :2] = texts[i, 1 if isinstance(row.chosen, Threshold) else 0]
+    return real
+
+
 def _user_pools(
-    user: str, mine: list[Row], ids: dict[Text, int], rng: np.random.Generator, dropped: Counter
+    user: str, mine: list[Row], texts: np.ndarray, ids: dict[Text, int], rng: np.random.Generator, dropped: Counter
 ) -> list[np.ndarray]:
-    """Ids of the responses (rows, 2 + a) in the context pool and in the target pool, the chosen one first, −1 for none.
+    """Numbers of the rows in the context pool and in the target pool.
 
     Pools share no text. Where texts repeat by design and rows name their situation, pools share no situation instead.
     """
-    texts = np.full((len(mine), max((len(row.responses) for row in mine), default=2)), -1, np.int32)
-    for i, row in enumerate(mine):
-        texts[i, : len(row.responses)] = [ids[row.prompt, response] for response in row.responses]
+    texts = _without_thresholds(mine, texts)
     named, situations = [row.pool for row in mine], [row.situation for row in mine]
     for column, values in (("pool", named), ("situation", situations)):
         if any(values) and not all(values):
@@ -212,9 +236,9 @@ def _user_pools(
         both = np.setdiff1d(np.intersect1d(texts[pool == 0], texts[pool == 1]), -1)
         if len(both) and not any(situations):
             where = next(row for row, of_row in zip(mine, texts, strict=True) if both[0] in of_row)
-            text = next(response for response in where.responses if ids[where.prompt, response] == both[0])
+            text = next(response for prompt, response in where.texts if ids[prompt, response] == both[0])
             raise UserError(
                 f"{where.place}: text {text[:60]!r} is in both pools of user {user!r}; leave out 'pool' to have "
                 "disjoint pools made, or name the 'situation' of every row if texts repeat by design"
             )
-    return [texts[pool == p] for p in (0, 1)]
+    return [np.flatnonzero(pool == p) for p in (0, 1)]

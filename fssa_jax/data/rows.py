@@ -8,6 +8,7 @@ A row has `user_id` and one of these; `prompt` is a text or a list of messages, 
 | chosen, rejected | one of two, as in TRL: texts, or lists of messages whose shared beginning is the prompt |
 | responses, choice | one of n: the place of the chosen response in the list, from 0 |
 | ranking | the best of all, then of the rest, and so on: responses, the best first |
+| response, label | of a text alone: true or "up" if it is liked, false or "down" if not; `completion` as in TRL's KTO |
 | response, rating | see data/ratings.py |
 
 Optional columns are group, split_user, split_item, pool and situation. A bad row is an error that names file, row and
@@ -22,17 +23,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from fssa_jax.data.conversations import split_pair
+from fssa_jax.data.thresholds import THUMB, Response, Threshold, text_of
 from fssa_jax.errors import UserError
 from fssa_jax.lm.messages import join_messages
 
-Schema = Literal["choices", "pairs", "one_of_n", "ranking", "ratings", "ultrafeedback", "crowd"]
+Schema = Literal["choices", "pairs", "one_of_n", "ranking", "thumbs", "ratings", "ultrafeedback", "crowd"]
 Ties = Literal["drop", "half"]
+Ratings = Literal["pairs", "levels"]
 
 REQUIRED: dict[Schema, tuple[str, ...]] = {
     "choices": ("user_id", "response_a", "response_b", "choice"),
     "pairs": ("user_id", "chosen", "rejected"),
     "one_of_n": ("user_id", "responses", "choice"),
     "ranking": ("user_id", "ranking"),
+    "thumbs": ("user_id", "response", "label"),
     "ratings": ("user_id", "response", "rating"),
 }
 ALLOWED = {
@@ -40,8 +44,9 @@ ALLOWED = {
     "split_item": ("train", "val", "test"),
     "pool": ("context", "target"),
 }
-_OF_CHOICES: tuple[Schema, ...] = ("choices", "pairs", "one_of_n", "ranking")
+_OF_CHOICES: tuple[Schema, ...] = ("choices", "pairs", "one_of_n", "ranking", "thumbs")
 _CHOICES = {"0": 0, "a": 0, "false": 0, "response_a": 0, "1": 1, "b": 1, "true": 1, "response_b": 1}
+_LABELS = dict.fromkeys(("1", "true", "up", "yes"), True) | dict.fromkeys(("0", "false", "down", "no"), False)
 _TIES = ("tie", "tied", "draw", "equal", "both", "0.5")
 _UNANSWERED = ("", "skip", "skipped", "none", "neither", "unsure", "nan", "null")
 
@@ -50,15 +55,18 @@ _UNANSWERED = ("", "skip", "skipped", "none", "neither", "unsure", "nan", "null"
 class Row:
     """One checked choice; absent optional columns are "".
 
-    `others` are further responses that were not chosen, in a choice of one of more than two. `split` is the split that
-    the source itself puts the row in.
+    Where a text is judged alone, a `Threshold` takes the place of the other response: it is rejected if the text is
+    liked, and chosen if not. `others` are further responses that were not chosen, in a choice of one of more than two.
+    `weight` is ½ for each of the two choices that a tie is kept as. `split` is the split that the source itself puts
+    the row in.
     """
 
     user: str
     prompt: str
-    chosen: str
-    rejected: str
+    chosen: Response
+    rejected: Response
     others: tuple[str, ...] = ()
+    weight: float = 1.0
     group: str = ""
     split_user: str = ""
     split_item: str = ""
@@ -68,9 +76,19 @@ class Row:
     place: str = ""
 
     @property
-    def responses(self) -> tuple[str, ...]:
+    def responses(self) -> tuple[Response, ...]:
         """All responses of the choice, the chosen one first."""
         return (self.chosen, self.rejected, *self.others)
+
+    @property
+    def texts(self) -> list[tuple[str, str]]:
+        """(prompt, response) of all responses, the chosen one first; of a threshold its row of the table of texts."""
+        return [text_of(self.prompt, response) for response in self.responses]
+
+    @property
+    def alone(self) -> bool:
+        """Whether a text was judged alone, by a thumb or a rating."""
+        return any(isinstance(response, Threshold) for response in self.responses)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +99,7 @@ class Rated:
     prompt: str
     response: str
     rating: float
-    common: Mapping[str, str]
+    common: Mapping[str, Any]
     place: str
 
 
@@ -98,6 +116,9 @@ class RowReport:
     """Ties that were kept as two choices, one each way."""
     implicit: int = 0
     """Pairs of texts whose prompt was taken from their shared beginning."""
+    thumbs: int = 0
+    levels: list[float] = dataclasses.field(default_factory=list)
+    """The lowest rating of every level but the first, where ratings are read as levels."""
     unpaired: int = 0
     """People whose ratings give no choice."""
     undecided: list[str] = dataclasses.field(default_factory=list)
@@ -121,18 +142,25 @@ def schema_of(values: Any) -> Schema:
         return "one_of_n"
     if "rating" in names and "response" in names:
         return "ratings"
+    if "label" in names and names & {"response", "completion"}:
+        return "thumbs"
     return "choices"
 
 
-def own_schema(values: Any, schema: Schema) -> Schema:
-    """The schema of a record in a source of some schema: pairs, lists and rankings may be mixed."""
+def own_schema(values: Any, schema: Schema, ratings: Ratings = "pairs") -> Schema:
+    """The schema of a record in a source of some schema: all may be mixed, but for ratings that become pairs."""
+    if schema == "ratings" and ratings == "pairs":
+        return schema
     given = {name for name, value in values.items() if not is_missing(value)} if isinstance(values, dict) else set()
+    if "completion" in given:
+        given.add("response")
     if given.issuperset(REQUIRED.get(schema, ())):
         return schema
-    for one in _OF_CHOICES:
+    for one in (*_OF_CHOICES, "ratings"):
         if given.issuperset(REQUIRED[one]):
             return one
-    return schema
+    # A thumb without a label is a question that was not answered.
+    return "thumbs" if "response" in given and schema_of(values) == "thumbs" else schema
 
 
 def parse_row(values: Any, place: str) -> Row:
@@ -144,12 +172,14 @@ def parse_row(values: Any, place: str) -> Row:
     schema = schema_of(values)
     if schema == "ranking":
         raise UserError(f"{place}: a ranking is several choices; give choices one by one, or read them from a file")
-    if schema not in ("pairs", "one_of_n"):
+    if schema not in ("pairs", "one_of_n", "thumbs"):
         schema = "choices"
     try:
         return parse_record(values, place, "", schema)[0]
     except Undecided as found:
-        raise UserError(f"{place}: column 'choice' says {found}; leave the row out") from found
+        raise UserError(
+            f"{place}: column {'label' if schema == 'thumbs' else 'choice'!r} says {found}; leave the row out"
+        ) from found
 
 
 def parse_record(values: Any, place: str, split: str, schema: Schema) -> list[Row]:
@@ -164,11 +194,15 @@ def parse_record(values: Any, place: str, split: str, schema: Schema) -> list[Ro
     required = REQUIRED.get(schema)
     if required is None:
         raise UserError(f"{place}: rows of people need {', '.join(REQUIRED['choices'])}; 'user_id' is missing")
+    if schema == "thumbs":
+        values = _with_response(values, place)
     for name in required:
-        if name not in values or (is_missing(values[name]) and name != "choice"):
+        if name not in values or (is_missing(values[name]) and name not in ("choice", "label")):
             raise UserError(f"{place}: column {name!r} is missing; needed are {', '.join(required)}")
-    common = _common(values, place) | {"split": split}
+    common: dict[str, Any] = _common(values, place) | {"split": split}
     user = _filled("user_id", values["user_id"], place)
+    if schema == "thumbs":
+        return [_thumb(user, values, place, common)]
     if schema == "pairs":
         asked = None if is_missing(values.get("prompt")) else values["prompt"]
         prompt, chosen, rejected = split_pair(asked, values["chosen"], values["rejected"], place)
@@ -183,6 +217,34 @@ def parse_record(values: Any, place: str, split: str, schema: Schema) -> list[Ro
         row = Row(user, prompt, chosen, rejected, tuple(others), place=place, **common)
         made.append(row)
     return made
+
+
+def _thumb(user: str, values: Mapping[str, Any], place: str, common: Mapping[str, Any]) -> Row:
+    prompt, response = _prompt(values.get("prompt"), place), _filled("response", values["response"], place)
+    _check_text("prompt", prompt, place)
+    value = values["label"]
+    word = "" if is_missing(value) else re.sub(r"\.0+$", "", str(value).strip().lower())
+    if word in _UNANSWERED:
+        raise Undecided("no answer")
+    if word not in _LABELS:
+        raise UserError(
+            f"{place}: column 'label' must be true (up) or false (down), got {str(value)[:40]!r}; write true where the "
+            "response is liked, false where it is not"
+        )
+    chosen, rejected = (response, THUMB) if _LABELS[word] else (THUMB, response)
+    return Row(user, prompt, chosen, rejected, place=place, **common)
+
+
+def _with_response(values: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """A thumb whose response is in `completion`, a text or one message, as in TRL's KTO."""
+    given = values.get("completion")
+    if not is_missing(values.get("response")) or is_missing(given):
+        return dict(values)
+    if isinstance(given, list | tuple):
+        if len(given) != 1 or not isinstance(given[0], dict) or not isinstance(given[0].get("content"), str):
+            raise UserError(f"{place}: column 'completion' must be a text, or a list of one message of the assistant")
+        given = given[0]["content"]
+    return {**values, "response": given}
 
 
 def _ordered(values: Mapping[str, Any], place: str, schema: Schema) -> list[list[str]]:
@@ -273,9 +335,9 @@ def parse_rating(values: Any, place: str, split: str) -> Rated:
     return Rated(user, prompt, response, rating, _common(values, place) | {"split": split}, place)
 
 
-def _common(values: Mapping[str, Any], place: str) -> dict[str, str]:
+def _common(values: Mapping[str, Any], place: str) -> dict[str, Any]:
     """The optional columns, checked."""
-    out = {}
+    out: dict[str, Any] = {}
     for name in ("group", "situation", *ALLOWED):
         value = values.get(name)
         out[name] = "" if is_missing(value) else _text(name, value, place)
@@ -333,4 +395,4 @@ def _check_text(name: str, text: str, place: str) -> None:
 
 def choice_texts(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """(prompt, response) of all responses of every row, the chosen one first."""
-    return [(row.prompt, response) for row in rows for response in row.responses]
+    return [text for row in rows for text in row.texts]

@@ -26,9 +26,14 @@ def summary(dataset: Dataset) -> list[str]:
         )
         out.append(f"choices are of one among up to {most} responses")
     judged = np.concatenate([_judged_by(split.table) for split in dataset.splits.values()])
+    thresholds = dataset.thresholds
+    alone = int(thresholds[judged].sum()) and sum(_alone(split.table, thresholds) for split in dataset.splits.values())
+    if alone:
+        out.append(f"choices between a text and a threshold, from thumbs and ratings: {alone}")
+    judged = judged[~thresholds[judged]]
     again = np.unique(judged, return_counts=True)[1]
     share = (again > 1).mean() if len(again) else 0
-    out.append(f"texts: {len(dataset.texts)}, {share:.0%} of them judged by more than one person")
+    out.append(f"texts: {int((~thresholds).sum())}, {share:.0%} of them judged by more than one person")
     out += _left_out(dataset.report)
     enough = np.sort(counts["test"][:, 0])
     out.append(
@@ -74,6 +79,12 @@ def _judged_by(table: ChoiceTable) -> np.ndarray:
     person = np.broadcast_to(np.arange(len(real))[:, None, None], real.shape)
     pairs = np.concatenate([np.stack([person[real], np.asarray(side)[real]], -1) for side in sides])
     return np.unique(pairs[pairs[:, 1] >= 0], axis=0)[:, 1]
+
+
+def _alone(table: ChoiceTable, thresholds: np.ndarray) -> int:
+    """The number of choices between a text and a threshold."""
+    either = thresholds[np.asarray(table.chosen)] | thresholds[np.asarray(table.rejected)]
+    return int((either & np.asarray(table.mask)).sum())
 
 
 def _left_out(report: dict[str, Any]) -> list[str]:

@@ -25,7 +25,7 @@ from fssa_jax.data.dataset import Split
 from fssa_jax.evaluate.episodes import eligible_users, evaluation_episodes
 from fssa_jax.models.calibration import Calibration, factors
 from fssa_jax.models.rewards import RewardModel
-from fssa_jax.ops.choices import real_responses
+from fssa_jax.ops.choices import choice_weights, real_responses
 from fssa_jax.ops.episodes import truncate_context
 from fssa_jax.tasks.reward import RewardTask
 from fssa_jax.tasks.reward_predictor import make_posterior
@@ -123,7 +123,8 @@ def _fit(found: list[list["_Parts"]], sizes: tuple[int, ...]) -> Fitted:
     temperature = [(-1.0, 1.0)] * 2 + [(-3.0, 3.0)]
     own = fit(np.array([1.0, 1.0, 0.0, 0.0, 0.0]), [(0.0, 1.0)] * 2 + temperature)
     everybody = fit(np.zeros(5), [(0.0, 0.0)] * 2 + temperature)
-    targets = np.maximum(np.asarray(parts[0].mask).sum(-1), 1)
+    targets = np.asarray(parts[0].weight).sum(-1)
+    targets = np.where(targets > 0, targets, 1)
     later = [i for i, k in enumerate(sizes) if k > 0]
     gains = np.zeros(len(targets))
     if later:
@@ -140,13 +141,16 @@ def _calibration(theta: Any, most: Array) -> Calibration:
 
 
 class _Parts(NamedTuple):
-    """Rewards of targets at z = 0, (people, t, r), what points add, (people, s, t, r), and log weights, (people, s)."""
+    """Rewards of targets at z = 0, (people, t, r), what points add, (people, s, t, r), and log weights, (people, s).
+
+    `weight` (people, t) is that of the targets, 0 for padding.
+    """
 
     shared: Array
     personal: Array
     log_weights: Array
     listed: Array
-    mask: Array
+    weight: Array
 
 
 def _parts_of_rewards(
@@ -177,8 +181,8 @@ def _parts_of_rewards(
             assert isinstance(q, Posterior)
             shared = rewards_at(variables, jnp.zeros((1, *q.mean.shape)), part)
             personal = jnp.moveaxis(rewards_at(variables, jnp.moveaxis(q.points, -2, 0), part) - shared, 0, 1)
-            listed = jnp.asarray(real_responses(part.targets))
-            parts.append(_Parts(shared[0], personal, q.log_weights, listed, part.targets.mask))
+            listed, weight = jnp.asarray(real_responses(part.targets)), choice_weights(part.targets)
+            parts.append(_Parts(shared[0], personal, q.log_weights, listed, weight))
         return parts
 
     found = [parts_of(variables, split, users) for (variables, split), users in zip(fitted, people, strict=True)]
@@ -190,4 +194,4 @@ def _log_likelihood(part: _Parts, g: Array, temperature: Array) -> Array:
     values = temperature * (part.shared[:, None] + g * part.personal)
     each = jax.nn.log_softmax(jnp.where(part.listed[:, None], values, -jnp.inf), axis=-1)[..., 0]
     log_p = jax.nn.logsumexp(each + part.log_weights[..., None], axis=1)
-    return jnp.where(part.mask, log_p, 0).sum(-1)
+    return (part.weight * jnp.where(part.weight > 0, log_p, 0)).sum(-1)

@@ -51,7 +51,10 @@ def contradicted_context(context: Comparisons) -> Comparisons:
         return jnp.stack([a, b], axis=2).reshape(a.shape[0], 2 * a.shape[1], *a.shape[2:])
 
     return Comparisons(
-        in_turn(chosen, rejected), in_turn(rejected, chosen), jnp.asarray(in_turn(context.mask, context.mask))
+        in_turn(chosen, rejected),
+        in_turn(rejected, chosen),
+        jnp.asarray(in_turn(context.mask, context.mask)),
+        weight=None if context.weight is None else in_turn(context.weight, context.weight),
     )
 
 

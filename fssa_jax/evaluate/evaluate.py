@@ -55,7 +55,7 @@ def evaluate(
       specialist, bayes: accuracies, and each also with _nll, _ece and _steering.
     * gain and control_gain: paired differences of accuracy from the population model. last_gain: the paired difference
       between the two largest k, one cell.
-    Steering is of choices between two, and None for choices of one among more.
+    Steering is of choices between two texts, and None for choices of one among more.
 
     * accuracy_unseen and population_unseen: accuracies on the target rows with both texts unseen in training, if these
       are only a part of all rows.
@@ -90,7 +90,8 @@ def evaluate(
         episodes = [_first_targets(episode, max_targets) for episode in episodes]
     targets = episodes[0].targets
     mask = np.asarray(targets.mask)
-    score = Scores(ks, mask, targets, settings, seed)
+    alone = dataset.thresholds[np.asarray(targets.chosen)] | dataset.thresholds[np.asarray(targets.rejected)]
+    score = Scores(ks, mask, targets, settings, seed, ~alone)
     own = [main.predict(e, ks) for e in _progress(episodes, "model")]
     score.add("", own)
     if main.reads and control and len(users) > 1:
@@ -133,6 +134,8 @@ def evaluate(
     if "specialist" in others and not known.all():
         report["users"]["without_specialist"] = int((~known).sum())
     report["targets"] = {"rows": int(mask.sum()), "unseen": int(unseen.sum())}
+    if (mask & alone).any():
+        report["targets"]["thumbs_and_ratings"] = int((mask & alone).sum())
     if main.reads:
         report["latent"] = latent_health(own[0].mean[-1], own[0].kl()[-1] if main.gaussian else None)
         report["latent"]["context_effect"] = context_effect(own[0].log_p, mask)

@@ -9,6 +9,7 @@ from fssa_jax.data.dataset import Split
 from fssa_jax.evaluate.episodes import eligible_users, episodes_of, first_users
 from fssa_jax.evaluate.latent import context_effect, latent_health
 from fssa_jax.evaluate.warnings import collapse_warnings
+from fssa_jax.ops.choices import choice_weights
 from fssa_jax.tasks.predictor import Predictor
 from fssa_jax.types import Episode
 
@@ -56,5 +57,6 @@ class HeldOut:
         """(ks,) means over people of (ks, people, targets), or (ks, people)."""
         if values.ndim == 2:
             return values.mean(-1)
-        mask = np.asarray(self.episodes.targets.mask)
-        return ((values * mask).sum(-1) / np.maximum(mask.sum(-1), 1)).mean(-1)
+        weight = np.asarray(choice_weights(self.episodes.targets))
+        total = weight.sum(-1)
+        return ((values * weight).sum(-1) / np.where(total > 0, total, 1)).mean(-1)

@@ -73,9 +73,9 @@ def in_context_predictor(task: PolicyTask) -> Predictor:
         read, there = _offered(context)
         choices = [
             [
-                (texts[row[0]][0], *(texts[t][1] for t, offered in zip(row, real, strict=True) if offered))
+                (texts[row[0]][0], *(texts[t][1] for t, here in zip(row, real, strict=True) if here and texts[t][1]))
                 for row, real in zip(*of_user, strict=True)
-                if real[0]
+                if real[0] and texts[row[0]][1]  # what is only disliked has no preferred answer to show
             ]
             for of_user in zip(read, there, strict=True)
         ]

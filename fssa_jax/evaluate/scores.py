@@ -24,9 +24,19 @@ _GROUPS = 20
 class Scores:
     """Turns predictions into the series of the report."""
 
-    def __init__(self, ks, mask: np.ndarray, targets: Comparisons, settings: Evaluation, seed: int):
+    def __init__(
+        self,
+        ks,
+        mask: np.ndarray,
+        targets: Comparisons,
+        settings: Evaluation,
+        seed: int,
+        contestable: np.ndarray | None = None,
+    ):
+        """`contestable` (users, targets) are the targets between two texts, which S is of; all by default."""
         self.ks = ks
         self.mask = mask
+        self._weight = None if targets.weight is None else np.asarray(targets.weight)
         self.report: dict[str, Any] = {}
         self.predictions: dict[str, list[Predictions]] = {}
         self.by_user: dict[str, np.ndarray] = {}
@@ -35,6 +45,7 @@ class Scores:
         if targets.listed is not None:
             offered = np.where(np.concatenate([np.ones((*mask.shape, 2), bool), targets.listed], -1), offered, -1)
         self._pairs = targets.others is None
+        self._contestable = np.ones(mask.shape, bool) if contestable is None else contestable
         unique, item = np.unique(np.sort(offered, -1).reshape(-1, offered.shape[-1]), axis=0, return_inverse=True)
         together = _drawn_together(item.reshape(chosen.shape), mask)
         weights = metrics.bootstrap_weights(jax.random.key(seed), int(together.max(initial=-1)) + 1, settings.bootstrap)
@@ -49,7 +60,9 @@ class Scores:
         accuracy = self._per_user(hits, mask)
         self.by_user[name] = accuracy
         nll = self._per_user(-np.stack([draw.log_p for draw in draws]).mean(0), mask)
-        counts = np.stack([sum(_calibration(draw, k, mask) for draw in draws) for k in range(len(self.ks))])
+        counts = np.stack(
+            [sum(_calibration(draw, k, mask, self._weight) for draw in draws) for k in range(len(self.ks))]
+        )
         flat = counts.reshape(*counts.shape[:2], -1)
         prefix = f"{name}_" if name else ""
         own = {"": "accuracy", "unseen": "accuracy_unseen"}
@@ -96,7 +109,7 @@ class Scores:
 
     def _contested(self, mask: np.ndarray) -> np.ndarray:
         """(users, targets) weights of the steering score; see `metrics.contested_weights`."""
-        item, side, real = (jnp.asarray(x) for x in (self._item, self._side, mask))
+        item, side, real = (jnp.asarray(x) for x in (self._item, self._side, mask & self._contestable))
         return np.asarray(metrics.contested_weights(item, side, real, self._items), np.float64)
 
     def accuracies(self, names: tuple[str, ...], mask: np.ndarray) -> dict[str, Any]:
@@ -109,7 +122,11 @@ class Scores:
         return out
 
     def _per_user(self, values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """(k, users) means over the real targets; NaN for users without targets."""
+        """(k, users) means over the real targets, by their weights; NaN for users without targets."""
+        if self._weight is not None:
+            weight = np.where(mask, self._weight, 0)
+            total = weight.sum(-1)
+            return np.where(total > 0, (values * weight).sum(-1) / np.maximum(total, 1e-6), np.nan)
         count = mask.sum(-1)
         return np.where(count > 0, (values * mask).sum(-1) / np.maximum(count, 1), np.nan)
 
@@ -139,10 +156,11 @@ def _worst_decile(accuracy: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return (taken * accuracy[real][order][None]).sum(1) / np.maximum(taken.sum(1), 1e-12)
 
 
-def _calibration(draw: Predictions, k: int, mask: np.ndarray) -> np.ndarray:
+def _calibration(draw: Predictions, k: int, mask: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
     """`metrics.calibration_counts` of one draw at the k-th context size."""
     best = None if draw.log_best_other is None else jnp.exp(draw.log_best_other[k])
-    return np.asarray(metrics.calibration_counts(jnp.exp(draw.log_p[k]), jnp.asarray(mask), best_other=best))
+    p = jnp.exp(draw.log_p[k])
+    return np.asarray(metrics.calibration_counts(p, jnp.asarray(mask), best_other=best, weight=weight))
 
 
 def _drawn_together(item: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from fssa_jax.config import Generation, PolicyEvaluation, Styles
 from fssa_jax.data.benchmarks import styles
 from fssa_jax.data.dataset import Split, choice_records
 from fssa_jax.data.features import GivenFeaturiser
+from fssa_jax.data.thresholds import featuriser_of_texts
 from fssa_jax.evaluate.bayes import posterior
 from fssa_jax.evaluate.episodes import episodes_of, first_users
 from fssa_jax.evaluate.style_scores import best_reward, styles_of, summary, true_reward
@@ -179,7 +180,7 @@ def _reward_model(
     """
     taught = getattr(task.config.encoder, "init_from", "")
     reads = task.reward is not None and task.reward.target != "none"
-    if not taught or not reads or isinstance(task.dataset.featuriser, GivenFeaturiser):
+    if not taught or not reads or isinstance(featuriser_of_texts(task.dataset.featuriser), GivenFeaturiser):
         return None
 
     def rewards(samples: Samples, rows: np.ndarray) -> np.ndarray:

@@ -72,7 +72,8 @@ def cross_validate(workdir: Path, number: int, ks: tuple[int, ...] = ()) -> dict
     report["warnings"] = report_warnings(report, False)
     with whole_directory(workdir / REPORT) as target:
         (target / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-        pictures = draw_choices(task, main, folds.people, result, target)
+        drawn: Any = task
+        pictures = draw_choices(drawn, main, folds.people, result, target)
         page = render(task.config, report, pictures, target, "")
         (target / "report.html").write_text(page, encoding="utf-8")
     return report

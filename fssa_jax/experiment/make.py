@@ -25,7 +25,8 @@ from fssa_jax.data import dataset as datasets
 from fssa_jax.data.build import load_dataset
 from fssa_jax.data.dataset import Dataset, log_left_out
 from fssa_jax.data.summary import data_warnings, summary
-from fssa_jax.data.tokenised import only_with_tokens, tokenise
+from fssa_jax.data.thresholds import is_threshold
+from fssa_jax.data.tokenised import only_pairs_to_predict, only_with_tokens, tokenise
 from fssa_jax.errors import UserError
 from fssa_jax.experiment.resume import resolve_config, resume, take_over_population
 from fssa_jax.experiment.warm_start import fingerprint_of_teacher, load_people, take_over_settings, with_whole_paths
@@ -65,6 +66,8 @@ def make(config: Config, path: Path) -> Workdir:
         base = _base(config, dataset, path)
         tokens = tokenise(base, dataset.texts, config.policy.max_length, config.policy.truncate)
         only_with_tokens(dataset, tokens)
+    if isinstance(config, PolicyConfig):
+        only_pairs_to_predict(dataset, ("val", "test"))
     config = resolve_config(config, dataset)
     if not isinstance(config, SftConfig):
         _check_context_sizes(config.evaluate.k, dataset)
@@ -130,7 +133,12 @@ def _base(config: PolicyConfig | SftConfig, dataset: Dataset, path: Path) -> Bas
     settings = config.policy
     if isinstance(config, SftConfig) and not settings.base:
         shape = new_decoder(config.policy.new)
-        new_base(shape, (part for text in dataset.texts for part in text), path / "start", config.seed)
+        new_base(
+            shape,
+            (part for text in dataset.texts if not is_threshold(text) for part in text),
+            path / "start",
+            config.seed,
+        )
     name = settings.base or str(path / "start")
     base = load_base(name, settings.dtype, settings.remat, settings.attention)
     if isinstance(config, PolicyConfig):

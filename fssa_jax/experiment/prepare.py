@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from fssa_jax.data.reading import read_source
 from fssa_jax.data.row_dataset import with_source_splits
 from fssa_jax.data.rows import Row
 from fssa_jax.data.summary import data_warnings, summary
+from fssa_jax.data.tokenised import without_thresholds
 from fssa_jax.errors import UserError
 from fssa_jax.files import write_text
 from fssa_jax.lm.hf_config import read_config
@@ -24,6 +26,8 @@ from fssa_jax.lm.messages import messages_of
 from fssa_jax.lm.token_table import Truncate, encode_table
 from fssa_jax.lm.tokenizer import check_vocabulary, load_tokenizer
 from fssa_jax.train import parallel
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
@@ -65,7 +69,7 @@ def prepare(
     prepared.report["warnings"] = data_warnings(prepared, Evaluation().k)
     tokens = None
     if loaded is not None:
-        tokens = encode_table(loaded, prepared.texts, max_length=max_length, truncate=truncate)
+        tokens = encode_table(loaded, without_thresholds(prepared.texts), max_length=max_length, truncate=truncate)
         prepared.report["tokens"] = {"tokenizer": tokenizer, "max_length": max_length, "truncate": truncate}
         prepared.report["too_long_texts"] = tokens.too_long
     parallel.wait_for_all("embedded")  # the vectors in `scratch` are read by every process
@@ -102,6 +106,10 @@ def write_trl(data: UltraFeedback, source: str, out: Path) -> tuple[int, int]:
         raise UserError(f"--to=trl: {source} is a built-in benchmark; give a file of rows")
     rows, report = read_source(settings)
     rows, _ = with_source_splits(rows, data.split_seed)
+    alone = sum(row.alone for row in rows)
+    if alone:
+        _log.warning("%d choices of thumbs and ratings left out: a row of TRL's preferences is a pair", alone)
+        rows = [row for row in rows if not row.alone]
     log_left_out_rows(report)
     lines = [json.dumps(record, ensure_ascii=False) + "\n" for row in rows for record in trl_records(row)]
     write_text(out, "".join(lines))

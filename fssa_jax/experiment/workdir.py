@@ -31,7 +31,8 @@ from fssa_jax.data import dataset as datasets
 from fssa_jax.data.dataset import Dataset, Split, load_tokens
 from fssa_jax.data.features import EncoderFeaturiser
 from fssa_jax.data.new_people import with_people
-from fssa_jax.data.tokenised import note_too_long, table_with_tokens, tokenise
+from fssa_jax.data.thresholds import featuriser_of_texts
+from fssa_jax.data.tokenised import note_only_read, note_too_long, pairs_to_predict, table_with_tokens, tokenise
 from fssa_jax.errors import UserError
 from fssa_jax.evaluate.calibrate import Fitted
 from fssa_jax.files import LOCK, with_checksum, write_text
@@ -182,9 +183,12 @@ class Workdir:
         settings = task.config.policy
         new = tokenise(task.base, dataset.texts[len(task.dataset.texts) :], settings.max_length, settings.truncate)
         tokens = join_tables(task.tokens, new)
-        split.table, lost = table_with_tokens(split.table, tokens)
+        split.table, lost = table_with_tokens(split.table, tokens, dataset.thresholds)
+        split.table, only_read = pairs_to_predict(split.table, dataset.thresholds)
         reference = np.concatenate([task.reference, table_log_probs(task.base, new)])
         note_too_long(dataset, lost)
+        if dataset.thresholds.any():
+            note_only_read(dataset, only_read)
         wider = dataclasses.replace(task, dataset=dataset, tokens=tokens, reference=reference)
         return dataclasses.replace(self, task=wider), split
 
@@ -284,8 +288,9 @@ def open_task(path: Path, config: Config, dataset: Dataset, at: str = "", base: 
             f"{path}: its adapters are of another language model than {base.directory}; name the base that it was "
             "trained with"
         )
-    if isinstance(dataset.featuriser, EncoderFeaturiser):
-        dataset.featuriser.share(config.policy.base, base.directory, config.policy.dtype, base.variables)
+    of_texts = featuriser_of_texts(dataset.featuriser)
+    if isinstance(of_texts, EncoderFeaturiser):
+        of_texts.share(config.policy.base, base.directory, config.policy.dtype, base.variables)
     if isinstance(config, SftConfig):
         return SftTask(config, dataset, base, tokens)
     return PolicyTask(config, dataset, base, tokens, stored_reference(base, tokens, path / "reference.npz"))

@@ -37,7 +37,7 @@ class TokenTable:
 
 def encode_table(
     tokenizer: ChatTokenizer,
-    texts: Sequence[tuple[str, str]],
+    texts: Sequence[tuple[str, str] | None],
     *,
     max_length: int,
     truncate: Truncate = "drop",
@@ -46,6 +46,7 @@ def encode_table(
     """Tokenises all texts (prompt, response) into one table.
 
     Args:
+      texts: the texts; None for a row that has no tokens and is not counted as left out.
       max_length: maximum tokens per row.
       truncate: for longer rows: "drop" leaves them out and lists them; "left" cuts the beginning of what the user
         wrote; "right" cuts the end of the response.
@@ -58,7 +59,11 @@ def encode_table(
     rows: list[Encoded | None] = []
     too_long = []
     cut = {"drop": lambda row, limit: None, "left": Encoded.cut_left, "right": Encoded.cut_right}[truncate]
-    for number, (prompt, response) in enumerate(texts):
+    for number, text in enumerate(texts):
+        if text is None:
+            rows.append(None)
+            continue
+        prompt, response = text
         row: Encoded | None = tokenizer.encode(prompt, response, end_of_turn=end_of_turn)
         assert row is not None
         if len(row.tokens) > max_length:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from fssa_jax.models.context import MIN_SCALE, check_context
 from fssa_jax.ops._cholesky import centred_sample, cholesky_solve, inverse_diagonal, inverse_factor
-from fssa_jax.ops.choices import offered
+from fssa_jax.ops.choices import choice_weights, offered
 from fssa_jax.ops.likelihoods import choice_log_likelihood
 from fssa_jax.types import Comparisons, DiagGaussian, Posterior
 
@@ -29,10 +29,10 @@ class BayesEncoder(nn.Module):
       person agreed with one text and disagreed with the other. How easily a person likes anything is one more
       coordinate of the latent. It is inferred and then dropped.
 
-    Each kind of observation has a learnt weight w and a learnt scale of o. `DiscretePrior` and `NormalPrior` define how
-    the prior is conditioned. The prior is learnt with the rest of the model. Nothing is fitted to a person by gradient
-    descent. This is Bayesian context aggregation (Volpp et al., ICLR 2021) with a discrete prior or with full
-    covariance.
+    Each kind of observation has a learnt weight w, times the choice's own, and a learnt scale of o. `DiscretePrior` and
+    `NormalPrior` define how the prior is conditioned. The prior is learnt with the rest of the model. Nothing is fitted
+    to a person by gradient descent. This is Bayesian context aggregation (Volpp et al., ICLR 2021) with a discrete
+    prior or with full covariance.
 
     Attributes:
       observations: how a choice is read, one of the kinds or both.
@@ -113,7 +113,7 @@ class BayesEncoder(nn.Module):
 
         The last coordinate of a direction multiplies how easily a person likes anything.
         """
-        real = context.mask.astype(context.chosen.dtype)
+        real = choice_weights(context).astype(context.chosen.dtype)
         rewards = jnp.zeros((*real.shape, 2)) if rewards is None else rewards
         offsets = jnp.zeros((*real.shape, 2)) if offsets is None else offsets
         repeats = jnp.ones((*real.shape, 2)) if repeats is None else repeats
@@ -141,7 +141,7 @@ class BayesEncoder(nn.Module):
         directions = context.chosen[..., None, :] - against
         logits = jnp.zeros(directions.shape[:-1]) if rewards is None else slope * (rewards[..., :1] - rewards[..., 1:])
         directions = jnp.concatenate([directions, jnp.zeros((*directions.shape[:-1], 1))], axis=-1)
-        return directions, logits, scale * context.mask.astype(directions.dtype), offered(context)
+        return directions, logits, scale * choice_weights(context).astype(directions.dtype), offered(context)
 
     def _scale_and_slope(self, kind: str) -> tuple[Array, Array]:
         """The learnt weight of a kind of observation, and the scale of its offsets."""

@@ -33,6 +33,8 @@ def check_context(context: Comparisons, **pairs: Array | None) -> None:
         raise ValueError(f"chosen and rejected must both be (*batch, n, d), got {chosen} and {rejected}")
     if mask != chosen[:-1]:
         raise ValueError(f"mask must be {chosen[:-1]} for choices {chosen}, got {mask}")
+    if context.weight is not None and context.weight.shape != mask:
+        raise ValueError(f"weight must be {mask} for choices {chosen}, got {context.weight.shape}")
     more = 0
     if context.others is not None:
         others, listed = context.others.shape, getattr(context.listed, "shape", None)
@@ -50,7 +52,7 @@ def check_context(context: Comparisons, **pairs: Array | None) -> None:
 def count_repeats(context: Comparisons) -> Float[Array, "*batch n 2"]:
     """How often each response of a context of ids occurs on the same side, at least 1.
 
-    A person who chose one response over five others has liked it once, not five times.
+    A person who chose one response over five others has liked it once, not five times. Choices count by their weights.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax import Comparisons
@@ -61,4 +63,6 @@ def count_repeats(context: Comparisons) -> Float[Array, "*batch n 2"]:
     """
     ids = jnp.stack([context.chosen, context.rejected], axis=-1)
     same = (ids[..., :, None, :] == ids[..., None, :, :]) & context.mask[..., None, :, None]
-    return jnp.maximum(same.sum(-2), 1).astype(jnp.float32)
+    if context.weight is None:
+        return jnp.maximum(same.sum(-2), 1).astype(jnp.float32)
+    return jnp.maximum(jnp.where(same, context.weight[..., None, :, None], 0).sum(-2), 1)

@@ -77,7 +77,11 @@ class MaskedSelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "*batch n h"], mask: Bool[Array, "*batch n"], deterministic: bool
+        self,
+        x: Float[Array, "*batch n h"],
+        mask: Bool[Array, "*batch n"],
+        deterministic: bool,
+        weight: Float[Array, "*batch n"] | None = None,
     ) -> Float[Array, "*batch n h"]:
         width = x.shape[-1]
         if mask.shape != x.shape[:-1]:
@@ -88,6 +92,8 @@ class MaskedSelfAttention(nn.Module):
         split = (*x.shape[:-1], self.heads, width // self.heads)
         query, key, value = (nn.Dense(width, name=name)(y).reshape(split) for name in ("query", "key", "value"))
         scores = jnp.einsum("...qhd,...khd->...hqk", query, key) * (width // self.heads) ** -0.5
+        if weight is not None:  # two choices of weight ½ that are alike are attended to as one
+            scores = scores + jnp.log(jnp.where(mask, weight, 1))[..., None, None, :]
         # A finite floor, not −inf: an empty context must give finite values and gradients.
         scores = jnp.where(mask[..., None, None, :], scores, -1e9)
         weights = nn.Dropout(self.dropout, deterministic=deterministic)(jax.nn.softmax(scores))

@@ -55,6 +55,7 @@ class RewardModel(nn.Module):
       text_dropout: share of the texts whose learnt embedding is dropped in a training step.
       keep_population: s(y) of a model with a latent is not trained, but for its scale.
       feature_scale: factor of the features.
+      thresholds: the number of thresholds of thumbs and ratings, whose indicators are the last features.
 
     >>> import jax, jax.numpy as jnp
     >>> from fssa_jax import Comparisons, Episode, RewardModel, SetEncoder
@@ -81,6 +82,7 @@ class RewardModel(nn.Module):
     text_dropout: float = 0.0
     keep_population: bool = False
     feature_scale: float = 1.0
+    thresholds: int = 0
     axis_name: str | None = None
 
     def setup(self):
@@ -261,11 +263,20 @@ class RewardModel(nn.Module):
         if not encoded_input and table is not None:
             sides = [table[side] * self.feature_scale for side in sides]
         others = jnp.stack(sides[2:], axis=context.mask.ndim) if context.others is not None else None
-        choices = Comparisons(sides[0], sides[1], context.mask, others, context.listed)
+        choices = Comparisons(sides[0], sides[1], context.mask, others, context.listed, context.weight)
         if isinstance(encoder, SetEncoder):
             return encoder(choices, rewards, train)
         counted = table is not None and context.others is None
-        return encoder(choices, rewards, offsets, count_repeats(context) if counted else None, noise)
+        repeats = count_repeats(context) if counted else None
+        if self.thresholds and self._reads_responses and context.others is None:
+            repeats = self._only_of_texts(context, table, repeats)
+        return encoder(choices, rewards, offsets, repeats, noise)
+
+    def _only_of_texts(self, context: Comparisons, table: Array | None, repeats: Array | None) -> Array:
+        """Repeats (*batch, n, 2), infinite for thresholds: a threshold is no response that is liked or disliked."""
+        pair = [side if table is None else table[side] for side in (context.chosen, context.rejected)]
+        threshold = (jnp.stack(pair, axis=-2)[..., -self.thresholds :] != 0).any(-1)
+        return jnp.where(threshold, jnp.inf, 1.0 if repeats is None else repeats)
 
     def group_z(self, group: Array) -> Float[Array, "*batch m"]:
         """The learnt latent of a group (latent "group" only)."""

@@ -78,7 +78,7 @@ class SetEncoder(nn.Module):
         check_context(context, rewards=rewards)
         if self.aggregation not in get_args(Aggregation):
             raise ValueError(f"aggregation must be one of {get_args(Aggregation)}, got {self.aggregation!r}")
-        mask = context.mask
+        mask, weight = context.mask, context.weight
         x = self._read_pairs(context, rewards)
         widths = (self.width,) if self.pair == "linear" else (self.width, self.width)
         h = MLP(widths, name="pair")(x)
@@ -88,13 +88,18 @@ class SetEncoder(nn.Module):
             prior = self.param("prior_choice", nn.initializers.normal(1.0), (self.width,))
             h = jnp.concatenate([jnp.broadcast_to(prior, (*h.shape[:-2], 1, self.width)), h], axis=-2)
             mask = jnp.concatenate([jnp.ones((*mask.shape[:-1], 1), bool), mask], axis=-1)
+            if weight is not None:
+                weight = jnp.concatenate([jnp.ones((*mask.shape[:-1], 1)), weight], axis=-1)
         pool = self.aggregation
         if self.aggregation == "attention":
             attend = MaskedSelfAttention(self.heads, self.residual, self.dropout, name="attention")
-            h = attend(h, mask, deterministic=not train)
+            h = attend(h, mask, deterministic=not train, weight=weight)
             pool = self.pool
-        total = jnp.sum(jnp.where(mask[..., None], h, 0), axis=-2)
-        if pool == "mean":
+        h = jnp.where(mask[..., None], h, 0)
+        total = jnp.sum(h if weight is None else weight[..., None] * h, axis=-2)
+        if pool == "mean" and weight is not None:
+            total = total / jnp.maximum(jnp.where(mask, weight, 0).sum(-1), 1e-6)[..., None]
+        elif pool == "mean":
             total = total / jnp.maximum(mask.sum(-1), 1).astype(total.dtype)[..., None]
         out = MLP((self.width, self.latent_dim * (2 if self.gaussian else 1)), name="outer")(total)
         if not self.gaussian:

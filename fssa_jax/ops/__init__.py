@@ -22,7 +22,7 @@ from fssa_jax.ops.adapters import (
     take_adapter_rows,
 )
 from fssa_jax.ops.attention import Implementation
-from fssa_jax.ops.choices import join_choices, offered, per_choice, real_responses, responses_of
+from fssa_jax.ops.choices import choice_weights, join_choices, offered, per_choice, real_responses, responses_of
 from fssa_jax.ops.distributions import (
     antithetic_noise,
     gaussian_kl,
@@ -32,7 +32,14 @@ from fssa_jax.ops.distributions import (
 )
 from fssa_jax.ops.episodes import draw_episode, evaluation_episode, nested_order, take_choices, truncate_context
 from fssa_jax.ops.factorise import observed_responses
-from fssa_jax.ops.likelihoods import Link, btl_log_likelihood, choice_log_likelihood, dpl_log_likelihood
+from fssa_jax.ops.likelihoods import (
+    Link,
+    btl_log_likelihood,
+    choice_log_likelihood,
+    dpl_log_likelihood,
+    rating_log_likelihood,
+    thumb_log_likelihood,
+)
 from fssa_jax.ops.logprobs import response_log_probs, token_log_probs
 from fssa_jax.ops.losses import (
     NPLoss,
@@ -107,6 +114,7 @@ __all__ = [
     "cheapest",
     "check_adapters",
     "choice_log_likelihood",
+    "choice_weights",
     "combine_adapters",
     "contested_weights",
     "dpl_log_likelihood",
@@ -141,6 +149,7 @@ __all__ = [
     "penalise",
     "per_choice",
     "preference_accuracy",
+    "rating_log_likelihood",
     "real_responses",
     "response_log_probs",
     "response_weights",
@@ -152,6 +161,7 @@ __all__ = [
     "steering_score",
     "take_adapter_rows",
     "take_choices",
+    "thumb_log_likelihood",
     "token_log_probs",
     "truncate_context",
 ]

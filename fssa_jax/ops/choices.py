@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from fssa_jax.ops._checks import check_shapes
 from fssa_jax.types import Comparisons
@@ -77,6 +77,24 @@ def real_responses(choices: Comparisons) -> Bool[Array, "*batch n r"]:
     more = offered(choices)
     first = jnp.ones((*choices.mask.shape, 1 if more is not None else 2), bool)
     return first if more is None else jnp.concatenate([first, more], axis=-1)
+
+
+def choice_weights(choices: Comparisons) -> Float[Array, "*batch n"]:
+    """The weight of every choice, 0 for padding.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import Comparisons
+    >>> from fssa_jax.ops import choice_weights
+    >>> ids, mask = jnp.array([1, 2]), jnp.array([True, False])
+    >>> choice_weights(Comparisons(ids, ids + 2, mask, weight=jnp.array([0.5, 1.0]))).tolist()
+    [0.5, 0.0]
+    """
+    check_shapes(mask=(choices.mask, "*batch n"))
+    mask = jnp.asarray(choices.mask)
+    if choices.weight is None:
+        return mask.astype(jnp.float32)
+    check_shapes(mask=(choices.mask, "*batch n"), weight=(choices.weight, "*batch n"))
+    return jnp.where(mask, jnp.asarray(choices.weight), 0)
 
 
 def join_choices(a: Comparisons, b: Comparisons) -> Comparisons:

@@ -49,7 +49,8 @@ def take_choices(
     check_shapes(user=(user, ""), pool=(pool, ""), order=(order, "n"), number=(number, ""))
     order = jnp.asarray(order)
     real = jnp.arange(order.shape[0]) < jnp.minimum(number, table.count[user, pool])
-    choices = Comparisons(table.chosen[user, pool][order], table.rejected[user, pool][order], real)
+    weight = None if table.weight is None else table.weight[user, pool][order]
+    choices = Comparisons(table.chosen[user, pool][order], table.rejected[user, pool][order], real, weight=weight)
     if table.others is None:
         return choices
     others = table.others[user, pool][order]
@@ -165,5 +166,6 @@ def _checked(table: ChoiceTable) -> ChoiceTable:
         count=(table.count, "users 2"),
         group=(table.group, "users"),
         **({} if table.others is None else {"others": (table.others, "users 2 rows a")}),
+        **({} if table.weight is None else {"weight": (table.weight, "users 2 rows")}),
     )
     return jax.tree.map(jnp.asarray, table)

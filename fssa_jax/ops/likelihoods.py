@@ -1,11 +1,11 @@
-"""Log-likelihoods of choices given rewards: Bradley-Terry-Luce, its distributional variant, and Plackett-Luce."""
+"""Log-likelihoods given rewards: Bradley-Terry-Luce, its distributional variant, Plackett-Luce, thumbs, ratings."""
 
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from fssa_jax.ops._checks import check_shapes, floats_alike
 
@@ -79,6 +79,72 @@ def choice_log_likelihood(
         return jax.nn.log_sigmoid(margins[..., 0])
     against = -margins if listed is None else jnp.where(listed, -margins, -jnp.inf)
     return -jnp.logaddexp(0.0, jax.nn.logsumexp(against, axis=-1))
+
+
+def thumb_log_likelihood(
+    reward: ArrayLike, threshold: ArrayLike, up: Bool[ArrayLike, "*batch"]
+) -> Float[Array, "*batch"]:
+    """Log-probability of a thumb: a text is liked if it is chosen over a threshold.
+
+    log p(up) = log σ(r(x, y) − c),   log p(down) = log σ(c − r(x, y))     (Rasch 1960; Bradley-Terry-Luce against c)
+
+    Args:
+      reward: r of the texts, (*batch), in nats.
+      threshold: c, in nats, (*batch) or a number. It may differ between people: how easily each likes anything.
+      up: whether the text is liked, (*batch).
+
+    Returns:
+      One log-probability per thumb, (*batch), in nats. Finite, with finite gradients, for any finite rewards.
+
+    Raises:
+      ValueError: shapes that do not fit together.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import thumb_log_likelihood
+    >>> p = jnp.exp(thumb_log_likelihood(jnp.array([2.0, 2.0]), 0.0, jnp.array([True, False])))
+    >>> print([f"{x:.3f}" for x in p])
+    ['0.881', '0.119']
+    """
+    reward, threshold = floats_alike(reward=reward, threshold=threshold)
+    check_shapes(reward=(reward, "*batch"), up=(up, "*batch"))
+    sign = jnp.where(up, 1, -1).astype(reward.dtype)
+    return btl_log_likelihood(sign * reward, sign * threshold)
+
+
+def rating_log_likelihood(
+    reward: Float[ArrayLike, "*batch"], thresholds: Float[ArrayLike, "*batch l"], rating: Int[ArrayLike, "*batch"]
+) -> Float[Array, "*batch"]:
+    """Log-probability of a rating on levels 1 … L, each reached by passing one more threshold.
+
+    p(j) = Π_{i<j} σ(r(x, y) − c_i) · σ(c_j − r(x, y))^[j<L]         (sequential logit; Tutz 1990, continuation ratios)
+
+    It is a product of choices between the text and thresholds, so a rating of j is min(j, L − 1) observations. The
+    thresholds need not be in order. With L = 2 it is `thumb_log_likelihood`.
+
+    Args:
+      reward: r of the texts, (*batch), in nats.
+      thresholds: c_1 … c_{L−1}, (*batch, L − 1), in nats.
+      rating: the level, from 1 to L, (*batch). Other numbers are not checked: they count as the nearest level.
+
+    Returns:
+      One log-probability per rating, (*batch), in nats. Over the levels the probabilities sum to 1.
+
+    Raises:
+      ValueError: shapes that do not fit together.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import rating_log_likelihood
+    >>> three = jnp.exp(rating_log_likelihood(jnp.zeros(3), jnp.zeros((3, 2)), jnp.array([1, 2, 3])))
+    >>> print([f"{x:.2f}" for x in three])
+    ['0.50', '0.25', '0.25']
+    """
+    check_shapes(reward=(reward, "*batch"), thresholds=(thresholds, "*batch l"), rating=(rating, "*batch"))
+    reward, thresholds = jnp.asarray(reward)[..., None], jnp.asarray(thresholds)
+    number = jnp.arange(1, thresholds.shape[-1] + 1).reshape((1,) * (thresholds.ndim - 1) + (-1,))
+    level = jnp.maximum(jnp.asarray(rating), 1)[..., None]
+    passes = number < level
+    log_p = thumb_log_likelihood(jnp.broadcast_to(reward, thresholds.shape), thresholds, passes)
+    return jnp.where(number <= level, log_p, 0).sum(-1)
 
 
 def dpl_log_likelihood(

@@ -132,7 +132,12 @@ def soft_label_loss(
     return (1 - share) * loss + share * (probability * loss + (1 - probability) * reversed_loss)
 
 
-def sft_loss(log_probs: ArrayLike, tokens: ArrayLike, mask: Bool[ArrayLike, "*batch t"]) -> Float[Array, "*batch"]:
+def sft_loss(
+    log_probs: ArrayLike,
+    tokens: ArrayLike,
+    mask: Bool[ArrayLike, "*batch t"],
+    weight: Float[ArrayLike, "*batch t"] | None = None,
+) -> Float[Array, "*batch"]:
     """Mean of −log π(y⁺ | x) / |y⁺| over a user's real targets: supervised fine-tuning, per token.
 
     Used as the regulariser of a policy in arXiv 2404.19733, eq. 1.
@@ -141,6 +146,7 @@ def sft_loss(log_probs: ArrayLike, tokens: ArrayLike, mask: Bool[ArrayLike, "*ba
       log_probs: log π(y⁺ | x) of the chosen responses, (*batch, t), in nats.
       tokens: |y⁺|, their numbers of tokens, (*batch, t), ≥ 1 where a target is real.
       mask: which targets are real.
+      weight: weights of the targets; 1 each by default.
 
     Returns:
       One loss per user, (*batch), in nats per token; 0 where no target is real.
@@ -156,7 +162,7 @@ def sft_loss(log_probs: ArrayLike, tokens: ArrayLike, mask: Bool[ArrayLike, "*ba
     log_probs, tokens = floats_alike(log_probs=log_probs, tokens=tokens)
     check_shapes(mask=(mask, "*batch t"), log_probs=(log_probs, "*batch t"))
     # Padding has no tokens; dividing by its number must not make the gradient NaN.
-    return -masked_mean(log_probs / jnp.where(mask, tokens, 1), mask)
+    return -masked_mean(log_probs / jnp.where(mask, tokens, 1), mask, weight)
 
 
 def imitation_loss(

@@ -43,12 +43,13 @@ def calibration_counts(
     mask: Bool[ArrayLike, "users targets"],
     bins: int = 15,
     best_other: Float[ArrayLike, "users targets"] | None = None,
+    weight: Float[ArrayLike, "users targets"] | None = None,
 ) -> Float[Array, "users bins 3"]:
     """Per user and confidence bin: number of predictions, sum of confidences, sum of hits.
 
     The confidence is max(p, 1 − p) in [½, 1], cut into `bins` of equal width; a tie counts as half a hit. With
     `best_other`, the probability of the most probable response that was not chosen, it is the larger of the two, in
-    [0, 1]. Other arguments as in `expected_calibration_error`.
+    [0, 1]. With `weight` each prediction counts by its weight. Other arguments as in `expected_calibration_error`.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax.ops import calibration_counts
@@ -68,6 +69,9 @@ def calibration_counts(
         hit = preference_accuracy(log_p, jnp.log(jnp.maximum(best_other, jnp.finfo(p.dtype).tiny)))
     index = jnp.clip((place * bins).astype(jnp.int32), 0, bins - 1)
     one_hot = jax.nn.one_hot(index, bins) * mask[..., None].astype(p.dtype)
+    if weight is not None:
+        check_shapes(p=(p, "users targets"), weight=(weight, "users targets"))
+        one_hot = one_hot * jnp.asarray(weight)[..., None]
     values = jnp.stack([jnp.ones_like(p), confidence, hit], axis=-1)
     return jnp.einsum("utb,utv->ubv", one_hot, values)
 

@@ -14,8 +14,21 @@ from fssa_jax.types import DiagGaussian
 Objective = Literal["elbo", "published", "vpl", "predictive"]
 
 
-def masked_mean(values: Float[ArrayLike, "*batch n"], mask: Bool[ArrayLike, "*batch n"]) -> Float[Array, "*batch"]:
-    """Mean over the last axis where `mask` holds; 0, with zero gradient, if it holds nowhere.
+# A sum of weights below this is that of nothing.
+_LEAST_WEIGHT = 1e-6
+
+
+def masked_mean(
+    values: Float[ArrayLike, "*batch n"],
+    mask: Bool[ArrayLike, "*batch n"],
+    weight: Float[ArrayLike, "*batch n"] | None = None,
+) -> Float[Array, "*batch"]:
+    """Mean over the last axis where `mask` holds, Σ w x / Σ w; 0, with zero gradient, if it holds nowhere.
+
+    Args:
+      values: x, (*batch, n). Those that do not count may be anything.
+      mask: which values count.
+      weight: w ≥ 0; 1 for all by default.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax.ops import masked_mean
@@ -24,6 +37,12 @@ def masked_mean(values: Float[ArrayLike, "*batch n"], mask: Bool[ArrayLike, "*ba
     """
     check_shapes(values=(values, "*batch n"), mask=(mask, "*batch n"))
     values, mask = jnp.asarray(values), jnp.asarray(mask)
+    if weight is not None:
+        check_shapes(values=(values, "*batch n"), weight=(weight, "*batch n"))
+        weight = jnp.where(mask, jnp.asarray(weight), 0)
+        # Masked twice: a value that does not count may not be finite.
+        total = jnp.sum(weight * jnp.where(mask, values, 0), axis=-1)
+        return total / jnp.maximum(weight.sum(axis=-1), _LEAST_WEIGHT)
     total = jnp.sum(jnp.where(mask, values, 0), axis=-1)
     return total / jnp.maximum(mask.sum(axis=-1), 1).astype(total.dtype)
 
@@ -98,10 +117,13 @@ def neural_process_loss(
     kl_weight: ArrayLike = 0.0,
     marginal: bool = False,
     log_weights: Float[ArrayLike, " samples"] | None = None,
+    weight: Float[ArrayLike, " targets"] | None = None,
 ) -> NPLoss:
     """Negative log-likelihood of one user's targets, plus the weighted KL divergence of the latent.
 
     L = −Σ_s w_s (1/|T|) Σ_t log p(t | z_s) + β KL(sampled_from ‖ reference)
+
+    With weights v of the targets, Σ_t v_t log p(t | z_s) / Σ_t v_t takes the place of the mean.
 
     Args:
       log_likelihood: log p(t | z_s) for every latent sample s and target t.
@@ -112,6 +134,7 @@ def neural_process_loss(
       marginal: the first term is −(1/|T|) Σ_t log Σ_s w_s p(t | z_s): the likelihood with z integrated out, not a
         bound on it.
       log_weights: log w of the latent samples; 1/S each by default.
+      weight: v, of the targets; 1 each by default.
 
     Returns:
       The loss and its two terms, scalars.
@@ -135,7 +158,11 @@ def neural_process_loss(
     if marginal:
         log_likelihood = jax.nn.logsumexp(log_likelihood + log_weights[:, None], axis=0, keepdims=True)
         log_weights = jnp.zeros(1)
-    nll = -jnp.sum(jnp.exp(log_weights) * masked_mean(log_likelihood, jnp.broadcast_to(mask, log_likelihood.shape)))
+    if weight is not None:
+        check_shapes(log_likelihood=(log_likelihood, "samples targets"), weight=(weight, "targets"))
+        weight = jnp.broadcast_to(jnp.asarray(weight), log_likelihood.shape)
+    every = jnp.broadcast_to(jnp.asarray(mask), log_likelihood.shape)
+    nll = -jnp.sum(jnp.exp(log_weights) * masked_mean(log_likelihood, every, weight))
     if sampled_from is None or reference is None:
         return NPLoss(nll, nll, jnp.zeros_like(nll))
     check_shapes(sampled_from=(sampled_from.mean, "m"), reference=(reference.mean, "m"))

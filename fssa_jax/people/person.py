@@ -16,6 +16,7 @@ import numpy as np
 from fssa_jax.config import Generation
 from fssa_jax.data.dataset import number_texts, seen_in_training
 from fssa_jax.data.features import Text
+from fssa_jax.data.thresholds import check_thresholds, is_threshold, text_of, thresholds_of
 from fssa_jax.errors import UserError
 from fssa_jax.lm.peft import save_lora
 from fssa_jax.lm.scoring import device_texts, table_log_probs
@@ -26,7 +27,7 @@ from fssa_jax.models.rewards import RewardModel
 from fssa_jax.ops.adapters import PLACES, AdapterTree, adapter_rows, check_adapters
 from fssa_jax.ops.padding import bucket
 from fssa_jax.ops.sampling import Sampling
-from fssa_jax.people.choices import Choice, as_choice, as_prompt, as_texts, texts_of_choices
+from fssa_jax.people.choices import Choice, as_choices, as_prompt, as_texts, texts_of_choices
 from fssa_jax.tasks.policy import PolicyTables, PolicyTask
 from fssa_jax.tasks.policy_scorer import PolicyScorer
 from fssa_jax.tasks.predictor import Infer, make_inference
@@ -65,6 +66,11 @@ class PersonModel:
         self._judged = seen_in_training(task.dataset)
 
     @property
+    def levels(self) -> tuple[float, ...]:
+        """The lowest rating of every level but the first; () for a model that was trained without levels of ratings."""
+        return tuple(self.task.dataset.report.get("levels", ()))
+
+    @property
     def window(self) -> int:
         """The largest number of choices per person in training and evaluation."""
         return max(self.task.config.train.max_context, *self.task.config.evaluate.k)
@@ -74,8 +80,8 @@ class PersonModel:
 
         Args:
           choices: of one person, in any order: (prompt, chosen, rejected) tuples, or rows (data/rows.py). Empty for a
-            new person. A choice of one among more than two has further responses. A choice that is listed twice counts
-            once.
+            new person. A choice of one among more than two has further responses. (prompt, response, True) is a thumb
+            up, False a thumb down. A choice that is listed twice counts once.
 
         Raises:
           UserError: something that is not a choice, or more choices than the model supports.
@@ -102,8 +108,11 @@ class PersonModel:
             raise UserError("a choice instead of a person; give a list of choices for each person, or call infer")
         checked = [self.checked(choices, f"person {i}") for i, choices in enumerate(people)]
         texts = texts_of_choices(checked)
-        unjudged = sum(text not in self._number or not self._judged[self._number[text]] for text in texts)
-        self._warn_of_unknown(unjudged, len(texts))
+        for i, choices in enumerate(checked):
+            check_thresholds(texts_of_choices([choices]), thresholds_of(self.task.dataset.featuriser), f"person {i}")
+        judged = [text for text in texts if not is_threshold(text)]
+        unjudged = sum(text not in self._number or not self._judged[self._number[text]] for text in judged)
+        self._warn_of_unknown(unjudged, len(judged))
         # All sizes are padded: one program per person, for any number of choices and new texts.
         rows = bucket(len(people)) if len(people) > 1 else 1
         n = max(self.window, *(bucket(len(choices)) for choices in checked if len(choices) > self.window), 1)
@@ -113,7 +122,7 @@ class PersonModel:
         for row, choices in enumerate(checked):
             mask[row, : len(choices)] = True
             for i, (prompt, *responses) in enumerate(choices):
-                ids[row, i, : len(responses)] = [number[prompt, response] for response in responses]
+                ids[row, i, : len(responses)] = [number[text_of(prompt, response)] for response in responses]
         at = jnp.asarray(np.maximum(ids, 0))
         context = Comparisons(at[..., 0], at[..., 1], jnp.asarray(mask))
         if width > 2:
@@ -172,7 +181,9 @@ class PersonModel:
         Raises:
           UserError: see `infer`.
         """
-        each = list(dict.fromkeys(as_choice(choice, f"choice {j} of {who}") for j, choice in enumerate(choices)))
+        places = (f"choice {j} of {who}" for j in range(len(choices)))
+        read = (as_choices(choice, place, self.levels) for choice, place in zip(choices, places, strict=True))
+        each = list(dict.fromkeys(choice for of_row in read for choice in of_row))
         if self.limit is not None and len(each) > self.limit:
             raise UserError(f"{len(each)} choices of {who}, but the policy was made for {self.limit}; leave some out")
         return each

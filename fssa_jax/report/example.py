@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from fssa_jax.data.dataset import Split, choice_records, texts_of
+from fssa_jax.data.thresholds import Threshold
 from fssa_jax.evaluate.evaluate import Evaluation
 from fssa_jax.lm.messages import messages_of, readable
-from fssa_jax.people.choices import as_choice
+from fssa_jax.people.choices import Choice, as_choice
 from fssa_jax.people.person import PersonModel
 from fssa_jax.people.rank import rank
 
@@ -25,8 +26,9 @@ def write_example(person: PersonModel, people: Split, result: Evaluation, target
     records = choice_records(people, texts, user, 5)
     choices = [as_choice(record, "example") for record in records]
     rng = np.random.default_rng(0)
-    asked = texts[int(np.asarray(people.table.chosen)[user, 1, 0])][0]
-    same = [texts[i] for i in texts_of(people.table, pool=1) if texts[i][0] == asked]
+    sides = (texts[int(np.asarray(side)[user, 1, 0])] for side in (people.table.chosen, people.table.rejected))
+    asked = next(prompt for prompt, response in sides if response)
+    same = [texts[i] for i in texts_of(people.table, pool=1) if texts[i][0] == asked and texts[i][1]]
     picked = [same[i] for i in sorted(rng.permutation(len(same))[:6])]
     asked_as = {p: messages_of(p) for p, _ in picked}
     responses = [{"prompt": p if len(asked_as[p]) == 1 else asked_as[p], "response": r} for p, r in picked]
@@ -34,12 +36,7 @@ def write_example(person: PersonModel, people: Split, result: Evaluation, target
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (target / f"{name}.jsonl").write_text(lines, encoding="utf-8")
     ranking = rank(person, choices, picked)[0]
-    said = "".join(
-        f"<li><span class=p>{html.escape(readable(prompt))}</span><br><b>✓ {html.escape(chosen)}</b>"
-        + "".join(f"<br><s>{html.escape(other)}</s>" for other in others)
-        + "</li>"
-        for prompt, chosen, *others in choices
-    )
+    said = "".join(_shown(choice) for choice in choices)
     head = "".join(f"<th>{k}</th>" for k in range(len(ranking.probabilities)))
     body = "".join(
         f"<tr><td class=l>{html.escape(ranking.responses[i])}</td>"
@@ -54,3 +51,11 @@ def write_example(person: PersonModel, people: Split, result: Evaluation, target
         "choices read:</p><div class=t><table>"
         f"<tr><th class=l>response</th>{head}</tr>{body}</table></div>"
     )
+
+
+def _shown(choice: Choice) -> str:
+    """A choice as an item of an HTML list; what is only disliked is struck out."""
+    prompt, chosen, *others = choice
+    liked = "" if isinstance(chosen, Threshold) else f"<br><b>✓ {html.escape(chosen)}</b>"
+    rest = "".join(f"<br><s>{html.escape(other)}</s>" for other in others if not isinstance(other, Threshold))
+    return f"<li><span class=p>{html.escape(readable(prompt))}</span>{liked}{rest}</li>"

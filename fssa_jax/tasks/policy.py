@@ -61,7 +61,7 @@ from fssa_jax.tasks.reward_models import make_model
 from fssa_jax.tasks.task import MAIN, POPULATION, SPECIALIST
 from fssa_jax.train.state import make_optimizer
 from fssa_jax.train.step import Batch, Draw, Loss, Metrics
-from fssa_jax.types import Comparisons, DiagGaussian, Leaf, PyTree
+from fssa_jax.types import Comparisons, DiagGaussian, Episode, Leaf, PyTree
 
 TEACHER = "encoder"
 """Key in the `trained` argument of `PolicyTask.start`: the variables of the reward model for the warm start."""
@@ -175,7 +175,17 @@ class PolicyTask:
         train = self.config.train
         context = train.max_context if self.reads(name) else 0
         kind = partial(draw_episode, max_context=context, max_targets=train.targets)
-        return draw_people(lambda key, tables: kind(key, tables.choices))
+        if not self.dataset.thresholds.any():
+            return draw_people(lambda key, tables: kind(key, tables.choices))
+
+        def draw(key: Key[Array, ""], tables: PolicyTables) -> Episode:
+            episode = kind(key, tables.choices)
+            # Thumbs and ratings are read, not trained on: a threshold has no tokens.
+            targets, written = episode.targets, tables.texts.ends > 0
+            mask = targets.mask & written[targets.chosen] & written[targets.rejected]
+            return dataclasses.replace(episode, targets=dataclasses.replace(targets, mask=mask))
+
+        return draw_people(draw)
 
     def tables(self, split: str) -> PolicyTables:
         """See `Task`."""
@@ -218,6 +228,15 @@ class PolicyTask:
 
     def finish(self, directory: Path, variables: PyTree) -> None:
         """See `Task`; nothing is written."""
+
+
+def reweighted(targets: Comparisons, *sides: Array) -> tuple[Array, ...]:
+    """Imitation weights of responses, (users, targets) per side, times the weights of their choices; the same sum."""
+    if targets.weight is None:
+        return sides
+    each = [side * targets.weight for side in sides]
+    before, after = (sum(part.sum(-1, keepdims=True) for part in parts) for parts in (sides, each))
+    return tuple(part * before / jnp.maximum(after, 1e-30) for part in each)
 
 
 def _fitting(teacher: PyTree, params: PyTree) -> PyTree:
@@ -286,7 +305,7 @@ def policy_loss(
             return tuple(jnp.moveaxis(x.reshape(by_choice.shape), -1, 0))
 
         def mean(x: Array) -> Array:
-            return masked_mean(x, targets.mask).mean()
+            return masked_mean(x, targets.mask, targets.weight).mean()
 
         scale = tokens if objective.length_normalised else jnp.ones_like(tokens)
         own, reference = sides(log_p / scale), sides(tables.reference[ids] / scale)
@@ -359,8 +378,9 @@ def policy_loss(
             losses = soft_label_loss(losses, preference(own[1], own[0], *reference[::-1]), p, frozen.distil)
         if frozen and frozen.imitate != "chosen" and judged is not None:
             weights = response_weights(judged[..., 0], judged[..., 1], targets.mask, objective.beta, frozen.imitate)
-            return losses, imitation_loss(log_p[0], log_p[1], weights, typical).mean()
-        return losses, sft_loss(log_p[0], tokens[0], targets.mask).mean()
+            weights = reweighted(targets, *weights)
+            return losses, imitation_loss(log_p[0], log_p[1], (weights[0], weights[1]), typical).mean()
+        return losses, sft_loss(log_p[0], tokens[0], targets.mask, targets.weight).mean()
 
     def list_terms(
         targets: Comparisons, implicit: Any, judged: Array | None, log_p: Any, tokens: Any, typical: Array
@@ -374,7 +394,8 @@ def policy_loss(
         if frozen and frozen.imitate != "chosen" and judged is not None:
             real = listed & targets.mask[..., None]
             weights = list_response_weights(judged, real, objective.beta, frozen.imitate)
+            weights = jnp.stack(reweighted(targets, *jnp.moveaxis(weights, -1, 0)), axis=-1)
             return losses, -(weights * (jnp.stack(log_p, axis=-1) / typical)).sum((-1, -2)).mean()
-        return losses, sft_loss(log_p[0], tokens[0], targets.mask).mean()
+        return losses, sft_loss(log_p[0], tokens[0], targets.mask, targets.weight).mean()
 
     return loss

@@ -143,7 +143,8 @@ class RewardTask:
 
     def _warm(self, name: str, model: rewards.RewardModel, variables: PyTree, population: PyTree) -> PyTree:
         params = dict(variables["params"])
-        seen = jnp.asarray(seen_in_training(self.dataset))[:, None]
+        thresholds = self.dataset.thresholds
+        seen = jnp.asarray(seen_in_training(self.dataset) | thresholds)[:, None]
         if "text_embedding" in params:  # texts unseen in training are represented by their features alone
             params["text_embedding"] = {"embedding": jnp.where(seen, params["text_embedding"]["embedding"], 0)}
         if population is not None:
@@ -152,7 +153,8 @@ class RewardTask:
             params |= {part: jax.tree.map(jnp.asarray, shared[part]) for part in both}
         if name == MAIN and self.config.train.factor_steps and "text_embedding" in params:
             table = self.dataset.splits["train"].table
-            user, text, liked = (jnp.asarray(x) for x in observed_responses(table))
+            observed = np.stack(observed_responses(table))
+            user, text, liked = jnp.asarray(observed[:, ~thresholds[observed[1]]])
             factors, offsets = factorise(
                 jax.random.key(self.config.seed),
                 user,
@@ -271,15 +273,15 @@ def reward_loss(model: rewards.RewardModel, objective: NeuralProcess) -> Loss:
             rngs={"dropout": key},
         )
         log_likelihood, sampled_from, reference = out
-        mask = people.episode.targets.mask
+        mask, weight = people.episode.targets.mask, people.episode.targets.weight
         marginal = objective.kind == "predictive"
         log_weights = None if sampled_from is None else sampled_from.log_weights
 
-        def of_user(log_p: Array, mask: Array, q: Any, other: Any, weights: Any) -> Any:
-            return neural_process_loss(log_p, mask, q, other, objective.kl_weight, marginal, weights)
+        def of_user(log_p: Array, mask: Array, q: Any, other: Any, weights: Any, weight: Any) -> Any:
+            return neural_process_loss(log_p, mask, q, other, objective.kl_weight, marginal, weights, weight)
 
-        in_axes = (1, 0, 0, 0, 0)
-        terms = jax.vmap(of_user, in_axes)(log_likelihood, mask, sampled_from, reference, log_weights)
+        in_axes = (1, 0, 0, 0, 0, 0)
+        terms = jax.vmap(of_user, in_axes)(log_likelihood, mask, sampled_from, reference, log_weights, weight)
         trained = dict(variables["params"])
         if model.keep_population and model.latent != "none":
             for part in ("text_bias", "population_reward"):  # they are not trained
@@ -288,9 +290,11 @@ def reward_loss(model: rewards.RewardModel, objective: NeuralProcess) -> Loss:
         total = terms.loss.mean() + penalties(trained, weights)
         metrics: Metrics = {"loss": total, "nll": terms.nll.mean(), "kl": terms.kl.mean()}
         if people.episode.targets.others is None:
-            metrics["rewards/accuracies"] = masked_mean(preference_accuracy(log_likelihood).mean(0), mask).mean()
+            metrics["rewards/accuracies"] = masked_mean(
+                preference_accuracy(log_likelihood).mean(0), mask, weight
+            ).mean()
         else:
-            metrics["probability"] = masked_mean(jnp.exp(log_likelihood).mean(0), mask).mean()
+            metrics["probability"] = masked_mean(jnp.exp(log_likelihood).mean(0), mask, weight).mean()
         if updated:
             metrics["batch_stats"] = updated["batch_stats"]
         return total, metrics

@@ -10,6 +10,7 @@ import numpy as np
 from fssa_jax import config as configs
 from fssa_jax.config import Dpl, NpBtl, RewardConfig, Synthetic
 from fssa_jax.data.dataset import Dataset, all_of, has_lists, seen_in_training
+from fssa_jax.data.thresholds import thresholds_of
 from fssa_jax.errors import UserError
 from fssa_jax.models import rewards
 from fssa_jax.models.bayes_encoder import BayesEncoder
@@ -44,6 +45,7 @@ def make_model(settings: Any, dataset: Dataset, name: str = MAIN) -> rewards.Rew
             head=settings.head,
             text_dropout=float(settings.text_dropout),
             keep_population=settings.keep_population,
+            thresholds=len(thresholds_of(dataset.featuriser)),
         )
     likelihood, link = ("dpl", settings.link) if isinstance(settings, Dpl) and name == MAIN else ("btl", "probit")
     return rewards.RewardModel(
@@ -142,7 +144,7 @@ def _unit_scale(dataset: Dataset) -> float:
 
 def _known_share(dataset: Dataset) -> float:
     """The share of held-out choices with both texts in training rows."""
-    seen = seen_in_training(dataset)
+    seen = seen_in_training(dataset) | dataset.thresholds
     known = []
     for name in ("val", "test"):
         table = dataset.splits[name].table

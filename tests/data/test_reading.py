@@ -175,11 +175,12 @@ def test_what_two_texts_share_ends_at_a_word():
 
 
 def test_a_report_counts_kept_ties_and_prompts_that_were_guessed(tmp_path):
-    rows = [
-        ANN | {"response_a": "x", "response_b": "y", "prompt": "p", "choice": choice} for choice in ("tie", "skip", 0)
-    ]
-    found = read_rows(write(tmp_path / "ties.jsonl", rows), ties="half")[1]
-    assert (found.halved, found.ties, found.unanswered, found.duplicates) == (1, 0, 1, 1)
+    """The tie that is listed twice is two duplicates; a choice between the same two is another observation."""
+    said = ("tie", "skip", "tie", 0)
+    rows = [ANN | {"response_a": "x", "response_b": "y", "prompt": "p", "choice": choice} for choice in said]
+    kept, found = read_rows(write(tmp_path / "ties.jsonl", rows), ties="half")
+    assert (found.halved, found.ties, found.unanswered, found.duplicates) == (2, 0, 1, 2)
+    assert [(row.chosen, row.weight) for row in kept] == [("x", 0.5), ("y", 0.5), ("x", 1.0)]
     rows = [
         ANN | {"chosen": "Q: a\nyes", "rejected": "Q: a\nno"},
         ANN | {"prompt": "b", "chosen": "s", "rejected": "t"},

@@ -5,14 +5,18 @@ import json
 import os
 from collections import Counter
 
+import jax
 import numpy as np
 import pytest
 
 from fssa_jax.config import Rows, Synthetic, TextEncoder
 from fssa_jax.data import dataset as datasets
 from fssa_jax.data.build import load_dataset, synthetic_dataset
-from fssa_jax.data.dataset import SPLITS
+from fssa_jax.data.dataset import SPLITS, make_table
 from fssa_jax.data.row_dataset import digest_of_rows, rows_dataset
+from fssa_jax.data.tokenised import table_with_tokens
+from fssa_jax.lm.token_table import TokenTable
+from fssa_jax.ops import evaluation_episode
 from fssa_jax.types import ChoiceTable
 from tests.mistakes import complaint
 
@@ -248,7 +252,50 @@ def test_a_saved_data_set_is_the_same(prepared):
     if data.truth is not None:
         np.testing.assert_array_equal(loaded.truth.rewards, data.truth.rewards)
         np.testing.assert_array_equal(loaded.truth.log_prior, data.truth.log_prior)
-    assert set(ChoiceTable.__dataclass_fields__) == {*FIELDS, "others"}
+    assert set(ChoiceTable.__dataclass_fields__) == {*FIELDS, "others", "weight"}
+
+
+def test_the_halves_of_a_tie_keep_their_weight_to_the_episode(tmp_path):
+    """Through the table, a saved directory, a restriction to groups, and the draw."""
+    rows = make_rows(users=5)
+    ties = {(row["user_id"], row["prompt"]) for row in rows[::4]}
+    for row in rows[::4]:
+        row["choice"] = "tie"
+    data = build(tmp_path, rows, ties="half")
+    datasets.save(data, tmp_path / "prepared")
+    loaded = load_dataset(Rows(path=str(tmp_path / "prepared"), groups=tuple(data.groups)), 10, 20)
+    tied = 0
+    for name in SPLITS:
+        table = loaded.splits[name].table
+        if table.weight is None:
+            continue
+        for u, p, i in zip(*np.nonzero(np.asarray(table.mask)), strict=True):
+            prompt = data.texts[table.chosen[u, p, i]][0]
+            expected = 0.5 if (loaded.splits[name].users[u], prompt) in ties else 1.0
+            assert table.weight[u, p, i] == expected
+            tied += expected == 0.5
+        episode = evaluation_episode(jax.random.key(0), table, 0, max_context=3)
+        for choices in (episode.context, episode.targets):
+            of_text = {}
+            for p in (0, 1):
+                of_text |= dict(zip(table.chosen[0, p].tolist(), table.weight[0, p].tolist(), strict=True))
+            for text, weight in zip(choices.chosen[choices.mask], choices.weight[choices.mask], strict=True):
+                assert of_text[int(text)] == float(weight)
+    assert tied > 4
+
+
+def test_without_ties_there_are_no_weights(tmp_path):
+    assert all(split.table.weight is None for split in build(tmp_path, make_rows(), ties="half").splits.values())
+
+
+def test_choices_without_tokens_leave_with_their_weights():
+    table = make_table(
+        [[np.array([[0, 1], [2, 3], [4, 5]]), np.array([[6, 7]])]], [0], [[np.array([1, 0.5, 0.25]), np.ones(1)]]
+    )
+    lengths = np.ones(8, np.int32)
+    lengths[2] = 0
+    kept, lost = table_with_tokens(table, TokenTable(np.ones((8, 1)), 0 * lengths, lengths, lengths, []))
+    assert (lost, kept.weight[0, 0, :2].tolist()) == (1, [1, 0.25])
 
 
 @pytest.mark.parametrize("damage", ["half", "empty", "gone"])

@@ -1,4 +1,4 @@
-"""BTL and DPL: values against scipy, antisymmetry, and finite values and gradients at the extremes."""
+"""BTL, DPL, thumbs and ratings: values against scipy, antisymmetry, and finite values and gradients at the extremes."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from fssa_jax import btl_log_likelihood, dpl_log_likelihood
+from fssa_jax import btl_log_likelihood, dpl_log_likelihood, rating_log_likelihood, thumb_log_likelihood
 
 REWARD = st.floats(-3e38, 3e38)
 SCALE = st.floats(0, 3e18)
@@ -78,3 +78,46 @@ def test_a_number_is_for_all_choices():
     ones = np.ones(2)
     np.testing.assert_allclose(dpl_log_likelihood(rewards, 1, 0, 1), dpl_log_likelihood(rewards, ones, 0 * ones, ones))
     assert btl_log_likelihood(jnp.ones(2, jnp.bfloat16), 0.5).dtype == jnp.bfloat16
+
+
+LEVELS = 5
+
+
+@settings(max_examples=30, deadline=None)
+@given(r=st.floats(-20, 20), c=st.lists(st.floats(-20, 20), min_size=LEVELS - 1, max_size=LEVELS - 1))
+def test_the_levels_have_probability_one_together(r, c):
+    """Whatever the order of the thresholds."""
+    reward, thresholds = jnp.full(LEVELS, jnp.float32(r)), jnp.broadcast_to(jnp.float32(c)[None], (LEVELS, LEVELS - 1))
+    p = jnp.exp(rating_log_likelihood(reward, thresholds, jnp.arange(1, LEVELS + 1)))
+    assert p.sum() == pytest.approx(1, abs=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(r=REWARD, c=st.lists(REWARD, min_size=3, max_size=3), rating=st.integers(1, 4), up=st.booleans())
+def test_thumbs_and_ratings_are_finite_with_finite_gradients_for_any_rewards(r, c, rating, up):
+    def of_rating(r, c):
+        return rating_log_likelihood(r, c, jnp.array(rating))
+
+    def of_thumb(r, c):
+        return thumb_log_likelihood(r, c[0], jnp.array(up))
+
+    for function in (of_rating, of_thumb):
+        value, gradient = jax.value_and_grad(function, argnums=(0, 1))(jnp.float32(r), jnp.float32(c))
+        assert jnp.isfinite(value)
+        assert value <= 0
+        assert all(jnp.isfinite(g).all() for g in gradient)
+
+
+def test_a_rating_is_a_product_of_choices_between_the_text_and_thresholds():
+    """It passes those below its level, and fails at that of its own, if there is one."""
+    rng = np.random.default_rng(0)
+    reward, thresholds = rng.normal(size=3), rng.normal(size=(3, LEVELS - 1))
+    for level in range(1, LEVELS + 1):
+        expected = sum(np.asarray(btl_log_likelihood(reward, thresholds[:, i])) for i in range(level - 1))
+        if level < LEVELS:
+            expected = expected + btl_log_likelihood(thresholds[:, level - 1], reward)
+        ours = rating_log_likelihood(reward, thresholds, np.full(3, level))
+        np.testing.assert_allclose(ours, expected, rtol=1e-5)
+    two = [rating_log_likelihood(reward, thresholds[:, :1], np.full(3, level)) for level in (2, 1)]
+    for log_p, up in zip(two, (True, False), strict=True):
+        np.testing.assert_allclose(thumb_log_likelihood(reward, thresholds[:, 0], np.full(3, up)), log_p, rtol=1e-6)
