@@ -12,13 +12,13 @@ small language model from scratch on the texts of the rows; with
 --config.policy.base=NAME --config.optim.learning_rate=1e-5 it fine-tunes a pretrained one. np_dpo steers a language
 model by a person's choices, with the encoder of np_btl.
 
-np_btl is for data that nobody tuned (`auto` is "yes"). Short fits on validation people choose between learnt embeddings
-of texts, linear functions of their features, both, and kinds of people. Training ends when validation stops improving.
+np_btl is for data that nobody tuned (`auto` is "yes"). Short fits, scored on people who were not trained on, decide the
+penalties, and choose between learnt embeddings of texts, linear functions of their features, both, and kinds of people.
 Where choices are not shown to help, everybody gets the population model. See experiment/choose.py and
 evaluate/calibrate.py. --config.auto=no keeps the settings of this file; --config.model.learn_texts=no is for ranking
 texts that do not exist yet.
 
-Measured for np_btl on the Polis data (benchmarks/polis.py, two x86-64 CPU cores, no accelerator): gain over the
+Measured for np_btl on the Polis data before the penalties were decided too (benchmarks/polis.py, two x86-64 CPU cores, no accelerator): gain over the
 population model on 322 test users +2.9 / +3.9 / +4.5 points at K = 5 / 10 / 20, mean of three seeds; 161 s per
 seed with its evaluation. For np_btl_attention (one seed, 120 s): −1.3 / +1.6 / +2.4 / +2.7 at K = 0 / 5 / 10 / 20. For
 np_dpo on the same data (benchmarks/policies.py --what=polis, one seed): +2.1 / +2.3 / +2.6 over the population's DPO,

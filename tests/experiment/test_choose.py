@@ -1,18 +1,18 @@
 """The choice among representations: made once, on validation people, kept by the work directory."""
 
 import json
-import shutil
 
+import numpy as np
 import pytest
 
 from fssa_jax.config import DiscretePrior, NormalPrior
 from fssa_jax.config.experiment import read
 from fssa_jax.experiment import choose as choosing
+from fssa_jax.experiment.cross_validate import cross_validate
 from fssa_jax.experiment.evaluate import evaluate_workdir
+from fssa_jax.experiment.folds import FoldFits
 from fssa_jax.experiment.train import train
 from fssa_jax.experiment.workdir import Workdir
-from fssa_jax.tasks.reward_models import resolve
-from fssa_jax.train.checkpoint import Checkpoints
 from tests import tiny
 from tests.mistakes import complaint
 
@@ -31,46 +31,54 @@ def run(tmp_path_factory):
 def test_the_choice_is_that_of_the_lowest_nll_and_is_written_down(run):
     workdir, _ = run
     chosen = Workdir.open(workdir).run["chosen"]
-    assert set(chosen["nll"]) == {"features", "kinds"}
+    assert set(chosen["nll"]) == {"features", "features × 10", "kinds", "kinds × 10"}
     assert chosen["name"] == min(chosen["nll"], key=chosen["nll"].get)
-    prior = read(workdir / "config.json").model.encoder.prior
-    assert isinstance(prior, DiscretePrior if chosen["name"] == "kinds" else NormalPrior)
-    assert not (workdir / "choice").exists()
+    config = read(workdir / "config.json")
+    assert isinstance(config.model.encoder.prior, DiscretePrior if "kinds" in chosen["name"] else NormalPrior)
+    choices = int(np.asarray(Workdir.open(workdir).dataset.splits["train"].table.count).sum())
+    strength = float(min(chosen["population"], key=chosen["population"].get))
+    assert config.objective.population_penalty == pytest.approx(strength / choices, rel=1e-2)
 
 
-def test_the_training_goes_on_from_the_fit_that_won_and_ends_by_itself(run):
-    workdir, config = run
-    steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert steps[0] <= config.train.steps_per_call
-    assert sorted(steps) == steps
-    best, last = (
-        Checkpoints(workdir / "checkpoints" / kind, 1, read_only=True).steps[-1] for kind in ("best", "latest")
-    )
-    assert last == min(best + 3 * config.train.validate_every, config.train.steps)
-    assert Workdir.open(workdir).unfinished() == []
+def test_few_people_decide_in_folds_and_the_number_of_steps_too(run):
+    workdir, _ = run
+    work = Workdir.open(workdir)
+    chosen = work.run["chosen"]
+    assert (chosen["folds"], chosen["people"]) == (4, 36)  # all but four test people
+    assert work.config.train.steps == chosen["steps"] == work.best_step("main")
+    assert work.training()["decided"]
+    assert work.unfinished() == []
+    assert work.calibration().people == 36
 
 
 def test_the_same_command_changes_nothing(run, monkeypatch):
     workdir, config = run
     before = {path.name: path.read_bytes() for path in workdir.glob("*.json*")}
-    monkeypatch.setattr(choosing, "fit", lambda *_: pytest.fail("fitted again"))
+    monkeypatch.setattr(FoldFits, "_fit", lambda *_: pytest.fail("fitted again"))
     train(config, workdir)
     assert {path.name: path.read_bytes() for path in workdir.glob("*.json*")} == before
 
 
-def test_a_run_that_was_killed_while_it_chose_chooses_again(run, tmp_path):
+def test_a_run_that_was_killed_before_it_trained_decides_alike(run, tmp_path):
     workdir, config = run
-    shutil.copytree(workdir, tmp_path / "run")
-    work = Workdir.open(tmp_path / "run")
-    resolved = resolve(config, work.dataset, quiet=True)
-    facts = {name: value for name, value in work.run.items() if name not in ("chosen", "crc32")}
-    choosing.write_settings(work.path, resolved, facts)
-    for name in ("checkpoints", "tensorboard"):
-        shutil.rmtree(work.path / name)
-    for name in ("metrics.jsonl", "calibration.json"):
-        (work.path / name).unlink()
-    again = train(config, work.path)
+    again = train(config, tmp_path / "run")
     assert again.run["chosen"] == Workdir.open(workdir).run["chosen"]
+    np.testing.assert_equal(again.calibration().as_json(), Workdir.open(workdir).calibration().as_json())
+
+
+def test_everybody_is_scored_once_in_folds(run):
+    workdir, _ = run
+    report = cross_validate(workdir, 3)
+    assert report["users"]["scored"] == 40
+    assert report["gain"]["3"]["low"] > 0.1  # two kinds of people who want the opposite
+    assert report["control_gain"]["3"]["mean"] < report["gain"]["3"]["mean"]
+    curve = report["learning_curve"]
+    assert curve["people"] == [7, 14, 27]
+    assert curve["gain"][-1] == report["gain"]["3"]
+    assert any("instead of 14" in line for line in report["verdict"]["lines"])
+    assert json.loads((workdir / "report-folds" / "report.json").read_text())["folds"] == 3
+    message = complaint(cross_validate, workdir, 41)
+    assert message == "--folds=41: there are only 40 people; give at most as many folds as people"
 
 
 def test_the_report_has_a_verdict_and_the_choice(run):
@@ -89,7 +97,7 @@ def test_known_texts_may_have_embeddings(run):
     config.model.learn_texts = "yes"
     options = choosing.candidates(config, dataset)
     config.model.learn_texts = "no"
-    assert list(options) == ["texts", "hybrid", "features", "kinds"]
+    assert list(options) == ["texts", "hybrid", "hybrid × 10", "features", "features × 10", "kinds", "kinds × 10"]
     assert options["texts"].model.response == "none"
     assert options["texts"].objective.text_penalty == 0
     assert 0 < options["hybrid"].objective.text_penalty < options["features"].objective.text_penalty
