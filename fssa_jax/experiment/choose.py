@@ -117,9 +117,10 @@ def choose(work: Workdir, fits: FoldFits) -> Workdir:
     _log.info("decided by the NLL of %d people who were not trained on: %s (%s)", facts["people"], name, listed)
     if len(fits.folds) > 1:
         facts["steps"] = _length(chosen, score)
-        chosen.train.steps = chosen.train.validate_every = chosen.train.checkpoint_every = facts["steps"]
-        chosen.train.steps_per_call, chosen.train.patience = min(CALL, facts["steps"]), 0
-        chosen.train.population_steps = POPULATION_STEPS
+        train, calls = chosen.train, -(-facts["steps"] // chosen.train.steps_per_call)
+        # Validated at the end alone, so that a few validation people do not choose another step.
+        train.steps, train.validate_every, train.patience = facts["steps"], calls * train.steps_per_call, 0
+        train.population_steps = POPULATION_STEPS
         _log.info("decided in the same way: %d steps", facts["steps"])
     write_settings(work.path, chosen, read_run(work.path) | {"chosen": facts})
     return Workdir(work.path, RewardTask(chosen, work.dataset))
