@@ -109,7 +109,7 @@ def _of_more(report: dict[str, Any], ks: list[str]) -> list[str]:
     if (cell := report.get("last_gain")) and report["gain"][ks[-1]]["low"] > 0:
         gained = f"from {ks[-2]} to {ks[-1]} choices it gains {_of_points(cell)} ({_interval(cell)})"
         lines.append(f"{gained}: more choices would help" if cell["low"] > 0 else f"{gained}: more would add little")
-    for curve in [report["learning_curve"]] if report.get("learning_curve") else []:
+    if curve := report.get("learning_curve"):
         fewer, all_people = curve["people"][-2:]
         cell = curve["last"]
         gained = f"trained on {all_people} people instead of {fewer} it gains {_of_points(cell)} ({_interval(cell)})"
