@@ -18,7 +18,7 @@ from fssa_jax.config import RewardConfig, Rows
 from fssa_jax.config.experiment import read
 from fssa_jax.data.dataset import seen_in_training, texts_of
 from fssa_jax.data.row_dataset import rows_dataset
-from fssa_jax.evaluate.episodes import eligible_users, evaluation_episodes
+from fssa_jax.evaluate.episodes import eligible_users, evaluation_episodes, reached
 from fssa_jax.experiment.train import train
 from fssa_jax.experiment.workdir import Workdir
 from fssa_jax.files import write_text
@@ -66,8 +66,7 @@ def context_sizes(path: str, seed: int, work: Path) -> tuple[int, ...]:
         config: Any = read(work / "config.json")
         return tuple(config.evaluate.k)
     data: Any = dataclasses.replace(configuration(path, seed, _KS).data, features="tfidf", components=2)
-    count = np.asarray(rows_dataset(data).splits["test"].table.count)[:, 0]
-    return tuple(k for k in _KS if k == 0 or (count >= k).mean() >= 0.5)
+    return reached(_KS, [rows_dataset(data).splits["test"]])
 
 
 def predictions(log_p: Any, episode: Episode) -> Predictions:

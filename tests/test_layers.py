@@ -63,7 +63,7 @@ ROOMS: dict[str, list[list[str]]] = {
             "thresholds",
         ],
         ["features", "rows"],
-        ["ratings", "schemas"],
+        ["quantities", "ratings", "schemas"],
         ["reading"],
         ["dataset"],
         ["featurise", "folds", "summary", "tokenised"],

@@ -65,6 +65,8 @@ class Rows(_Texts):
     """A .npy file with one row per text; default: next to the rows."""
     texts: str = ""
     """A .jsonl(.gz) file of [prompt, response] in the order of `vectors`."""
+    quantities: bool = True
+    """Numbers in texts, by their units, are features next to those of encoder and tfidf; see data/quantities.py."""
     min_context: int = number(1, least=0)
     """Users with fewer context rows are left out, by name."""
     min_targets: int = number(1, least=0)

@@ -17,7 +17,8 @@ from fssa_jax.data.features import (
     Text,
     TfidfFeaturiser,
 )
-from fssa_jax.data.thresholds import THUMB, ThresholdFeaturiser, featuriser_of_texts, is_threshold
+from fssa_jax.data.quantities import QuantityFeaturiser
+from fssa_jax.data.thresholds import THUMB, ThresholdFeaturiser, is_threshold
 from fssa_jax.errors import UserError
 from fssa_jax.files import check_digests, digest_file, whole_directory, write_digests
 from fssa_jax.lm.messages import messages_of
@@ -138,6 +139,13 @@ def number_texts(texts: Iterable[Text], known: Sequence[Text] = ()) -> dict[Text
     return number | {text: len(known) + i for i, text in enumerate(new)}
 
 
+def featuriser_of_texts(featuriser: Any) -> Any:
+    """The innermost featuriser: that of texts, without columns for thresholds and quantities."""
+    while isinstance(featuriser, (ThresholdFeaturiser, QuantityFeaturiser)):
+        featuriser = featuriser.texts
+    return featuriser
+
+
 def append_texts(dataset: Dataset, number: dict[Text, int]) -> tuple[list[Text], np.ndarray]:
     """The texts and features of a data set with the new texts of `number_texts` appended."""
     new = [text for text, i in number.items() if i >= len(dataset.texts)]
@@ -246,7 +254,7 @@ def load(directory: Path) -> Dataset:
             featuriser = NumberFeaturiser()
         else:
             featuriser = GivenFeaturiser(texts, features, str(directory))
-        featuriser = ThresholdFeaturiser.load(directory, featuriser)
+        featuriser = ThresholdFeaturiser.load(directory, QuantityFeaturiser.load(directory, featuriser))
         groups, report = meta["groups"], meta["report"]
     except UserError:
         raise

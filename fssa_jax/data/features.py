@@ -18,11 +18,11 @@ from fssa_jax.lm.text_encoder import EmbedSettings, Text, TextEncoder
 from fssa_jax.types import PyTree
 
 # Scripts without spaces between words: Thai to Myanmar, Khmer, kana, Chinese characters and their extensions.
-_UNSPACED = (
+UNSPACED = (
     r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
 # Words, every character of such scripts, and every other visible one: emoji and punctuation carry style.
-_TOKENS = rf"(?u)[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]"
+_TOKENS = rf"(?u)[{UNSPACED}]|[^\W{UNSPACED}]+|[^\w\s]"
 
 
 @runtime_checkable

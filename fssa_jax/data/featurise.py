@@ -9,6 +9,7 @@ import numpy as np
 from fssa_jax.config import Rows, Styles
 from fssa_jax.data.dataset import Split, texts_of
 from fssa_jax.data.features import EncoderFeaturiser, Featuriser, Text, TfidfFeaturiser, find_vectors, read_vectors
+from fssa_jax.data.quantities import QuantityFeaturiser
 from fssa_jax.errors import UserError
 from fssa_jax.lm.hub import at_hand
 from fssa_jax.lm.text_encoder import EmbedSettings
@@ -41,7 +42,7 @@ def features_of_texts(
     if not encode:
         _log.info("features: TF-IDF of %d texts, fitted to the %d of training", len(texts), len(known))
         featuriser: Featuriser = TfidfFeaturiser.fit([texts[i] for i in known], data.components)
-        return featuriser, _checked(featuriser.transform(texts), texts, getattr(data, "path", "styles"))
+        return _finished(data, featuriser, featuriser.transform(texts), texts, known)
     chosen = data.text_encoder
     # An absolute path: new texts may be embedded later from another working directory.
     name = str(Path(chosen.name).resolve()) if Path(chosen.name).is_dir() else chosen.name
@@ -56,7 +57,19 @@ def features_of_texts(
     )
     _log.info("features: embeddings of %d texts by %s", len(texts), chosen.name)
     featuriser = EncoderFeaturiser(settings)
-    return featuriser, _checked(featuriser.fit_transform(texts, known, scratch), texts, chosen.name)
+    return _finished(data, featuriser, featuriser.fit_transform(texts, known, scratch), texts, known)
+
+
+def _finished(
+    data: Rows | Styles, featuriser: Featuriser, features: np.ndarray, texts: list[Text], known: np.ndarray
+) -> tuple[Featuriser, np.ndarray]:
+    """With the columns of quantities, and checked."""
+    if isinstance(data, Rows) and data.quantities:
+        wider = QuantityFeaturiser.of(featuriser, features, texts, known)
+        if isinstance(wider, QuantityFeaturiser):
+            _log.info("features: the numbers of %s as well", ", ".join(map(repr, wider.units)))
+            featuriser, features = wider, wider.extended(features, texts)
+    return featuriser, _checked(features, texts, getattr(data, "path", "styles"))
 
 
 def _checked(features: np.ndarray, texts: list[Text], source: str) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 
 from fssa_jax.config import Rows
 from fssa_jax.config.fields import to_dict
-from fssa_jax.data.dataset import SPLITS, Dataset, Split, make_table, number_texts, texts_of
+from fssa_jax.data.dataset import SPLITS, Dataset, Split, featuriser_of_texts, make_table, number_texts, texts_of
 from fssa_jax.data.features import EncoderFeaturiser, Text, find_vectors
 from fssa_jax.data.featurise import features_of_rows
 from fssa_jax.data.reading import as_ultrafeedback, read_source
@@ -66,8 +66,8 @@ def rows_dataset(data: Rows, rows: list[Row] | None = None, scratch: Path | None
         "left_out_rows": dict(dropped),
     }
     featuriser, features = features_of_rows(data, texts, splits["train"], scratch)
-    if isinstance(featuriser, EncoderFeaturiser):
-        report["cut_texts"] = featuriser.cut
+    if isinstance(of_texts := featuriser_of_texts(featuriser), EncoderFeaturiser):
+        report["cut_texts"] = of_texts.cut
     if not thresholds:
         return Dataset(texts, features, splits, groups, featuriser, report=report)
     known = texts_of(splits["train"].table)

@@ -129,11 +129,6 @@ class ThresholdFeaturiser:
         return cls(texts, thresholds, values["width"], values["scale"])
 
 
-def featuriser_of_texts(featuriser: Any) -> Any:
-    """The featuriser of texts alone."""
-    return featuriser.texts if isinstance(featuriser, ThresholdFeaturiser) else featuriser
-
-
 def thresholds_of(featuriser: Any) -> list[Text]:
     """The thresholds that features have columns for, which are those that a model was trained with."""
     return featuriser.thresholds if isinstance(featuriser, ThresholdFeaturiser) else []

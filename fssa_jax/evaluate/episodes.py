@@ -1,5 +1,6 @@
 """The people who are scored, and their episodes: the same for every predictor."""
 
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import jax
@@ -30,6 +31,21 @@ def episodes_of(split: Split, users: np.ndarray, seed: int, max_context: int) ->
     return evaluation_episodes(
         seed, 0, jax.tree.map(jnp.asarray, split.table), jnp.asarray(users), max_context=max_context
     )
+
+
+def reached(ks: Sequence[int], splits: Iterable[Split]) -> tuple[int, ...]:
+    """The k that at least half of the people of every split have context choices for; 0 always.
+
+    >>> import numpy as np
+    >>> from fssa_jax.data.dataset import Split, make_table
+    >>> people = [[np.zeros((rows, 2), int), np.zeros((1, 2), int)] for rows in (1, 4, 6)]
+    >>> from fssa_jax.evaluate.episodes import reached
+    >>> reached((0, 1, 3, 5), [Split(["a", "b", "c"], make_table(people, [0, 0, 0]))])
+    (0, 1, 3)
+    """
+    counts = [np.asarray(split.table.count) for split in splits]
+    lengths = [count[count[:, 1] > 0, 0] for count in counts]
+    return tuple(k for k in ks if k == 0 or all((of_split >= k).mean() >= 0.5 for of_split in lengths if len(of_split)))
 
 
 def eligible_users(split: Split, k: int) -> tuple[np.ndarray, list[str]]:

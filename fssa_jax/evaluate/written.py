@@ -9,9 +9,8 @@ import numpy as np
 
 from fssa_jax.config import Generation, PolicyEvaluation, Styles
 from fssa_jax.data.benchmarks import styles
-from fssa_jax.data.dataset import Split, choice_records
+from fssa_jax.data.dataset import Split, choice_records, featuriser_of_texts
 from fssa_jax.data.features import GivenFeaturiser
-from fssa_jax.data.thresholds import featuriser_of_texts
 from fssa_jax.evaluate.bayes import posterior
 from fssa_jax.evaluate.episodes import episodes_of, first_users
 from fssa_jax.evaluate.style_scores import best_reward, styles_of, summary, true_reward

@@ -10,13 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from fssa_jax.config import BayesEncoder, Config, Dpo, NewEncoder, PolicyConfig, RewardConfig
+from fssa_jax.config import BayesEncoder, Config, Dpo, Evaluation, NewEncoder, PolicyConfig, RewardConfig, SftConfig
 from fssa_jax.config.experiment import read
 from fssa_jax.config.fields import first_difference, read_json, to_dict
 from fssa_jax.data import dataset as datasets
 from fssa_jax.data.build import digest_of
 from fssa_jax.data.dataset import Dataset, has_lists
 from fssa_jax.errors import UserError
+from fssa_jax.evaluate.episodes import reached
 from fssa_jax.experiment.warm_start import fingerprint_of_teacher, rename_moved
 from fssa_jax.experiment.workdir import Workdir, model_directory, open_task, read_run, write_settings
 from fssa_jax.files import whole_directory
@@ -33,10 +34,17 @@ _OF_POPULATION = (
 
 
 def resolve_config(config: Config, dataset: Dataset, quiet: bool = False) -> Any:
-    """The configuration with all settings that depend on the data filled in."""
+    """The configuration with all settings that depend on the data filled in.
+
+    The k to evaluate that nobody chose, which are the default, are those that half of the people have choices for.
+    """
+    config = copy.deepcopy(config)
+    if not isinstance(config, SftConfig) and config.evaluate.k == Evaluation().k:
+        config.evaluate.k = reached(config.evaluate.k, [dataset.splits[name] for name in ("val", "test")])
+        if config.evaluate.k != Evaluation().k and not quiet:
+            _log.info("less than half of the people have more choices: config.evaluate.k=%s", config.evaluate.k)
     if isinstance(config, RewardConfig):
         return resolve(config, dataset, quiet)
-    config = copy.deepcopy(config)
     if isinstance(config, PolicyConfig):
         _check_objective(config, dataset)
         fit_sizes(config.train, config.data, dataset, quiet)

@@ -28,10 +28,9 @@ from fssa_jax.config import NoEncoder, NpBtl, PolicyConfig, RewardConfig, SftCon
 from fssa_jax.config.experiment import Config, read
 from fssa_jax.config.fields import read_json, to_json
 from fssa_jax.data import dataset as datasets
-from fssa_jax.data.dataset import Dataset, Split, load_tokens
+from fssa_jax.data.dataset import Dataset, Split, featuriser_of_texts, load_tokens
 from fssa_jax.data.features import EncoderFeaturiser
 from fssa_jax.data.new_people import with_people
-from fssa_jax.data.thresholds import featuriser_of_texts
 from fssa_jax.data.tokenised import note_only_read, note_too_long, pairs_to_predict, table_with_tokens, tokenise
 from fssa_jax.errors import UserError
 from fssa_jax.evaluate.calibrate import Fitted

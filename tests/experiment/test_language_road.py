@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fssa_jax.data import dataset as datasets
+from fssa_jax.data.quantities import QuantityFeaturiser
 from tests import small_lm, tiny
 from tests.data.test_schemas import records
 from tests.programs import ROOT, assert_one_clear_line, run
@@ -54,7 +55,8 @@ def test_ratings_become_embedded_and_tokenised_tables(prepared):
     data = datasets.load(prepared / "hh")
     assert data.groups == ["helpfulness", "honesty"]
     assert data.report["schema"] == "ultrafeedback"
-    assert data.features.shape == (len(data.texts), 16)
+    assert isinstance(data.featuriser, QuantityFeaturiser)  # the texts are of numbered words
+    assert data.features.shape == (len(data.texts), 16 + len(data.featuriser.columns))
     assert not (prepared / "hh.embedding").exists()
     with np.load(prepared / "hh" / "tokens.npz") as tokens:
         kept = tokens["lengths"] > 0

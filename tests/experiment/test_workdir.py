@@ -2,12 +2,13 @@
 
 import copy
 import json
+import logging
 import shutil
 
 import numpy as np
 import pytest
 
-from fssa_jax.config import NewEncoder
+from fssa_jax.config import Evaluation, NewEncoder
 from fssa_jax.data.tokenised import tokenise
 from fssa_jax.experiment.evaluate import evaluate_workdir
 from fssa_jax.experiment.make import make
@@ -135,6 +136,15 @@ def test_what_does_not_belong_together_is_named(steered, finished, made, tmp_pat
     assert "config.evaluate.k: 99 is larger than any context" in complaint(make, wrong, tmp_path / "k")
     wrong = change(copy.deepcopy(made.config), {"policy.max_length": 1000})
     assert "config.policy.max_length: 1000 is more than the 256 positions" in complaint(make, wrong, tmp_path / "n")
+
+
+def test_the_default_k_are_those_that_people_have_choices_for(tmp_path, caplog):
+    config = tiny.config(tiny.write_rows(tmp_path / "rows.jsonl", tiny.rows(number=8)))
+    config.evaluate.k = Evaluation().k
+    with caplog.at_level(logging.INFO):
+        assert make(config, tmp_path / "run").config.evaluate.k == (0, 1, 3)
+    assert "less than half of the people have more choices: config.evaluate.k=(0, 1, 3)" in caplog.text
+    assert make(config, tmp_path / "run").config.evaluate.k == (0, 1, 3)
 
 
 def test_a_work_directory_of_another_kind_of_experiment_is_refused(steered, finished, made):
