@@ -52,7 +52,7 @@ def get_config(variant: str = "np_btl") -> RewardConfig | PolicyConfig | SftConf
     config = RewardConfig(name=f"rows {variant}")
     if variant == "np_btl":
         model = NpBtl(
-            encoder=BayesEncoder(("responses",), prior=NormalPrior(rounds=3), gaussian=True),
+            encoder=BayesEncoder(("responses",), prior=NormalPrior(rounds=3), gaussian=True, lapses=True),
             keep_population=True,
             feature_scale=0.0,
         )

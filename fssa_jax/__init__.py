@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fssa_jax.ops.likelihoods import btl_log_likelihood as btl_log_likelihood
     from fssa_jax.ops.likelihoods import choice_log_likelihood as choice_log_likelihood
     from fssa_jax.ops.likelihoods import dpl_log_likelihood as dpl_log_likelihood
+    from fssa_jax.ops.likelihoods import lapse_log_likelihood as lapse_log_likelihood
     from fssa_jax.ops.likelihoods import rating_log_likelihood as rating_log_likelihood
     from fssa_jax.ops.likelihoods import thumb_log_likelihood as thumb_log_likelihood
     from fssa_jax.ops.logprobs import response_log_probs as response_log_probs
@@ -78,6 +79,7 @@ _NAMES = {
         "btl_log_likelihood",
         "choice_log_likelihood",
         "dpl_log_likelihood",
+        "lapse_log_likelihood",
         "rating_log_likelihood",
         "thumb_log_likelihood",
     ),

@@ -198,6 +198,7 @@ WRONG = {
         "(2, 4)",
     ),
     "join_choices": (lambda: ops.join_choices(pairs(2, 3), pairs(4, 3)), "mask_b", "(2,)", "(4,)"),
+    "lapse_log_likelihood": (lambda: ops.lapse_log_likelihood(ones(2), 0.1, ids(3)), "number", "(2,)", "(3,)"),
     "list_dpo_loss": (lambda: ops.list_dpo_loss(ones(2, 3), true(2, 4)), "listed", "(2, 3)", "(2, 4)"),
     "list_response_weights": (
         lambda: ops.list_response_weights(ones(2, 3, 4), true(2, 3), 1.0),

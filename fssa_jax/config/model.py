@@ -60,6 +60,8 @@ class BayesEncoder:
     """Prior over people."""
     gaussian: bool = False
     """z is integrated out, over the posterior; otherwise it is the mean."""
+    lapses: bool = False
+    """A learnt share of choices is random, in what is read and in what is predicted."""
 
 
 @dataclasses.dataclass

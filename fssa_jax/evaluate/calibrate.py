@@ -27,6 +27,7 @@ from fssa_jax.models.calibration import Calibration, factors
 from fssa_jax.models.rewards import RewardModel
 from fssa_jax.ops.choices import choice_weights, real_responses
 from fssa_jax.ops.episodes import truncate_context
+from fssa_jax.ops.likelihoods import lapse_log_likelihood
 from fssa_jax.tasks.reward import RewardTask
 from fssa_jax.tasks.reward_predictor import make_posterior
 from fssa_jax.types import Episode, Posterior, PyTree
@@ -143,7 +144,7 @@ def _calibration(theta: Any, most: Array) -> Calibration:
 class _Parts(NamedTuple):
     """Rewards of targets at z = 0, (people, t, r), what points add, (people, s, t, r), and log weights, (people, s).
 
-    `weight` (people, t) is that of the targets, 0 for padding.
+    `weight` (people, t) is that of the targets, 0 for padding. `lapse` (people,) is the share of choices at random.
     """
 
     shared: Array
@@ -151,6 +152,7 @@ class _Parts(NamedTuple):
     log_weights: Array
     listed: Array
     weight: Array
+    lapse: Array
 
 
 def _parts_of_rewards(
@@ -174,6 +176,8 @@ def _parts_of_rewards(
         table = jax.tree.map(jnp.asarray, split.table)
         episodes = evaluation_episodes(_SEED, 0, table, jnp.asarray(users), max_context=max(most, 1))
         variables = jax.device_put({name: value for name, value in variables.items() if name != "calibration"})
+        found: Any = model.apply(variables, method="lapse")
+        lapse = jnp.full(len(users), 0.0 if found is None else found)
         parts = []
         for k in sizes or (0,):
             part = truncate_context(episodes, k)
@@ -182,7 +186,7 @@ def _parts_of_rewards(
             shared = rewards_at(variables, jnp.zeros((1, *q.mean.shape)), part)
             personal = jnp.moveaxis(rewards_at(variables, jnp.moveaxis(q.points, -2, 0), part) - shared, 0, 1)
             listed, weight = jnp.asarray(real_responses(part.targets)), choice_weights(part.targets)
-            parts.append(_Parts(shared[0], personal, q.log_weights, listed, weight))
+            parts.append(_Parts(shared[0], personal, q.log_weights, listed, weight, lapse))
         return parts
 
     found = [parts_of(variables, split, users) for (variables, split), users in zip(fitted, people, strict=True)]
@@ -193,5 +197,7 @@ def _log_likelihood(part: _Parts, g: Array, temperature: Array) -> Array:
     """(people,) Σ_t log p(t | C)."""
     values = temperature * (part.shared[:, None] + g * part.personal)
     each = jax.nn.log_softmax(jnp.where(part.listed[:, None], values, -jnp.inf), axis=-1)[..., 0]
+    lapse, number = part.lapse[:, None, None], part.listed.sum(-1)[:, None]
+    each = lapse_log_likelihood(each, jnp.broadcast_to(lapse, each.shape), jnp.broadcast_to(number, each.shape))
     log_p = jax.nn.logsumexp(each + part.log_weights[..., None], axis=1)
     return (part.weight * jnp.where(part.weight > 0, log_p, 0)).sum(-1)

@@ -3,8 +3,9 @@
 With `config.auto=yes` the following are decided, and nothing else, by the NLL of people who were not trained on: the
 validation people, or all but the test people in folds (experiment/folds.py).
 
-1. The population model: the weight of the penalty on its linear part, one of `_POPULATION` per choice in training,
-   after `POPULATION_STEPS` steps. The penalty on what is learnt per text is `_PER_TEXT` per choice.
+1. The population model, after `POPULATION_STEPS` steps: the weight of the penalty on its linear part, one of
+   `_POPULATION` per choice in training, and then, for known texts, that of the penalty on what is learnt per text, one
+   of `_PER_TEXT` per choice; before, it is the first of these.
 2. The main model: one of the candidates below, each with the penalties on its representation of texts times one of
    `_STRENGTHS`, after one of `_STEPS` steps.
    * texts: a learnt embedding per text, from a matrix factorisation; a choice is a liked and a disliked response. For
@@ -36,7 +37,7 @@ from fssa_jax.tasks.task import MAIN, POPULATION
 
 _log = logging.getLogger(__name__)
 
-_POPULATION, _PER_TEXT = (0.1, 1.0, 10.0, 100.0), 6.0
+_POPULATION, _PER_TEXT = (0.1, 1.0, 10.0, 100.0), (1.5, 0.4, 6.0)
 _STEPS, _STRENGTHS = (50, 150), (1.0, 10.0)
 _WIDTH, _TEXTS_WIDTH, _KINDS = 16, 64, 64
 _RATE, _TEXTS_RATE = 1e-2, 3e-3
@@ -129,14 +130,27 @@ def choose(work: Workdir, fits: FoldFits) -> Workdir:
 def _with_population(work: Workdir, fits: FoldFits) -> tuple[RewardConfig, dict[str, float]]:
     """The configuration with the penalties of the population model, and the NLL with each."""
     held_out = HeldOut.of(fits.folds.people, (0,), reads=False)
-    choices, options = _choices(work.dataset), {}
-    for strength in _POPULATION:
+    known, choices = work.config.model.learn_texts == "yes", _choices(work.dataset)
+    scores = dict[str, float]()
+
+    def penalised(linear: float, per_text: float) -> RewardConfig:
         config = copy.deepcopy(work.config)
-        config.objective.population_penalty = _rounded(strength / choices)
-        config.objective.text_bias_penalty = _rounded(_PER_TEXT / choices)
-        options[f"{strength:g}"] = _nll(held_out, fits, config, POPULATION, fits.population(config)), config
-    best = min(options, key=lambda strength: options[strength][0])
-    return options[best][1], {strength: nll for strength, (nll, _) in options.items()}
+        config.objective.population_penalty = _rounded(linear / choices)
+        config.objective.text_bias_penalty = _rounded(per_text / choices)
+        return config
+
+    def nll(linear: float, per_text: float) -> float:
+        name = f"{linear:g}, {per_text:g} per text" if known else f"{linear:g}"
+        if name not in scores:
+            config = penalised(linear, per_text)
+            scores[name] = _nll(held_out, fits, config, POPULATION, fits.population(config))
+        return scores[name]
+
+    per_text = _PER_TEXT[0]
+    linear = min(_POPULATION, key=lambda each: nll(each, per_text))
+    if known:
+        per_text = min(_PER_TEXT, key=lambda each: nll(linear, each))
+    return penalised(linear, per_text), scores
 
 
 def _nll(held_out: HeldOut, fits: FoldFits, config: RewardConfig, name: str, fitted: list) -> float:

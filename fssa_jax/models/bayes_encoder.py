@@ -11,8 +11,10 @@ from jaxtyping import Array, Bool, Float
 from fssa_jax.models.context import MIN_SCALE, check_context
 from fssa_jax.ops._cholesky import centred_sample, cholesky_solve, inverse_diagonal, inverse_factor
 from fssa_jax.ops.choices import choice_weights, offered
-from fssa_jax.ops.likelihoods import choice_log_likelihood
+from fssa_jax.ops.likelihoods import choice_log_likelihood, lapse_log_likelihood
 from fssa_jax.types import Comparisons, DiagGaussian, Posterior
+
+_LAPSE_LOGIT = -4.0  # ε = .018 before training
 
 Observation = Literal["difference", "responses"]
 
@@ -39,6 +41,8 @@ class BayesEncoder(nn.Module):
       rounds: Newton steps of the normal prior.
       support: number of support points of the discrete prior; 0 for the normal prior.
       centred: the mean of the prior is 0, so that nothing is known of a person without choices.
+      lapses: a share ε of observations is random, and ε is learnt: their probability is (1 − ε) p + ε / n, n the number
+        of responses that were offered.
       gaussian: a model integrates z out; otherwise it uses the mean. `scale` is the posterior's in both cases.
 
     >>> import jax, jax.numpy as jnp
@@ -58,6 +62,7 @@ class BayesEncoder(nn.Module):
     support: int = 0
     centred: bool = False
     gaussian: bool = False
+    lapses: bool = False
 
     @nn.compact
     def __call__(
@@ -100,11 +105,18 @@ class BayesEncoder(nn.Module):
         else:
             directions, logits, weights, listed = self._observe_lists(context, rewards)
         m = context.chosen.shape[-1]
-        q = prior(directions, logits, weights, listed, noise)
+        lapse = None
+        if self.lapses:
+            lapse = jax.nn.sigmoid(self.param("lapse_logit", nn.initializers.constant(_LAPSE_LOGIT), ()))
+        q = prior(directions, logits, weights, listed, noise, lapse)
         mean, scale = q.mean[..., :m], jnp.maximum(q.scale[..., :m], MIN_SCALE)
         if noise is None:
             return DiagGaussian(mean, scale)
         return Posterior(mean, scale, q.points[..., :m], q.log_weights, q.temperature)
+
+    def lapse(self) -> Float[Array, ""] | None:
+        """ε of an encoder with parameters; None without lapses."""
+        return jax.nn.sigmoid(self.get_variable("params", "lapse_logit")) if self.lapses else None
 
     def _observe(
         self, context: Comparisons, rewards: Array | None, offsets: Array | None, repeats: Array | None
@@ -174,8 +186,12 @@ class DiscretePrior(nn.Module):
         weights: Float[Array, "*batch o"],
         offered: Bool[Array, "*batch o a"] | None = None,
         noise: Float[Array, "*batch s m"] | None = None,
+        lapse: Float[Array, ""] | None = None,
     ) -> Posterior:
-        """The posterior given observations of o + ⟨a, z⟩ with weights w; with `offered`, of lists of them."""
+        """The posterior given observations of o + ⟨a, z⟩ with weights w; with `offered`, of lists of them.
+
+        With `lapse` the likelihood of an observation is (1 − ε) p + ε / n.
+        """
         del noise  # the points are the kinds
         kinds = self.param("kinds", nn.initializers.normal(0.3), (self.support, directions.shape[-1]))
         log_prior = self.param("log_prior", nn.initializers.zeros, (self.support,))
@@ -187,6 +203,9 @@ class DiscretePrior(nn.Module):
         else:
             of_kind = jnp.moveaxis(of_kind, -2, -1)  # (…, o, j, a)
             log_p = choice_log_likelihood(of_kind, jnp.broadcast_to(offered[..., None, :], of_kind.shape))
+        if lapse is not None:
+            number = 2 if offered is None else jnp.broadcast_to(_number(offered)[..., None], log_p.shape)
+            log_p = lapse_log_likelihood(log_p, lapse, number)
         log_likelihood = jnp.einsum("...o,...oj->...j", weights, log_p)
         log_p = jax.nn.log_softmax(log_likelihood + jnp.broadcast_to(log_prior, log_likelihood.shape))
         p = jnp.exp(log_p)
@@ -204,6 +223,9 @@ class NormalPrior(nn.Module):
     and the covariance is Λ⁻¹ of the last one. For lists, with p_j the probability of response j instead of the chosen
     one, w (1 − g) a becomes w ā, ā = Σ_j p_j a_j, and w g (1 − g) a aᵀ becomes w (Σ_j p_j a_j a_jᵀ − ā āᵀ).
 
+    With lapses, w is multiplied in every step by the probability that the observation is none,
+    (1 − ε) p / ((1 − ε) p + ε / n), as in the EM algorithm; the fixed point is the mode of the mixture.
+
     Attributes:
       rounds: number of steps.
       centred: μ is 0.
@@ -220,10 +242,11 @@ class NormalPrior(nn.Module):
         weights: Float[Array, "*batch o"],
         offered: Bool[Array, "*batch o a"] | None = None,
         noise: Float[Array, "*batch s m"] | None = None,
+        lapse: Float[Array, ""] | None = None,
     ) -> Posterior:
         """The posterior given observations of o + ⟨a, z⟩ with weights w; with `offered`, of lists of them.
 
-        Its mean is the mode. Without noise its only point is the mode.
+        Its mean is the mode. Without noise its only point is the mode. `lapse` is ε.
         """
         m = directions.shape[-1]
         # The prior mean of the last coordinate is 0: the population's offsets include it.
@@ -238,12 +261,15 @@ class NormalPrior(nn.Module):
         z, precision = mean, prior_matrix
         for _ in range(self.rounds):
             if offered is None:
-                dislike = jax.nn.sigmoid(-logits - jnp.einsum("...oi,...i->...o", directions, z))
-                curvature = weights * dislike * (1 - dislike)
+                margins = logits + jnp.einsum("...oi,...i->...o", directions, z)
+                dislike, w = jax.nn.sigmoid(-margins), weights
+                if lapse is not None:
+                    w = weights * _meant(jax.nn.log_sigmoid(margins), lapse, 2)
+                curvature = w * dislike * (1 - dislike)
                 precision = jnp.einsum("...oi,...oj->...ij", directions * curvature[..., None], directions)
-                gradient = jnp.einsum("...oi,...o->...i", directions, weights * dislike)
+                gradient = jnp.einsum("...oi,...o->...i", directions, w * dislike)
             else:
-                gradient, precision = _list_terms(directions, logits, weights, offered, z)
+                gradient, precision = _list_terms(directions, logits, weights, offered, z, lapse)
             precision = precision + prior_matrix
             factor = jnp.linalg.cholesky(jax.lax.stop_gradient(precision), symmetrize_input=False)
             z = z + cholesky_solve(precision, factor, gradient - prior * (z - mean))
@@ -255,16 +281,29 @@ class NormalPrior(nn.Module):
         return Posterior(z, scale, points, jnp.full((*batch, samples), -math.log(samples)), jnp.ones(batch))
 
 
+def _number(offered: Bool[Array, "*batch o a"]) -> Float[Array, "*batch o"]:
+    """How many responses were offered, the chosen one among them."""
+    return 1 + offered.sum(-1, dtype=jnp.float32)
+
+
+def _meant(log_p: Array, lapse: Array, number: Any) -> Array:
+    """The probability that a choice of log-probability log_p was no lapse."""
+    return jnp.exp(jnp.log1p(-lapse) + log_p - lapse_log_likelihood(log_p, lapse, number))
+
+
 def _list_terms(
     directions: Float[Array, "*batch o a m"],
     logits: Float[Array, "*batch o a"],
     weights: Float[Array, "*batch o"],
     offered: Bool[Array, "*batch o a"],
     z: Float[Array, "*batch m"],
+    lapse: Float[Array, ""] | None,
 ) -> tuple[Float[Array, "*batch m"], Float[Array, "*batch m m"]]:
     """Gradient of the log-likelihood of choices among several, and its negative Hessian."""
     margins = logits + jnp.einsum("...oai,...i->...oa", directions, z)
     log_p = choice_log_likelihood(margins, offered)
+    if lapse is not None:
+        weights = weights * _meant(log_p, lapse, _number(offered))
     # Masked twice: the gradient of an infinite exponential would be NaN.
     p = jnp.where(offered, jnp.exp(log_p[..., None] - jnp.where(offered, margins, 0)), 0) * weights[..., None]
     mean = jnp.einsum("...oa,...oai->...oi", p, directions)

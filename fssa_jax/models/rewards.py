@@ -14,9 +14,15 @@ from fssa_jax.models.context import count_repeats
 from fssa_jax.models.layers import MLP
 from fssa_jax.models.reward_heads import BilinearHead, ConcatHead, Norm, PopulationReward
 from fssa_jax.models.set_encoder import SetEncoder
-from fssa_jax.ops.choices import offered, per_choice, responses_of
+from fssa_jax.ops.choices import offered, per_choice, real_responses, responses_of
 from fssa_jax.ops.distributions import gaussian_sample
-from fssa_jax.ops.likelihoods import Link, btl_log_likelihood, choice_log_likelihood, dpl_log_likelihood
+from fssa_jax.ops.likelihoods import (
+    Link,
+    btl_log_likelihood,
+    choice_log_likelihood,
+    dpl_log_likelihood,
+    lapse_log_likelihood,
+)
 from fssa_jax.types import Comparisons, DiagGaussian, Episode, Posterior
 
 Latent = Literal["none", "context", "group"]
@@ -139,6 +145,11 @@ class RewardModel(nn.Module):
         """Whether the encoder reads each response as a separate observation."""
         encoder = self.encoder
         return self.latent == "context" and isinstance(encoder, BayesEncoder) and "responses" in encoder.observations
+
+    def lapse(self) -> Float[Array, ""] | None:
+        """The learnt share of choices at random; None where the encoder has no lapses."""
+        encoder = self.context_encoder if self.latent == "context" else None
+        return encoder.lapse() if isinstance(encoder, BayesEncoder) else None
 
     def text_mask(self) -> Float[Array, " texts"] | None:
         """Dropout mask over learnt embeddings, scaled to preserve their mean; None without dropout."""
@@ -334,14 +345,18 @@ class RewardModel(nn.Module):
           ValueError: choices of one among more than two, for likelihood "dpl".
         """
         n = targets.mask.shape[-1]
+        lapse = self.lapse()
         if targets.others is not None:
             rewards = self.target_rewards(targets, z, table, train, text_mask)
-            return choice_log_likelihood(rewards[..., :1] - rewards[..., 1:], _like(offered(targets), rewards))
+            log_p = choice_log_likelihood(rewards[..., :1] - rewards[..., 1:], _like(offered(targets), rewards))
+            number = jnp.broadcast_to(real_responses(targets).sum(-1), log_p.shape)
+            return log_p if lapse is None else lapse_log_likelihood(log_p, lapse, number)
         # One pass over both responses: batch statistics (norm "batch") cover all of them.
         rewards = self.rewards(responses_of(targets), z, table, train, text_mask)
         chosen, rejected = rewards[..., :n, :], rewards[..., n:, :]
         if self.likelihood == "btl":
-            return btl_log_likelihood(chosen[..., 0], rejected[..., 0])
+            log_p = btl_log_likelihood(chosen[..., 0], rejected[..., 0])
+            return log_p if lapse is None else lapse_log_likelihood(log_p, lapse)
         return dpl_log_likelihood(chosen[..., 0], chosen[..., 1], rejected[..., 0], rejected[..., 1], self.link)
 
     def target_rewards(

@@ -37,6 +37,7 @@ from fssa_jax.ops.likelihoods import (
     btl_log_likelihood,
     choice_log_likelihood,
     dpl_log_likelihood,
+    lapse_log_likelihood,
     rating_log_likelihood,
     thumb_log_likelihood,
 )
@@ -133,6 +134,7 @@ __all__ = [
     "implicit_rewards",
     "interval",
     "join_choices",
+    "lapse_log_likelihood",
     "latent_roles",
     "length_batches",
     "list_dpo_loss",

@@ -81,6 +81,33 @@ def choice_log_likelihood(
     return -jnp.logaddexp(0.0, jax.nn.logsumexp(against, axis=-1))
 
 
+def lapse_log_likelihood(log_p: ArrayLike, lapse: ArrayLike, number: ArrayLike = 2) -> Float[Array, "*batch"]:
+    """Log-probability of a choice by a person who sometimes chooses at random.
+
+    log p = log((1 − ε) p(y⁺) + ε / n)                    (lapse rate of a psychometric function; Wichmann & Hill 2001)
+
+    No choice is less probable than ε / n, so a single wrong click is limited in what it says about a person.
+
+    Args:
+      log_p: log-probability of each choice without lapses, (*batch), in nats. Any argument may be a number.
+      lapse: ε, the share of choices at random, from 0 to 1, (*batch).
+      number: n, how many responses were offered, (*batch).
+
+    Returns:
+      One log-probability per choice, (*batch), in nats. With ε = 0 it is log_p.
+
+    Raises:
+      ValueError: two arrays of different shapes.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import lapse_log_likelihood
+    >>> print(f"{jnp.exp(lapse_log_likelihood(-100.0, 0.04)):.2f}")  # against a taste that is sure
+    0.02
+    """
+    log_p, lapse, number = floats_alike(log_p=log_p, lapse=lapse, number=number)
+    return jnp.logaddexp(jnp.log1p(-lapse) + log_p, jnp.log(lapse / number))
+
+
 def thumb_log_likelihood(
     reward: ArrayLike, threshold: ArrayLike, up: Bool[ArrayLike, "*batch"]
 ) -> Float[Array, "*batch"]:

@@ -11,6 +11,7 @@ from jaxtyping import Array
 from fssa_jax.models import rewards
 from fssa_jax.ops.choices import real_responses
 from fssa_jax.ops.distributions import antithetic_noise
+from fssa_jax.ops.likelihoods import lapse_log_likelihood
 from fssa_jax.tasks.predictor import Infer, Predictor, no_latent
 from fssa_jax.types import Comparisons, DiagGaussian, Episode, Posterior, PyTree
 
@@ -51,10 +52,16 @@ def reward_predictor(model: rewards.RewardModel, features: Array, samples: int) 
             values = module.target_rewards(targets, z, features)
             if isinstance(q, Posterior):
                 values = values * q.temperature[None, :, None, None]
+            lapse = module.lapse()
             if targets.others is None:
-                return jax.nn.log_sigmoid(values[..., 0] - values[..., 1])
+                log_p = jax.nn.log_sigmoid(values[..., 0] - values[..., 1])
+                return log_p if lapse is None else lapse_log_likelihood(log_p, lapse)
             listed = real_responses(targets)
-            return jax.nn.log_softmax(jnp.where(listed[None], values, -jnp.inf), axis=-1)
+            log_p = jax.nn.log_softmax(jnp.where(listed[None], values, -jnp.inf), axis=-1)
+            if lapse is None:
+                return log_p
+            number = jnp.broadcast_to(listed.sum(-1, keepdims=True), log_p.shape)
+            return jnp.where(listed[None], lapse_log_likelihood(log_p, lapse, number), -jnp.inf)
 
         values: Any = model.apply(variables, method=apply)
         if isinstance(q, Posterior):

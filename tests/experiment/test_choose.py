@@ -1,6 +1,7 @@
 """The choice among representations: made once, on validation people, kept by the work directory."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,6 +39,27 @@ def test_the_choice_is_that_of_the_lowest_nll_and_is_written_down(run):
     choices = int(np.asarray(Workdir.open(workdir).dataset.splits["train"].table.count).sum())
     strength = float(min(chosen["population"], key=chosen["population"].get))
     assert config.objective.population_penalty == pytest.approx(strength / choices, rel=1e-2)
+
+
+@pytest.mark.parametrize(("known", "asked", "expected"), [("yes", 6, (10.0, 6.0)), ("no", 4, (10.0, 1.5))])
+def test_the_penalty_per_text_is_decided_after_that_of_the_population(run, monkeypatch, known, asked, expected):
+    """By an NLL that is lowest at 10 and 6 per choice."""
+    work = Workdir.open(run[0])
+    work.config.model.learn_texts = known
+    choices = int(np.asarray(work.dataset.splits["train"].table.count).sum())
+
+    def nll(held_out, fits, config, name, fitted):
+        assert fitted is config
+        penalties = config.objective.population_penalty, config.objective.text_bias_penalty
+        return sum(abs(np.log(p * choices / best)) for p, best in zip(penalties, (10, 6), strict=True))
+
+    monkeypatch.setattr(choosing, "_nll", nll)
+    monkeypatch.setattr(choosing.HeldOut, "of", lambda *_, **__: None)
+    fits = SimpleNamespace(folds=SimpleNamespace(people=None), population=lambda config: config)
+    config, scores = choosing._with_population(work, fits)
+    assert len(scores) == asked
+    penalties = config.objective.population_penalty, config.objective.text_bias_penalty
+    np.testing.assert_allclose(np.array(penalties) * choices, expected, rtol=1e-2)
 
 
 def test_few_people_decide_in_folds_and_the_number_of_steps_too(run):

@@ -56,6 +56,64 @@ def test_a_discrete_prior_gives_the_exact_posterior(observations, comparisons):
         np.testing.assert_allclose(q.scale[user], np.sqrt(variance)[:D], atol=1e-4)
 
 
+LAPSE = 0.2
+LAPSES = {"lapse_logit": jnp.asarray(np.log(LAPSE / (1 - LAPSE)), jnp.float32)}
+
+
+def with_lapses(variables):
+    """The variables of an encoder with a fifth of lapses."""
+    return {"params": dict(variables["params"]) | LAPSES}
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_with_lapses_the_result_is_the_mode_of_the_mixture(listed, comparisons):
+    context = comparisons(0, (1, 6), D)
+    if listed:  # a choice among three, and among two and three
+        more = comparisons(1, (1, 6), D)
+        offered = jnp.array([[[True]] * 3 + [[False]] * 3])
+        context = Comparisons(context.chosen, context.rejected, context.mask, more.chosen[:, :, None], offered)
+    encoder = BayesEncoder(rounds=60, lapses=True)
+    variables = with_lapses(encoder.init(jax.random.key(0), context))
+    z = encoder.apply(variables, context).mean[0]
+
+    def log_posterior(z):
+        values = jnp.stack([context.chosen[0] @ z, context.rejected[0] @ z], -1)
+        number = jnp.full(6, 2.0)
+        if listed:
+            third = jnp.where(context.listed[0, :, 0], context.others[0, :, 0] @ z, -jnp.inf)
+            values = jnp.concatenate([values, third[:, None]], -1)
+            number = number + context.listed[0, :, 0].astype(float)
+        p = jax.nn.softmax(values)[:, 0]
+        return jnp.log((1 - LAPSE) * p + LAPSE / number).sum() - 0.5 * (z**2).sum()
+
+    np.testing.assert_allclose(jax.grad(log_posterior)(z), 0, atol=1e-4)
+    assert jnp.linalg.norm(jax.grad(log_posterior)(1.1 * z)) > 0.02
+
+
+def test_with_lapses_a_discrete_prior_gives_the_exact_posterior(comparisons):
+    context = comparisons(0, (1, 6), D)
+    encoder = BayesEncoder(support=5, gaussian=True, lapses=True)
+    variables = with_lapses(encoder.init(jax.random.key(1), context))
+    kinds = np.asarray(variables["params"]["prior"]["kinds"], np.float64)[:, :D]
+    p = 1 / (1 + np.exp(-np.asarray(context.chosen - context.rejected, np.float64)[0] @ kinds.T))
+    posterior = np.prod((1 - LAPSE) * p + LAPSE / 2, axis=0)
+    expected = posterior @ kinds / posterior.sum()
+    np.testing.assert_allclose(encoder.apply(variables, context).mean[0], expected, atol=1e-5)
+
+
+def test_one_wrong_click_turns_a_posterior_less_with_lapses():
+    direction = jnp.zeros((1, 20, 4)).at[..., 0].set(3.0)
+    wrong = direction.at[0, 0, 0].set(-9.0)
+    moved = {}
+    for lapses in (False, True):
+        encoder = BayesEncoder(rounds=20, lapses=lapses)
+        sides = [Comparisons(x, jnp.zeros_like(x), jnp.ones((1, 20), bool)) for x in (direction, wrong)]
+        variables = encoder.init(jax.random.key(0), sides[0])
+        right, turned = (float(encoder.apply(variables, side).mean[0, 0]) for side in sides)
+        moved[lapses] = (right - turned) / right
+    assert moved[True] < 0.05 < 0.5 < moved[False]
+
+
 def test_a_discrete_prior_knows_that_people_are_extreme():
     """One wish of −2, 0 or 2: after one choice half-way between indifference and a wish, as Bayes' rule has it."""
     encoder = BayesEncoder(support=3)

@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from fssa_jax import btl_log_likelihood, dpl_log_likelihood, rating_log_likelihood, thumb_log_likelihood
+from fssa_jax import (
+    btl_log_likelihood,
+    dpl_log_likelihood,
+    lapse_log_likelihood,
+    rating_log_likelihood,
+    thumb_log_likelihood,
+)
 
 REWARD = st.floats(-3e38, 3e38)
 SCALE = st.floats(0, 3e18)
@@ -121,3 +127,23 @@ def test_a_rating_is_a_product_of_choices_between_the_text_and_thresholds():
     two = [rating_log_likelihood(reward, thresholds[:, :1], np.full(3, level)) for level in (2, 1)]
     for log_p, up in zip(two, (True, False), strict=True):
         np.testing.assert_allclose(thumb_log_likelihood(reward, thresholds[:, 0], np.full(3, up)), log_p, rtol=1e-6)
+
+
+def test_lapses_bound_a_choice_from_below_and_are_learnt():
+    log_p = jnp.array([-1e5, -3.0, -0.1, 0.0])
+    np.testing.assert_array_equal(lapse_log_likelihood(log_p, 0.0), log_p)
+    np.testing.assert_allclose(lapse_log_likelihood(log_p, 1.0, 4), np.log(0.25), rtol=1e-6)
+    np.testing.assert_allclose(jnp.exp(lapse_log_likelihood(log_p, 0.1, 5))[0], 0.02, rtol=1e-5)
+    both = [jnp.exp(lapse_log_likelihood(jax.nn.log_sigmoid(x), 0.3)) for x in (1.7, -1.7)]
+    assert sum(both) == pytest.approx(1)
+    # The most likely ε of choices of which every fifth is at random, at known rewards.
+    rng = np.random.default_rng(0)
+    margins = 3 * rng.standard_normal(20_000)
+    p = np.where(rng.random(20_000) < 0.2, 0.5, 1 / (1 + np.exp(-margins)))
+    chosen = rng.random(20_000) < p
+    signed = jnp.asarray(np.where(chosen, margins, -margins), jnp.float32)
+    grid = np.arange(0.02, 0.5, 0.01)
+    found = [float(lapse_log_likelihood(jax.nn.log_sigmoid(signed), e).sum()) for e in grid]
+    assert abs(grid[int(np.argmax(found))] - 0.2) < 0.025
+    gradient = jax.grad(lambda e, x: lapse_log_likelihood(x, e).sum(), argnums=(0, 1))(jnp.float32(0.02), log_p)
+    assert all(np.isfinite(g).all() for g in gradient)
