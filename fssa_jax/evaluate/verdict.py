@@ -5,6 +5,7 @@ from typing import Any, Literal
 Helps = Literal["yes", "not shown", "no"]
 
 _ENOUGH_ECE = 0.02
+_FEW_PEOPLE = 10  # an interval over fewer people is too narrow
 _WORST = 0.01  # share of accuracy that the worst decile may lose against the population
 
 
@@ -12,7 +13,7 @@ def verdict(report: dict[str, Any]) -> dict[str, Any]:
     """{"helps": "yes", "not shown" or "no", "lines": […]}, from the series of a report that has a population model.
 
     Contexts help if the 95 % interval of the gain over the population model is above 0 at the largest k, and do harm if
-    it is below 0.
+    it is below 0. Of fewer than 10 people neither is shown.
 
     >>> from fssa_jax.evaluate.verdict import verdict
     >>> cell = {"mean": 0.04, "low": 0.01, "high": 0.07}
@@ -22,10 +23,14 @@ def verdict(report: dict[str, Any]) -> dict[str, Any]:
     ks = [str(k) for k in report["k"]]
     last = ks[-1]
     gain = report["gain"][last]
-    helps: Helps = "yes" if gain["low"] > 0 else "no" if gain["high"] < 0 else "not shown"
-    said = {"yes": "help", "no": "do harm", "not shown": "are not shown to help"}[helps]
     people = report["users"]["scored"]
+    helps: Helps = "yes" if gain["low"] > 0 else "no" if gain["high"] < 0 else "not shown"
+    few = helps != "not shown" and people < _FEW_PEOPLE
+    helps = "not shown" if few else helps
+    said = {"yes": "help", "no": "do harm", "not shown": "are not shown to help"}[helps]
     lines = [f"{last} choices of a person {said}: {_points(gain)} (95 % interval {_interval(gain)}; {people} people)"]
+    if few:
+        lines.append(f"{people} people are too few to tell: launch.evaluate --folds=5 scores everybody once")
     fitted = (report.get("training") or {}).get("calibration")
     if fitted and not fitted["helps"]:
         lines.append(

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from fssa_jax.train.state import learning_rates
 
 _log = logging.getLogger(__name__)
 
+_STEPS = ("steps", "population_steps")
 _OF_POPULATION = (
     *("users", "targets", "population_steps", "population_learning_rate", "accumulate", "steps_per_call"),
     *("validate_every", "checkpoint_every"),
@@ -79,8 +81,12 @@ def check_same(path: Path, before: Config, config: Config) -> None:
         )
 
 
-def with_choice(config: RewardConfig, before: RewardConfig) -> RewardConfig:
-    """A configuration with what was decided for `before`, the stored one of its work directory."""
+def with_choice(config: RewardConfig, before: RewardConfig, chosen: Mapping[str, Any]) -> RewardConfig:
+    """A configuration with what was decided for `before`, the stored one of its work directory.
+
+    Args:
+      chosen: the decisions of its run.json.
+    """
     config = copy.deepcopy(config)
     encoder: Any = before.model
     if isinstance(getattr(encoder, "encoder", None), BayesEncoder):
@@ -89,15 +95,8 @@ def with_choice(config: RewardConfig, before: RewardConfig) -> RewardConfig:
     config.train.factor_steps = before.train.factor_steps
     for penalty in ("response_penalty", "population_penalty", "text_penalty", "text_bias_penalty"):
         setattr(config.objective, penalty, getattr(before.objective, penalty))
-    if not before.train.patience:  # the number of steps was decided too
-        for setting in (
-            "steps",
-            "population_steps",
-            "steps_per_call",
-            "validate_every",
-            "checkpoint_every",
-            "patience",
-        ):
+    if "steps" in chosen:  # their number was decided too
+        for setting in ("steps_per_call", "validate_every", "checkpoint_every", "patience", *_STEPS):
             setattr(config.train, setting, getattr(before.train, setting))
     return config
 
@@ -112,7 +111,7 @@ def resume(config: Any, path: Path) -> Workdir:
     _check_source(path, before, dataset)
     now, stored = resolve_config(config, dataset, quiet=True), before
     if getattr(now, "auto", "no") == "yes" and "chosen" in read_run(path):
-        now = with_choice(now, before)
+        now = with_choice(now, before, read_run(path)["chosen"])
     if not isinstance(config, RewardConfig) and type(before) is type(config):
         stored = rename_moved(before, config)
     longer = _extended(stored, now)

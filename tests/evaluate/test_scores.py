@@ -47,6 +47,21 @@ def test_a_bias_for_texts_steers_nobody_and_its_interval_says_so():
     np.testing.assert_allclose([cell["mean"], cell["low"], cell["high"]], 0, atol=1e-6)
 
 
+def test_the_last_gain_is_paired_within_people():
+    """A person gains what their context adds: the interval has no part of how different people are."""
+    p = np.random.default_rng(0).random((40, 12)) < np.linspace(0.1, 0.9, 40)[:, None]
+    hits = np.stack([p, p, p])
+    hits[2, :, 0], hits[1, :, 0], hits[0, :, 0] = True, False, False  # the last k gets one more of twelve right
+    log_p = np.where(hits, np.log(0.8), np.log(0.2)).astype(np.float32)
+    ids, mask = jnp.zeros((40, 12), int), np.ones((40, 12), bool)
+    targets = Comparisons(ids, ids + 1, jnp.asarray(mask))
+    score = Scores((0, 3, 5), mask, targets, dataclasses.replace(SETTINGS, k=(0, 3, 5)), seed=0)
+    score.add("", [Predictions(log_p, np.zeros((3, 40, 0)), np.zeros((3, 40, 0)), {})])
+    score.add_last_gain()
+    cell = score.report["last_gain"]
+    np.testing.assert_allclose([cell["mean"], cell["low"], cell["high"]], 1 / 12, atol=1e-6)
+
+
 def test_only_choices_between_two_steer():
     """Of one among several there are no two sides that people take."""
     first = np.broadcast_to(np.arange(10), (30, 10))

@@ -55,6 +55,24 @@ def test_the_guard_is_said_and_its_still_latent_is_no_collapse():
     [
         ({"gain": {"0": cell(0.0), "3": cell(0.005)}}, "not shown", "are not shown to help: 0.5 points"),
         ({"gain": {"0": cell(0.0), "3": cell(-0.05)}}, "no", "do harm: -5.0 points"),
+        ({"users": {"scored": 9}}, "not shown", "9 people are too few to tell: launch.evaluate --folds=5"),
+        ({"users": {"scored": 10}}, "yes", "3 choices of a person help"),
+        (
+            {"last_gain": cell(0.02)},
+            "yes",
+            "from 0 to 3 choices it gains 2.0 points (1.0 to 3.0): more choices would help",
+        ),
+        ({"last_gain": cell(0.005)}, "yes", "(-0.5 to 1.5): more would add little"),
+        (
+            {"learning_curve": {"people": [10, 20, 40], "last": cell(0.03)}},
+            "yes",
+            "trained on 40 people instead of 20 it gains 3.0 points (2.0 to 4.0): more people would help",
+        ),
+        (
+            {"learning_curve": {"people": [10, 20, 40], "last": cell(0.0)}},
+            "yes",
+            "(-1.0 to 1.0): more are not shown to help",
+        ),
         ({"control_gain": {"3": cell(0.04)}}, "yes", "help as well, 4.0 points over the population model (3.0 to 5.0)"),
         ({"control_gain": {"3": cell(0.05, 0.06)}}, "yes", "not clearly different from the person's own"),
         (
@@ -72,3 +90,8 @@ def test_what_is_wrong_is_said(changes, helps, said):
     found = report(**changes)
     assert found["helps"] == helps
     assert any(said in line for line in found["lines"])
+
+
+def test_more_choices_are_not_spoken_of_where_choices_do_not_help():
+    lines = report(gain={"0": cell(0.0), "3": cell(0.005)}, last_gain=cell(0.02))["lines"]
+    assert not any("more choices" in line for line in lines)
