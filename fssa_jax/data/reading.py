@@ -137,6 +137,11 @@ def read_rows(
         rows = rows_of_ratings(rated, gap, most, seed)
         report.unpaired = len({one.user for one in rated} - {row.user for row in rows})
     rows = _once(rows, report, on_error)
+    if not rows and report.undecided and not report.skipped:
+        remedy = "give choices" if person else "give choices, or keep ties with --config.data.ties=half"
+        raise UserError(
+            f"{path}: no usable row ({report.undecided[0]}): all {len(report.undecided)} are ties or skipped; {remedy}"
+        )
     if not rows:
         reasons = [*report.skipped[:1], *report.undecided[:1]]
         needed = ", ".join(name for name in REQUIRED.get(schema or "choices", ()) if not (person and name == "user_id"))

@@ -138,7 +138,9 @@ def test_ties_that_are_left_out_are_in_the_log(caplog):
 
 def test_a_file_of_ties_alone_says_so(tmp_path):
     path = write(tmp_path / "rows.jsonl", [ANN | {"response_a": "x", "response_b": "y", "choice": "tie"}])
-    assert f"no usable row ({path}:1: tie)" in complaint(read_rows, path)
+    said = complaint(read_rows, path)
+    assert f"no usable row ({path}:1: tie): all 1 are ties" in said
+    assert said.endswith("keep ties with --config.data.ties=half")
 
 
 def test_turns_are_messages(tmp_path):
