@@ -18,11 +18,11 @@ Where choices are not shown to help, everybody gets the population model. See ex
 evaluate/calibrate.py. --config.auto=no keeps the settings of this file; --config.model.learn_texts=no is for ranking
 texts that do not exist yet.
 
-Measured for np_btl on the Polis data, before penalties were decided too (benchmarks/polis.py, two x86-64 CPU cores,
-no accelerator): gain over the population model on 322 test users +2.9 / +3.9 / +4.5 points at K = 5 / 10 / 20, mean
-of three seeds; 161 s per seed with its evaluation. For np_btl_attention (one seed, 120 s): −1.3 / +1.6 / +2.4 / +2.7
-at K = 0 / 5 / 10 / 20. For np_dpo on the same data (benchmarks/policies.py --what=polis, one seed): +2.1 / +2.3 /
-+2.6 over the population's DPO, with the fixed np_btl that was the default before.
+Measured for np_btl on the Polis data (benchmarks/polis.py, two x86-64 CPU cores, no accelerator): gain over the
+population model on 322 test users +3.0 / +3.9 / +4.5 points at K = 5 / 10 / 20, mean of three seeds. For
+np_btl_attention (one seed, 120 s): −1.3 / +1.6 / +2.4 / +2.7 at K = 0 / 5 / 10 / 20. For np_dpo on the same data
+(benchmarks/policies.py --what=polis, one seed): +2.1 / +2.3 / +2.6 over the population's DPO, with the fixed np_btl
+that was the default before.
 """
 
 from fssa_jax.config import (
