@@ -82,7 +82,7 @@ class Posterior(DiagGaussian):
 
     E[g(z) | C] ≈ Σ_s w_s g(z_s): `points` (*batch, samples, m) and log w, `log_weights` (*batch, samples). `mean` and
     `scale` are those of the coordinates. Predictive probabilities are of rewards times `temperature` (*batch), which is
-    1 unless a calibration was fitted.
+    1 unless a calibration was fitted. A share `lapse` (*batch) of choices is at random; None is 0.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax.types import Posterior
@@ -95,6 +95,7 @@ class Posterior(DiagGaussian):
     points: Leaf
     log_weights: Leaf
     temperature: Leaf
+    lapse: Leaf | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -10,7 +10,8 @@ class Evaluation:
     """Scores of held-out people; see evaluate/evaluate.py."""
 
     k: tuple[int, ...] = (0, 1, 3, 5, 10)
-    """Context sizes to score: numbers of choices that the model reads."""
+    """Context sizes to score: numbers of choices that the model reads. Of the default, those that at least half of the
+    validation and of the test people have choices for."""
     draws: int = positive(4)
     """Random contexts per person."""
     samples: int = positive(16)

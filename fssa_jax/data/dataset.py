@@ -18,7 +18,7 @@ from fssa_jax.data.features import (
     TfidfFeaturiser,
 )
 from fssa_jax.data.quantities import QuantityFeaturiser
-from fssa_jax.data.thresholds import THUMB, ThresholdFeaturiser, is_threshold
+from fssa_jax.data.thresholds import THUMB, ThresholdFeaturiser, is_threshold, thresholds_of
 from fssa_jax.errors import UserError
 from fssa_jax.files import check_digests, digest_file, whole_directory, write_digests
 from fssa_jax.lm.messages import messages_of
@@ -144,6 +144,15 @@ def featuriser_of_texts(featuriser: Any) -> Any:
     while isinstance(featuriser, (ThresholdFeaturiser, QuantityFeaturiser)):
         featuriser = featuriser.texts
     return featuriser
+
+
+def width_of_texts(dataset: Dataset) -> int:
+    """The number of features without the columns of thresholds and quantities."""
+    featuriser: Any = dataset.featuriser
+    more = len(thresholds_of(featuriser))
+    featuriser = featuriser.texts if isinstance(featuriser, ThresholdFeaturiser) else featuriser
+    more += len(featuriser.columns) if isinstance(featuriser, QuantityFeaturiser) else 0
+    return dataset.features.shape[1] - more
 
 
 def append_texts(dataset: Dataset, number: dict[Text, int]) -> tuple[list[Text], np.ndarray]:

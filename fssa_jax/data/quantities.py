@@ -5,7 +5,6 @@ and its unit; for every unit that is common in the training texts there is a col
 """
 
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -25,17 +24,22 @@ _LOG_RANGE = 100.0  # numbers above 0 that differ by such a factor are compared 
 _MOST_DEVIATIONS = 5.0  # a number far from those of training counts as this far
 _WEIGHT = 10.0  # of the numbers next to the features of texts
 
+_LARGEST = 1e15  # longer numbers are codes, not quantities
+
 _NUMBER = re.compile(r"(?<![\w.,])[-−+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![.,]?\d)")
+_MARKER = re.compile(r"(?m)^[^\S\n]*\d+[.)]\s")  # of an item of a list
 _SIGN = re.compile(r"[$€£¥₹](?=\s?\Z)")
-_BEFORE = re.compile(r"[^\W\d_]+(?=[\W_]*\Z)")
-_AFTER = re.compile(rf"\s*(?:[%°$€£¥₹]|[-\s]?(?:[{UNSPACED}]|[^\W\d_{UNSPACED}]+))")
+_LABEL = re.compile(r"([^\W\d_]+)[^\S\n]*[:=][^\S\n]*\Z")
+_BEFORE = re.compile(r"([^\W\d_]+)(?=[^\w\n]*\Z)")
+_AFTER = re.compile(rf"[^\S\n]*([%°$€£¥₹]|-?(?:[{UNSPACED}]|[^\W\d_{UNSPACED}]+))(?![^\S\n]*[:=])")
 
 
 def quantities(text: str) -> dict[str, float]:
     """The numbers of a text by unit.
 
-    The unit is a currency sign in front of the number, or the sign or word after it, in lower case and without a final
-    "s"; without one it is the word in front. The second number with the same unit is "unit 2", and so on.
+    The unit is a currency sign or a label ("Price: 24") in front of the number, or the sign or word after it; without
+    one it is the word in front. It is in lower case and without a final "s". The second number with the same unit is
+    "unit 2", and so on. Numbers of list items, and those with a decimal comma, are left out.
 
     >>> from fssa_jax.data.quantities import quantities
     >>> quantities("A ticket for 24.00 guilders, 1 change; back for 1,020 guilders. Class: 2.")
@@ -43,14 +47,14 @@ def quantities(text: str) -> dict[str, float]:
     """
     out: dict[str, float] = {}
     seen: Counter[str] = Counter()
+    markers = {match.end() for match in _MARKER.finditer(text)}
     for match in _NUMBER.finditer(text):
         value = float(match.group().replace(",", "").replace("−", "-"))
-        if not math.isfinite(value):  # hundreds of digits
+        if abs(value) > _LARGEST or any(match.end() + more in markers for more in (2, 3)):
             continue
         unit = _unit(text[max(match.start() - 40, 0) : match.start()], text[match.end() : match.end() + 40])
         seen[unit] += 1
-        name = unit if seen[unit] == 1 else f"{unit} {seen[unit]}"
-        out[name] = value
+        out[unit if seen[unit] == 1 else f"{unit} {seen[unit]}"] = value
     return out
 
 
@@ -58,17 +62,17 @@ def _unit(before: str, after: str) -> str:
     sign = _SIGN.search(before)
     if sign:
         return sign[0]
-    found = _AFTER.match(after) or _BEFORE.search(before)
-    word = found[0].strip(" -").lower() if found else ""
+    found = _LABEL.search(before) or _AFTER.match(after) or _BEFORE.search(before)
+    word = found[1].strip("-").lower() if found else ""
     return word[:-1] if len(word) > 2 and re.search(r"[^s]s\Z", word) else word
 
 
 class QuantityFeaturiser:
     """Features of texts, with two more columns per unit: the number, standardised, and whether there is one.
 
-    A column that does not vary in training is left out. The single column of a unit that every training text has gets
-    `_WEIGHT` times the standard deviation of all features of texts together: such texts are descriptions by numbers,
-    and a person's taste is in the numbers. It is less in proportion to the share of texts with this unit.
+    A column that does not vary in training is left out. A column is like a feature of texts, unless more than half of
+    the training texts have its unit. The single column of a unit that all have gets `_WEIGHT` times the standard
+    deviation of all features of texts together: such texts are descriptions by numbers, and so are people's tastes.
     """
 
     def __init__(self, texts: Any, columns: list[dict[str, Any]], width: int):
@@ -91,9 +95,10 @@ class QuantityFeaturiser:
         if not columns:
             return texts
         total = float(np.asarray(features[known], np.float64).var(axis=0).sum())
+        ordinary, emphasised = (total / features.shape[1]) ** 0.5, _WEIGHT * (total / len(columns)) ** 0.5
         for column in columns:
-            weight = _WEIGHT * counts[column["unit"]] / len(found) * (total / len(columns)) ** 0.5
-            column["weight"] = weight or 1.0
+            common = max(2 * counts[column["unit"]] / len(found) - 1, 0) if column["what"] != "there" else 0
+            column["weight"] = max(ordinary, common * emphasised) or 1.0
         return cls(texts, columns, features.shape[1])
 
     def transform(self, texts: list[Text]) -> np.ndarray:
@@ -128,7 +133,7 @@ def _columns(unit: str, values: Sequence[float | None]) -> list[dict[str, Any]]:
     share = len(there) / len(values)
     out = []
     compared = np.log1p(there) if log else there
-    if compared.std() > 0:
+    if compared.std() > 1e-9 * max(abs(float(compared.mean())), 1.0):
         spread = float(compared.std()) * share**0.5  # a text without one is at the mean
         out.append({"unit": unit, "what": "log" if log else "number", "mean": float(compared.mean()), "spread": spread})
     if share < 1:

@@ -1,6 +1,5 @@
 """A data set in words: people, choices, texts, what was left out, and what to expect of a training on it."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,7 @@ def summary(dataset: Dataset) -> list[str]:
     return out
 
 
-def data_warnings(dataset: Dataset, ks: Sequence[int] = ()) -> list[str]:
+def data_warnings(dataset: Dataset) -> list[str]:
     """What makes a training on these data unreliable."""
     out = []
     people = {name: len(split.users) for name, split in dataset.splits.items()}
@@ -59,11 +58,6 @@ def data_warnings(dataset: Dataset, ks: Sequence[int] = ()) -> list[str]:
         out.append(
             f"{lost} rows are left out because context and targets would share a text: where texts are offered again "
             "and again by design, name the situation of every row in a column 'situation'"
-        )
-    longest = int(np.asarray(dataset.splits["test"].table.count)[:, 0].max())
-    if ks and max(ks) > longest:
-        out.append(
-            f"no test person has {max(ks)} context choices, the most is {longest}: give smaller config.evaluate.k"
         )
     return out
 

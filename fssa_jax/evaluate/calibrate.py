@@ -197,7 +197,7 @@ def _log_likelihood(part: _Parts, g: Array, temperature: Array) -> Array:
     """(people,) Σ_t log p(t | C)."""
     values = temperature * (part.shared[:, None] + g * part.personal)
     each = jax.nn.log_softmax(jnp.where(part.listed[:, None], values, -jnp.inf), axis=-1)[..., 0]
-    lapse, number = part.lapse[:, None, None], part.listed.sum(-1)[:, None]
+    lapse, number = jnp.where(g > 0, part.lapse, 0.0)[:, None, None], part.listed.sum(-1)[:, None]
     each = lapse_log_likelihood(each, jnp.broadcast_to(lapse, each.shape), jnp.broadcast_to(number, each.shape))
     log_p = jax.nn.logsumexp(each + part.log_weights[..., None], axis=1)
     return (part.weight * jnp.where(part.weight > 0, log_p, 0)).sum(-1)

@@ -30,19 +30,20 @@ def verdict(report: dict[str, Any]) -> dict[str, Any]:
     said = {"yes": "help", "no": "do harm", "not shown": "are not shown to help"}[helps]
     lines = [f"{last} choices of a person {said}: {_points(gain)} (95 % interval {_interval(gain)}; {people} people)"]
     if few:
-        lines.append(f"{people} people are too few to tell: launch.evaluate --folds=5 scores everybody once")
+        said = f"{people} people are too few to tell"
+        lines.append(said if report.get("folds") else f"{said}: launch.evaluate --folds=5 scores everybody once")
     fitted = (report.get("training") or {}).get("calibration")
     if fitted and not fitted["helps"]:
         lines.append(
             f"everybody gets the population model: contexts did not help the {fitted['people']} validation people by "
             "more than one standard error"
         )
-    else:
+    elif not few:
         lines += _of_control(report, last)
     lines += _of_worst(report, ks)
     lines += _of_calibration(report, ks)
     lines += _of_training(report.get("training"))
-    lines += _of_more(report, ks)
+    lines += [] if few else _of_more(report, ks)
     return {"helps": helps, "lines": lines}
 
 

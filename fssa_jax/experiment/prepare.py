@@ -66,7 +66,7 @@ def prepare(
     prepared = build.load_dataset(settings, max(Evaluation().k), RewardTraining().targets, scratch)
     log_left_out(prepared)
     prepared.report["summary"] = summary(prepared)
-    prepared.report["warnings"] = data_warnings(prepared, Evaluation().k)
+    prepared.report["warnings"] = data_warnings(prepared)
     tokens = None
     if loaded is not None:
         tokens = encode_table(loaded, without_thresholds(prepared.texts), max_length=max_length, truncate=truncate)

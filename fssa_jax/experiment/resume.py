@@ -110,6 +110,8 @@ def resume(config: Any, path: Path) -> Workdir:
     dataset = datasets.load(path / "data")
     _check_source(path, before, dataset)
     now, stored = resolve_config(config, dataset, quiet=True), before
+    if not isinstance(config, SftConfig) and config.evaluate.k == Evaluation().k and hasattr(before, "evaluate"):
+        now.evaluate.k = before.evaluate.k
     if getattr(now, "auto", "no") == "yes" and "chosen" in read_run(path):
         now = with_choice(now, before, read_run(path)["chosen"])
     if not isinstance(config, RewardConfig) and type(before) is type(config):

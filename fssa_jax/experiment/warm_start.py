@@ -12,8 +12,7 @@ import numpy as np
 
 from fssa_jax.config import FrozenEncoder, NpBtl, PolicyConfig, RewardTraining, Rows, WarmEncoder
 from fssa_jax.data.build import load_dataset
-from fssa_jax.data.dataset import Dataset, has_lists
-from fssa_jax.data.thresholds import thresholds_of
+from fssa_jax.data.dataset import Dataset, has_lists, width_of_texts
 from fssa_jax.errors import UserError
 from fssa_jax.experiment.workdir import MET, Workdir, is_gone
 from fssa_jax.tasks.reward import RewardTask
@@ -133,8 +132,8 @@ def load_people(config: PolicyConfig, path: Path) -> Dataset:
             f"config.encoder.init_from: the model of {source} knows only the texts of its own data; give the same "
             "data, or train it with --config.model.learn_texts=no"
         )
-    # Of texts alone: only one of the two may have thresholds.
-    width, wanted = (data.features.shape[1] - len(thresholds_of(data.featuriser)) for data in (dataset, work.dataset))
+    # Of texts alone: only one of the two may have thresholds, and each has its own quantities.
+    width, wanted = (width_of_texts(data) for data in (dataset, work.dataset))
     if getattr(config.data, "features", "auto") != "auto" and width != wanted:
         raise UserError(
             f"config.encoder.init_from: {source} reads features of width {wanted}, these data have width {width}; "

@@ -112,7 +112,9 @@ class BayesEncoder(nn.Module):
         mean, scale = q.mean[..., :m], jnp.maximum(q.scale[..., :m], MIN_SCALE)
         if noise is None:
             return DiagGaussian(mean, scale)
-        return Posterior(mean, scale, q.points[..., :m], q.log_weights, q.temperature)
+        if lapse is not None:
+            lapse = jnp.broadcast_to(lapse, mean.shape[:-1])
+        return Posterior(mean, scale, q.points[..., :m], q.log_weights, q.temperature, lapse)
 
     def lapse(self) -> Float[Array, ""] | None:
         """ε of an encoder with parameters; None without lapses."""
@@ -224,7 +226,8 @@ class NormalPrior(nn.Module):
     one, w (1 − g) a becomes w ā, ā = Σ_j p_j a_j, and w g (1 − g) a aᵀ becomes w (Σ_j p_j a_j a_jᵀ − ā āᵀ).
 
     With lapses, w is multiplied in every step by the probability that the observation is none,
-    (1 − ε) p / ((1 − ε) p + ε / n), as in the EM algorithm; the fixed point is the mode of the mixture.
+    (1 − ε) p / ((1 − ε) p + ε / n), as in the EM algorithm. The fixed point is the mode of the mixture. Λ takes these
+    probabilities for certain, so the covariance is a little too small (Louis 1982); the calibration makes up for it.
 
     Attributes:
       rounds: number of steps.
@@ -299,7 +302,8 @@ def _list_terms(
     z: Float[Array, "*batch m"],
     lapse: Float[Array, ""] | None,
 ) -> tuple[Float[Array, "*batch m"], Float[Array, "*batch m m"]]:
-    """Gradient of the log-likelihood of choices among several, and its negative Hessian."""
+    """Gradient of the log-likelihood of choices among several, and its negative Hessian, without the choices that are
+    lapses."""
     margins = logits + jnp.einsum("...oai,...i->...oa", directions, z)
     log_p = choice_log_likelihood(margins, offered)
     if lapse is not None:

@@ -50,7 +50,10 @@ def factors(
 
 
 def calibrated(q: DiagGaussian, calibration: Calibration | None, mask: Bool[Array, "*batch n"]) -> DiagGaussian:
-    """q with its latent shrunk and, if it is a `Posterior`, its temperature set; unchanged without a calibration."""
+    """q with its latent shrunk and, if it is a `Posterior`, its temperature set; unchanged without a calibration.
+
+    The population model knows no lapses, so where g = 0 there are none.
+    """
     if calibration is None:
         return q
     g, temperature = factors(calibration, mask.sum(-1).astype(q.mean.dtype))
@@ -58,5 +61,10 @@ def calibrated(q: DiagGaussian, calibration: Calibration | None, mask: Bool[Arra
     if not isinstance(q, Posterior):
         return DiagGaussian(mean, scale)
     return dataclasses.replace(
-        q, mean=mean, scale=scale, points=g[..., None, None] * q.points, temperature=temperature * q.temperature
+        q,
+        mean=mean,
+        scale=scale,
+        points=g[..., None, None] * q.points,
+        temperature=temperature * q.temperature,
+        lapse=None if q.lapse is None else jnp.where(g > 0, q.lapse, 0.0),
     )

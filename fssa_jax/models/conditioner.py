@@ -77,6 +77,10 @@ class Conditioner(nn.Module):
         """Rewards of the responses of every target under the reward model, in nats; the chosen one first."""
         return self.reward_model.target_rewards(targets, z[None], table)[0]
 
+    def lapse(self) -> Float[Array, ""] | None:
+        """The share of choices at random under the reward model; None where its encoder has no lapses."""
+        return self.reward_model.lapse()
+
     def __call__(self, episode: Episode, table: Array | None = None) -> AdapterTree:
         """Adapters at the mean latent. Touches every parameter."""
         q = self.latent_of(episode, table)

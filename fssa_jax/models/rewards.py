@@ -237,7 +237,9 @@ class RewardModel(nn.Module):
                 points = jnp.moveaxis(gaussian_sample(q, jnp.moveaxis(noise, -2, 0)), 0, -2)
             samples = points.shape[-2]
             log_weights = jnp.full((*q.mean.shape[:-1], samples), -math.log(samples))
-            q = Posterior(q.mean, q.scale, points, log_weights, jnp.ones(q.mean.shape[:-1]))
+            lapse = self.lapse()
+            lapse = None if lapse is None else jnp.broadcast_to(lapse, q.mean.shape[:-1])
+            q = Posterior(q.mean, q.scale, points, log_weights, jnp.ones(q.mean.shape[:-1]), lapse)
         out: Any = calibrated(q, self._calibration, context.mask)
         return out
 

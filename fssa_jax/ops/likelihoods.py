@@ -19,6 +19,7 @@ _SLOPE_PUBLISHED = (2 * jnp.pi) ** 0.5
 _MAX_BTL_DIFFERENCE = 1e30
 _MAX_DPL_DIFFERENCE = 1e6
 _MIN_DPL_VARIANCE = 1e-8
+_MIN_LAPSE = 1e-12
 
 
 def btl_log_likelihood(chosen: ArrayLike, rejected: ArrayLike) -> Float[Array, "*batch"]:
@@ -105,7 +106,8 @@ def lapse_log_likelihood(log_p: ArrayLike, lapse: ArrayLike, number: ArrayLike =
     0.02
     """
     log_p, lapse, number = floats_alike(log_p=log_p, lapse=lapse, number=number)
-    return jnp.logaddexp(jnp.log1p(-lapse) + log_p, jnp.log(lapse / number))
+    at_random = jnp.where(lapse > 0, jnp.log(jnp.maximum(lapse, _MIN_LAPSE) / number), -jnp.inf)
+    return jnp.logaddexp(jnp.log1p(-lapse) + log_p, at_random)
 
 
 def thumb_log_likelihood(

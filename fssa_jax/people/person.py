@@ -151,9 +151,10 @@ class PersonModel:
         return np.ones((1, len(latent.mean)))
 
     def sampled_rewards(self, latent: DiagGaussian, responses: Sequence[Text]) -> np.ndarray:
-        """(samples, people, n) rewards of responses for every person and point of q; softmax(r) is calibrated.
+        """(samples, people, n) rewards of responses for every person and point of q.
 
-        A latent that is not a `Posterior`, such as a blend, has one point, its mean.
+        softmax(r) is calibrated, but for lapses. A latent that is not a `Posterior`, such as a blend, has one
+        point, its mean.
         """
         texts = as_texts(responses)
         if not texts:

@@ -11,6 +11,7 @@ from fssa_jax.errors import UserError, printable
 from fssa_jax.lm.messages import messages_of, readable
 from fssa_jax.people.choices import Choice
 from fssa_jax.people.person import PersonModel
+from fssa_jax.types import Posterior
 
 _LINES = "\n\t"  # control characters that a terminal may obey
 
@@ -20,7 +21,8 @@ class Ranking:
     """Responses to one prompt, scored for one person.
 
     `rewards` and `probabilities` are (k + 1, n): after none, one, … all k of the person's choices. A probability is
-    that of being chosen among all n responses, softmax(r), averaged over z.
+    that of being chosen among all n responses, softmax(r), averaged over z, with the model's share ε of choices at
+    random: (1 − ε) p + ε / n.
     """
 
     prompt: str
@@ -48,6 +50,8 @@ def rank(person: PersonModel, choices: Sequence[Choice], responses: Sequence[Tex
     latents = person.infer_people([choices[:j] for j in range(len(choices) + 1)])
     rewards = person.sampled_rewards(latents, responses)
     weights = person.weights(latents)
+    known = latents.lapse if isinstance(latents, Posterior) else None
+    lapse = np.zeros((len(latents.mean), 1)) if known is None else np.asarray(known)[:, None]
 
     def average(values: np.ndarray) -> np.ndarray:
         return np.einsum("sk,skn->kn", weights, values)
@@ -58,6 +62,7 @@ def rank(person: PersonModel, choices: Sequence[Choice], responses: Sequence[Tex
         r = rewards[:, :, index]
         probabilities = np.exp(r - r.max(-1, keepdims=True))
         probabilities = average(probabilities / probabilities.sum(-1, keepdims=True))
+        probabilities = (1 - lapse) * probabilities + lapse / len(index)
         rankings.append(Ranking(prompt, [responses[i][1] for i in index], average(r), probabilities))
     return rankings
 

@@ -40,7 +40,7 @@ from fssa_jax.models.rewards import RewardModel
 from fssa_jax.ops.choices import join_choices, offered, per_choice, real_responses, responses_of
 from fssa_jax.ops.distributions import gaussian_kl, gaussian_sample
 from fssa_jax.ops.episodes import draw_episode
-from fssa_jax.ops.likelihoods import choice_log_likelihood
+from fssa_jax.ops.likelihoods import choice_log_likelihood, lapse_log_likelihood
 from fssa_jax.ops.losses import (
     dpo_loss,
     imitation_loss,
@@ -346,6 +346,10 @@ def policy_loss(
             total = total + (free.kl_weight if free else 0.0) * metrics["kl"]
         if free and free.auxiliary_weight and liked is not None:
             likelihood = choice_log_likelihood(liked[..., :1] - liked[..., 1:], offered(targets))
+            lapse: Any = conditioner.apply(variables, method="lapse")
+            if lapse is not None:
+                number = real_responses(targets).sum(-1)
+                likelihood = lapse_log_likelihood(likelihood, lapse, jnp.broadcast_to(number, likelihood.shape))
             metrics["loss/reward"] = -mean(likelihood)
             total = total + free.auxiliary_weight * metrics["loss/reward"]
         return total, metrics | {"loss": total}

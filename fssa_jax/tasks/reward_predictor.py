@@ -32,6 +32,14 @@ def make_posterior(model: rewards.RewardModel, samples: int) -> Infer:
     return infer
 
 
+def with_lapses(q: DiagGaussian, log_p: Array, number: Array | int = 2) -> Array:
+    """log p of choices, (samples, people, …), among a number of responses, with the lapses of q."""
+    if not isinstance(q, Posterior) or q.lapse is None:
+        return log_p
+    lapse = jnp.expand_dims(q.lapse, tuple(range(1, log_p.ndim - 1)))
+    return lapse_log_likelihood(log_p, *(jnp.broadcast_to(value, log_p.shape) for value in (lapse, number)))
+
+
 def reward_predictor(model: rewards.RewardModel, features: Array, samples: int) -> Callable[[PyTree], Predictor]:
     """variables ↦ a predictor: log p(t | C) = log Σ_s w_s p(t | z_s), over the points of q(z | C); compiled once."""
     reads = model.latent == "context"
@@ -52,16 +60,11 @@ def reward_predictor(model: rewards.RewardModel, features: Array, samples: int) 
             values = module.target_rewards(targets, z, features)
             if isinstance(q, Posterior):
                 values = values * q.temperature[None, :, None, None]
-            lapse = module.lapse()
             if targets.others is None:
-                log_p = jax.nn.log_sigmoid(values[..., 0] - values[..., 1])
-                return log_p if lapse is None else lapse_log_likelihood(log_p, lapse)
+                return with_lapses(q, jax.nn.log_sigmoid(values[..., 0] - values[..., 1]))
             listed = real_responses(targets)
             log_p = jax.nn.log_softmax(jnp.where(listed[None], values, -jnp.inf), axis=-1)
-            if lapse is None:
-                return log_p
-            number = jnp.broadcast_to(listed.sum(-1, keepdims=True), log_p.shape)
-            return jnp.where(listed[None], lapse_log_likelihood(log_p, lapse, number), -jnp.inf)
+            return jnp.where(listed[None], with_lapses(q, log_p, listed.sum(-1, keepdims=True)), -jnp.inf)
 
         values: Any = model.apply(variables, method=apply)
         if isinstance(q, Posterior):

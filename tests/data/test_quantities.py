@@ -36,6 +36,12 @@ TEXTS = [
         ("a boss of 3 classes, 1 class and 2 bosses", {"classe": 3.0, "class": 1.0, "bosse": 2.0}),
         ("9" * 400 + " stars, 3 stars", {"star": 3.0}),
         ("no number", {}),
+        ("Price: 24\nTime: 30\nChanges: 2", {"price": 24.0, "time": 30.0, "change": 2.0}),
+        ("Price: 24 Time = 30 min", {"price": 24.0, "time": 30.0}),
+        ("24 minutes\n30\tminutes\n7\xa0minutes", {"minute": 24.0, "minute 2": 30.0, "minute 3": 7.0}),
+        ("24\nminutes", {"": 24.0}),
+        ("1. Mix 3 eggs.\n 2) Fry them.\n", {"egg": 3.0}),
+        ("2,5 hours", {}),
     ],
 )
 def test_a_quantity_is_a_number_and_its_unit(text, expected):
@@ -77,12 +83,14 @@ def test_a_rare_unit_has_a_column_that_says_where_it_is_and_less_weight():
     ]
     columns = found.extended(plain, texts)[:, 3:]
     assert set(columns[:, 2].round(2)) == {columns[0, 2].round(2), columns[1, 2].round(2)}
-    np.testing.assert_allclose(columns[:, 2].std() / columns[:, 0].std(), 0.2, rtol=1e-5)
+    total = plain.var(0).sum()
+    np.testing.assert_allclose(columns[:, 0].var(), 100 * total / 3, rtol=1e-5)
+    np.testing.assert_allclose(columns[:, 1:].var(0), total / 3, rtol=1e-5)  # like one of three features
 
 
 def test_units_of_few_texts_and_numbers_that_never_differ_have_no_columns():
     few = [("", f"{i} apples" if i < 5 else "soup") for i in range(60)]
-    same = [("", "7 apples")] * 60
+    same = [("", "19.95 apples")] * 60
     for texts in (few, same):
         assert QuantityFeaturiser.of("the featuriser", np.ones((60, 2)), texts, np.arange(60)) == "the featuriser"
 

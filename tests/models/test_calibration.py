@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fssa_jax import BayesEncoder, Episode, RewardModel
+from fssa_jax import BayesEncoder, Comparisons, Episode, RewardModel
 from fssa_jax.models.calibration import Calibration, factors
+from fssa_jax.tasks.reward_predictor import reward_predictor
 from fssa_jax.types import Posterior
 
 D, M = 5, 3
@@ -123,3 +124,38 @@ def test_points_of_a_discrete_prior_are_its_kinds_and_its_mean_is_zero(compariso
     np.testing.assert_allclose(jnp.einsum("us,usm->um", jnp.exp(q.log_weights), q.points), q.mean, atol=1e-5)
     np.testing.assert_allclose(q.mean[0], 0, atol=1e-6)
     np.testing.assert_allclose(encoder.apply(variables, context).mean, q.mean, atol=1e-6)  # the same without points
+
+
+LAPSES = MODEL.clone(encoder=BayesEncoder(rounds=4, centred=True, gaussian=True, lapses=True))
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_lapses_are_in_every_prediction_but_those_of_the_population(listed, context, variables):
+    """p = Σ_s w_s ((1 − ε) p_s + ε / n); a person without choices gets the population model, which has no lapses."""
+    encoder = {**variables["params"]["encoder"], "lapse_logit": jnp.float32(-1.0)}
+    variables = {"params": {**variables["params"], "encoder": encoder}}
+    epsilon = 1 / (1 + np.exp(1))
+    if listed:  # of two, and of three
+        offered = jnp.arange(6)[None, :, None] % 2 == jnp.zeros((4, 1, 1), int)
+        context = Comparisons(context.chosen, context.rejected, context.mask, context.chosen[:, :, None] ** 2, offered)
+    episodes = Episode(context, context, jnp.zeros(4, int), jnp.zeros(4, int))
+    predict = reward_predictor(LAPSES, None, 8)
+
+    def expected(q, lapse):
+        z = jnp.moveaxis(q.points, -2, 0)
+        rewards = np.asarray(LAPSES.apply(variables, context, z, method="target_rewards"), np.float64)
+        number = np.full((4, 6), 2)
+        if listed:
+            rewards[..., 2] = np.where(context.listed[None, ..., 0], rewards[..., 2], -np.inf)
+            number = number + np.asarray(context.listed)[..., 0]
+        p = np.exp(rewards[..., 0] - np.logaddexp.reduce(rewards, axis=-1))
+        p = (1 - lapse[:, None]) * p + (lapse[:, None] / number)
+        weights = np.exp(np.asarray(q.log_weights, np.float64)).T[..., None]
+        return np.log((weights * p).sum(0))
+
+    for calibrated, lapse in ((False, np.full(4, epsilon)), (True, np.array([0, *[epsilon] * 3]))):
+        mine = with_calibration(variables, [1, 1], [0, 0]) if calibrated else variables
+        bound = predict(mine)
+        q = bound.infer(episodes)
+        np.testing.assert_allclose(q.lapse, lapse, rtol=1e-5)
+        np.testing.assert_allclose(bound.score(q, episodes)["log_p"], expected(q, lapse), atol=2e-5)

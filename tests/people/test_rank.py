@@ -1,5 +1,6 @@
 """Ranking responses for the maker of some choices."""
 
+import dataclasses
 import json
 import logging
 
@@ -48,6 +49,18 @@ def test_rankings_are_the_scores_of_the_person_after_each_choice(person):
     for k in range(5):
         rewards = person.score(person.infer(CHOICES[:k]), RESPONSES[:2])
         np.testing.assert_allclose(ranking.rewards[k], rewards, atol=1e-5)
+
+
+def test_probabilities_have_the_lapses_of_the_model(person, monkeypatch):
+    without = rank(person, CHOICES, RESPONSES)
+    infer = person.infer_people
+    monkeypatch.setattr(
+        person, "infer_people", lambda people: dataclasses.replace(infer(people), lapse=np.linspace(0, 0.4, 5))
+    )
+    for before, ranking in zip(without, rank(person, CHOICES, RESPONSES), strict=True):
+        lapse, n = np.linspace(0, 0.4, 5)[:, None], len(ranking.responses)
+        np.testing.assert_allclose(ranking.probabilities, (1 - lapse) * before.probabilities + lapse / n, rtol=1e-5)
+        np.testing.assert_array_equal(ranking.rewards, before.rewards)
 
 
 def test_before_any_choice_everybody_is_ranked_the_same(person):
