@@ -6,7 +6,8 @@ r by τ(k) (models/calibration.py). It maximises
     Σ_u (1/|K|) Σ_k Σ_t log p(t | C_k, g(k), τ(k)) − ½ Σ_i ((g_i − 1) / σ_g)² − ½ Σ_i (log τ_i / σ_τ)²
 
 over its five numbers. If the choices of validation people are not predicted better with their contexts than without,
-by more than one standard error over people, then g = 0: everybody gets the population model.
+by more than one standard error over people and by 5e-4 nats per choice, then g = 0: everybody gets the population
+model.
 
 Where validation people are few, they are all people but those for testing, each predicted by a model of another fold.
 """
@@ -37,6 +38,7 @@ _SIZES = (0, 1, 2, 3, 5, 8, 13, 20, 32, 50)
 _MOST_PEOPLE = 512
 _SCALES = np.array([0.5, 0.5, 0.2, 0.2, 1.0])  # σ of g₀, g₁, log τ₀, log τ₁, log τ(0)
 _STANDARD_ERRORS = 1.0
+_LEAST_GAIN = 5e-4  # nats per choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +56,8 @@ class Fitted:
 
     @property
     def helps(self) -> bool:
-        """Whether contexts help validation people by more than one standard error."""
-        return self.gain > _STANDARD_ERRORS * self.standard_error
+        """Whether contexts help validation people by more than one standard error, and by what is worth a word."""
+        return self.gain > max(_STANDARD_ERRORS * self.standard_error, _LEAST_GAIN)
 
     def as_json(self) -> dict[str, Any]:
         """The values, for a file."""
