@@ -5,7 +5,7 @@ import pytest
 
 from fssa_jax.config import Rows
 from fssa_jax.data import dataset as datasets
-from fssa_jax.data.dataset import featuriser_of_texts
+from fssa_jax.data.dataset import featuriser_of_texts, width_of_texts
 from fssa_jax.data.features import TfidfFeaturiser
 from fssa_jax.data.quantities import QuantityFeaturiser, quantities
 from fssa_jax.data.row_dataset import rows_dataset
@@ -115,6 +115,7 @@ def test_rows_have_quantities_and_a_saved_data_set_keeps_them(tmp_path, numbers)
     dataset = rows_dataset(Rows(path=str(file), features="tfidf", components=4, quantities=numbers))
     width = 4 + 1 + 2 * numbers + 1  # the last is the threshold of thumbs
     assert dataset.features.shape[1] == width
+    assert width_of_texts(dataset) == 4 + 1
     assert isinstance(featuriser_of_texts(dataset.featuriser), TfidfFeaturiser)
     datasets.save(dataset, tmp_path / "prepared")
     again = datasets.load(tmp_path / "prepared").featuriser
