@@ -178,8 +178,6 @@ def _parts_of_rewards(
         table = jax.tree.map(jnp.asarray, split.table)
         episodes = evaluation_episodes(_SEED, 0, table, jnp.asarray(users), max_context=max(most, 1))
         variables = jax.device_put({name: value for name, value in variables.items() if name != "calibration"})
-        found: Any = model.apply(variables, method="lapse")
-        lapse = jnp.full(len(users), 0.0 if found is None else found)
         parts = []
         for k in sizes or (0,):
             part = truncate_context(episodes, k)
@@ -187,6 +185,7 @@ def _parts_of_rewards(
             assert isinstance(q, Posterior)
             shared = rewards_at(variables, jnp.zeros((1, *q.mean.shape)), part)
             personal = jnp.moveaxis(rewards_at(variables, jnp.moveaxis(q.points, -2, 0), part) - shared, 0, 1)
+            lapse = jnp.zeros(len(users)) if q.lapse is None else q.lapse
             listed, weight = jnp.asarray(real_responses(part.targets)), choice_weights(part.targets)
             parts.append(_Parts(shared[0], personal, q.log_weights, listed, weight, lapse))
         return parts

@@ -28,7 +28,6 @@ from fssa_jax.train.state import learning_rates
 
 _log = logging.getLogger(__name__)
 
-_STEPS = ("steps", "population_steps")
 _OF_POPULATION = (
     *("users", "targets", "population_steps", "population_learning_rate", "accumulate", "steps_per_call"),
     *("validate_every", "checkpoint_every"),
@@ -96,7 +95,8 @@ def with_choice(config: RewardConfig, before: RewardConfig, chosen: Mapping[str,
     for penalty in ("response_penalty", "population_penalty", "text_penalty", "text_bias_penalty"):
         setattr(config.objective, penalty, getattr(before.objective, penalty))
     if "steps" in chosen:  # their number was decided too
-        for setting in ("steps_per_call", "validate_every", "checkpoint_every", "patience", *_STEPS):
+        decided = ("steps", "population_steps", "steps_per_call", "validate_every", "checkpoint_every", "patience")
+        for setting in decided:
             setattr(config.train, setting, getattr(before.train, setting))
     return config
 

@@ -227,7 +227,7 @@ class NormalPrior(nn.Module):
 
     With lapses, w is multiplied in every step by the probability that the observation is none,
     (1 − ε) p / ((1 − ε) p + ε / n), as in the EM algorithm. The fixed point is the mode of the mixture. Λ takes these
-    probabilities for certain, so the covariance is a little too small (Louis 1982); the calibration makes up for it.
+    probabilities for certain, so the covariance leaves out that they are not (Louis 1982): it is too small.
 
     Attributes:
       rounds: number of steps.
