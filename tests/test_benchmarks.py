@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from absl.testing import flagsaver
 
-from benchmarks import intervals, policies, policy_speed, published
+from benchmarks import accelerator, intervals, policies, policy_speed, published
 from configs.styles import get_config
 from fssa_jax.config import NewEncoder, PolicyConfig, SetEncoder, check
 from tests.mistakes import complaint
@@ -68,6 +68,43 @@ def test_every_kind_of_adapter_is_timed_next_to_a_plain_one(monkeypatch):
     monkeypatch.setattr(published, "torch", None)
     message = complaint(policy_speed.measure_apart, ["published"], "tiny")
     assert message == "--adapters=published: needs PyTorch; pip install torch, or leave it out"
+
+
+@pytest.mark.benchmarks
+def test_every_part_of_the_accelerator_runs_in_small():
+    printed = run("accelerator", "--simulate", package="benchmarks").stdout
+    out = json.loads(printed[printed.index("\n{\n") :])
+    assert set(accelerator.BUDGETS) < set(out)
+    rows = {f"{part}: {name}": row for part in accelerator.BUDGETS for name, row in out[part].items()}
+    assert not [name for name, row in rows.items() if "error" in row]
+    assert {name for name, row in rows.items() if "left_out" in row} <= {"torch: tiny"}
+    trained = out["train"]["tiny, lora_core, remat none"]["seconds_a_step"]
+    plain = out["train"]["tiny, plain, remat none"]["seconds_a_step"]
+    cost = out["train"]["tiny, lora_core, remat none"]["cost_of_conditioning"]
+    assert cost == pytest.approx(trained / plain - 1, abs=1e-3)
+
+
+def test_parts_of_the_accelerator_have_budgets_and_errors_of_their_own(monkeypatch):
+    """A row that fails and a part whose time is up leave the others as they are."""
+
+    class Parts:
+        def limits(self):
+            yield "breaks", lambda: 1 // 0
+            yield "works", lambda: {"value": 1}
+
+        def train(self):
+            yield "too late", lambda: {"value": 2}
+
+    monkeypatch.setattr(accelerator, "BUDGETS", {"limits": 1.0, "train": 0.0})
+    told = []
+    parts: Any = Parts()
+    out = accelerator.measure(["limits", "train"], parts, 100.0, told.append)
+    assert out["limits"]["works"] == {"value": 1}
+    assert "ZeroDivisionError" in out["limits"]["breaks"]["error"]
+    assert out["train"]["too late"] == {"left_out": "the time of this part was up"}
+    assert len(told) == 2
+    message = complaint(accelerator.measure, ["memory"], parts)
+    assert message == "--parts: 'memory' is none of limits, train"
 
 
 @pytest.mark.benchmarks

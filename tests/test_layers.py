@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "fssa_jax"
 ROOMS: dict[str, list[list[str]]] = {
     "": [["errors", "progress", "types"], ["files"]],
     "ops": [
-        ["_checks", "_cholesky"],
+        ["_checks", "_cholesky", "_products"],
         [
             "adapters",
             "attention",

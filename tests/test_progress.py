@@ -79,6 +79,14 @@ def test_programs_set_the_flag_of_xla_and_keep_what_the_user_set(monkeypatch):
     assert "XLA_FLAGS" not in os.environ
 
 
+def test_programs_set_the_flags_of_a_gpu_where_its_plugin_is_installed(monkeypatch):
+    monkeypatch.setattr(program, "version", lambda name: "0.11.2")
+    monkeypatch.setattr(program, "find_spec", lambda name: name == "jax_cuda13_plugin" or None)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_triton_gemm=true")
+    program.set_xla_flags()
+    assert os.environ["XLA_FLAGS"] == "--xla_gpu_enable_triton_gemm=true --xla_gpu_dot_merger_threshold_mb=0"
+
+
 @pytest.fixture
 def run_here(monkeypatch):
     """Runs a function as a program in this process, whose log stays as it is."""

@@ -20,8 +20,9 @@ class TextEncoder:
     """Maximum tokens per text, longer ones are cut; 0 for the limit of the model."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of weights and computation; the resulting vectors are float32."""
-    attention: Literal["xla", "cudnn", "splash"] = "xla"
-    """Implementation of a decoder's attention: cudnn on GPUs in bfloat16, splash on TPUs."""
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+    """Implementation of a decoder's attention: cudnn on GPUs in bfloat16, splash on TPUs. auto is cudnn where
+    it runs, else xla."""
     normalise: bool = True
     """Scale the vectors to unit length."""
 

@@ -126,8 +126,9 @@ class _LanguageModel:
     """Type of the base's weights and of the computation."""
     remat: Literal["none", "full", "dots"] = "none"
     """Rematerialisation in the backward pass: none, whole blocks, or everything but the matrix products (`dots`)."""
-    attention: Literal["xla", "cudnn", "splash"] = "xla"
-    """Implementation of attention: cudnn on GPUs in bfloat16, splash on TPUs."""
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+    """Implementation of attention: cudnn on GPUs in bfloat16, splash on TPUs. auto is cudnn where
+    it runs, else xla."""
     max_length: int = positive(512)
     """Maximum tokens of a prompt with its response."""
     truncate: Literal["drop", "left", "right"] = "drop"

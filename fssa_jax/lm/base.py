@@ -40,7 +40,7 @@ class Base:
 
 
 def load_base(
-    name: str, dtype: str = "float32", remat: Remat = "none", implementation: Implementation = "xla", date: str = ""
+    name: str, dtype: str = "float32", remat: Remat = "none", implementation: Implementation = "auto", date: str = ""
 ) -> Base:
     """Loads a language model.
 

@@ -92,7 +92,7 @@ class Engine:
         batch, width = tokens.shape
         at = jnp.broadcast_to(jnp.arange(width)[None], tokens.shape)
         cache = empty_cache(self.model.config, batch, self.slots, self.model.dtype)
-        hidden, cache = self._hidden(variables, tokens, at, cache, adapters)
+        hidden, cache = self._hidden(variables, tokens, None, cache, adapters)
         last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
         seen = None
         if self.sampling.repetition_penalty != 1:
@@ -134,7 +134,7 @@ class Engine:
         return state, new
 
     def _hidden(
-        self, variables: PyTree, tokens: Array, at: Array, cache: Cache, adapters: AdapterTree | None
+        self, variables: PyTree, tokens: Array, at: Array | None, cache: Cache, adapters: AdapterTree | None
     ) -> tuple[Float[Array, "batch t d"], Cache]:
         out: Any = self.model.apply(variables, tokens, adapters, positions=at, cache=cache, method="hidden")
         return out

@@ -19,6 +19,9 @@ from fssa_jax.types import Leaf, PyTree
 
 _BATCH_TOKENS = {"cpu": 8192}  # per device and call; other platforms:
 _MANY_TOKENS = 65_536
+# Logits of one chunk of tokens: a GPU reads the output layer once per chunk, and is fast where that is rare.
+_CHUNK_LOGITS = {"cpu": 2**22, "gpu": 2**28}
+_MANY_LOGITS = 2**25
 
 
 @jax.tree_util.register_dataclass
@@ -63,8 +66,8 @@ def text_log_probs(
         tokens = tokens[:, : max(length for _, length in plan)]
     hidden: Any = decoder.apply(variables, tokens, adapters, method="hidden")
     kernel: Any = decoder.apply(variables, method="output_kernel")
-    # With a small vocabulary more tokens per chunk fit into the same memory.
-    chunk = min(max(2**22 // decoder.config.vocabulary, 256), 8192)
+    budget = _CHUNK_LOGITS.get(jax.default_backend(), _MANY_LOGITS)
+    chunk = min(max(budget // decoder.config.vocabulary // 256, 1) * 256, 8192)
     cap = decoder.config.logit_softcap
     return response_log_probs(hidden[0], kernel, tokens, texts.starts[ids], texts.ends[ids], chunk=chunk, softcap=cap)
 

@@ -55,7 +55,7 @@ class EmbedSettings:
     max_tokens: int = 0
     normalise: bool = True
     dtype: str = "float32"
-    attention: str = "xla"
+    attention: str = "auto"
     date: str = ""
 
 

@@ -167,7 +167,14 @@ def block(
     if c.qk_norm:
         query, key = norm("query_norm", query), norm("key_norm", key)
     query, key = rotate(query, *angles), rotate(key, *angles)
-    if cache is not None:
+    where: dict[str, Any] = {"positions": positions}
+    if cache is not None and positions is None:
+        # The first tokens of the sequences attend to one another alone, not to the empty rest of the cache.
+        cache = tuple(
+            jax.lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), 0, 1)
+            for slots, new in zip(cache, (key, value), strict=True)
+        )
+    elif cache is not None:
         assert positions is not None
         write = jax.vmap(lambda slots, new, at: jax.lax.dynamic_update_slice_in_dim(slots, new, at, 0))
         old_key, old_value = cache
@@ -176,11 +183,15 @@ def block(
             write(old_value, value.astype(old_value.dtype), positions[:, 0]),
         )
         key, value = cache[0].astype(x.dtype), cache[1].astype(x.dtype)
+        if t == 1 and window is None:  # what a single query may see is a length, which cuDNN takes
+            where = {"lengths": positions[:, 0] + 1, "causal": False}
+    if ("lengths" not in where and positions is not None) or (implementation == "splash" and cache is not None):
+        implementation = "xla"
     mixed = attention(
         query,
         key,
         value,
-        positions=positions,
+        **where,
         window=window,
         scale=c.attention_scale,
         softcap=c.attention_softcap,
@@ -211,7 +222,7 @@ class Decoder(nn.Module):
       dtype: of the computation; norms, softmax and rotary angles are always float32.
       remat: what the backward pass recomputes: "none", whole layers ("full"), or everything but the matrix products
         ("dots"). With "full" and "dots" the layers are scanned, in a stacked copy that lives as long as the call.
-      implementation: of attention over whole sequences; with a cache it is XLA's.
+      implementation: of attention, where it supports the queries; XLA's for several tokens after others in a cache.
 
     >>> import jax, jax.numpy as jnp
     >>> from fssa_jax import Decoder, DecoderConfig
@@ -224,7 +235,7 @@ class Decoder(nn.Module):
     config: DecoderConfig
     dtype: Any = jnp.float32
     remat: Remat = "none"
-    implementation: Implementation = "xla"
+    implementation: Implementation = "auto"
 
     def setup(self):
         c = self.config
@@ -250,7 +261,8 @@ class Decoder(nn.Module):
         Args:
           tokens: token ids.
           adapters: one row per sequence; see `adapters.py`. None has no cost.
-          positions: of the tokens, consecutive within a row; 0, 1, … by default, required with a cache.
+          positions: of the tokens, consecutive within a row; 0, 1, … by default. With a cache the default says that
+            these are the first tokens of the sequences: nothing that the cache holds is read.
           cache: keys and values of earlier tokens; new ones are written to their positions.
           until: number of layers to run, without the final norm; by default all, with it.
           collect: return the states before the first and after every layer, (layers + 1, batch, t, d), without norm.
@@ -273,40 +285,38 @@ class Decoder(nn.Module):
         run = partial(block, config=c, angles=angles, positions=positions)
         count = c.layers if until is None else until
         if self.remat == "none" or cache is not None or collect:
-            states, cache = self._unrolled(run, x, adapters, cache, count, positions is None)
+            states, cache = self._unrolled(run, x, adapters, cache, count)
             if collect:
                 return jnp.stack(states), cache
             x = states[-1]
         else:
-            x = self._scanned(run, x, adapters, count, positions is None)
+            x = self._scanned(run, x, adapters, count)
         if until is None:
             x = rms_norm(x, self.norm, c.norm_epsilon, c.norm_offset)
         return x, cache
 
     def _unrolled(
-        self, run: _Block, x: Array, adapters: AdapterTree | None, cache: Cache | None, count: int, plain: bool
+        self, run: _Block, x: Array, adapters: AdapterTree | None, cache: Cache | None, count: int
     ) -> tuple[list[Array], Cache | None]:
         """The states before the first and after each of `count` layers; the weights are used in place."""
         windows = self.config.windows or (None,) * self.config.layers
         kept = [None] * count if cache is None else zip(*cache, strict=True)
         each = unstack_layers(adapters, self.config.layers)
-        # Only the XLA implementation supports queries with a cache.
-        implementation = self.implementation if plain else "xla"
         states, new = [x], []
         for layer, window, mine, adapter in zip(self.layers[:count], windows, kept, each, strict=False):
-            x, mine = run(layer, x, window=window, cache=mine, adapters=adapter, implementation=implementation)
+            x, mine = run(layer, x, window=window, cache=mine, adapters=adapter, implementation=self.implementation)
             states.append(x)
             new.append(mine)
         return states, None if cache is None else Cache(*zip(*new, strict=True))
 
-    def _scanned(self, run: _Block, x: Array, adapters: AdapterTree | None, count: int, plain: bool) -> Array:
+    def _scanned(self, run: _Block, x: Array, adapters: AdapterTree | None, count: int) -> Array:
         """The state after `count` layers, each recomputed in the backward pass.
 
         Unrolled, 30 layers would take ten times as long to compile, and XLA's CPU backend would recompute nothing.
         """
         windows = (self.config.windows or (None,) * self.config.layers)[:count]
         same = len(set(windows)) == 1
-        implementation = self.implementation if plain and same else "xla"  # only "xla" takes a traced window
+        implementation = self.implementation if same else "xla"  # only "xla" takes a traced window
         limits = None if same else jnp.asarray([_FAR if w is None else w for w in windows])
         layers = jax.tree.map(lambda *leaves: jnp.stack(leaves), *self.layers[:count])
 
@@ -318,7 +328,9 @@ class Decoder(nn.Module):
 
         dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
         first = jax.tree.map(lambda leaf: leaf[:count], adapters)
-        return jax.lax.scan(jax.checkpoint(step, policy=dots), x, (layers, limits, first))[0]
+        # The forward and the backward loop are apart: nothing of the one can be merged into the other.
+        remade = jax.checkpoint(step, policy=dots, prevent_cse=False)
+        return jax.lax.scan(remade, x, (layers, limits, first))[0]
 
     def output_kernel(self) -> Float[Array, "d vocabulary"]:
         """The output layer; the transposed embedding if they are tied."""

@@ -8,8 +8,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from fssa_jax.ops._checks import check_shapes
+from fssa_jax.ops._products import float32_product
 
-Implementation = Literal["xla", "cudnn", "splash"]
+Implementation = Literal["auto", "xla", "cudnn", "splash"]
 
 
 def attention(
@@ -38,7 +39,8 @@ def attention(
       scale: 1/√d by default.
       softcap: cap of the attention logits; None for none.
       implementation: "xla" everywhere; "cudnn" on NVIDIA GPUs in half precision, "splash" (Pallas) on TPUs. Neither
-        of the latter supports `positions` or a traced window, and cudnn does not support a softcap.
+        of the latter supports `positions` or a traced window, and cudnn does not support a softcap. "auto" is cudnn
+        where the first device is a GPU and cudnn supports the arguments, else xla.
 
     Raises:
       ValueError: shapes that do not fit together, or an argument that the implementation does not support.
@@ -66,11 +68,14 @@ def attention(
     if window is not None and not causal:
         raise ValueError("a window needs causal attention")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    fixed = positions is None and (window is None or isinstance(window, int))
+    if implementation == "auto":
+        implementation = "cudnn" if fixed and softcap is None and _cudnn_takes(query) else "xla"
     if implementation == "xla":
         return _xla(query, key, value, positions, lengths, causal, window, scale, softcap)
     if implementation not in get_args(Implementation):
         raise ValueError(f"implementation must be one of {', '.join(get_args(Implementation))}; got {implementation!r}")
-    if positions is not None or not (window is None or isinstance(window, int)):
+    if not fixed:
         raise ValueError(f"{implementation}: neither positions nor a traced window are supported; use 'xla'")
     if implementation == "splash":
         if query.shape[1] % 128 or key.shape[1] % 128:
@@ -90,6 +95,12 @@ def attention(
     )
 
 
+def _cudnn_takes(query: Array) -> bool:
+    """Whether cuDNN's attention runs on the first device, for the type and the head size of the queries."""
+    half = query.dtype in (jnp.bfloat16, jnp.float16)
+    return half and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128 and jax.default_backend() == "gpu"
+
+
 def _xla(query, key, value, positions, lengths, causal, window, scale, softcap):
     batch, t, heads, d = query.shape
     s, groups = key.shape[1], key.shape[2]
@@ -97,7 +108,7 @@ def _xla(query, key, value, positions, lengths, causal, window, scale, softcap):
     # Heads that share a group are rows of one matrix: (batch, group, head · t, d).
     q = query.reshape(batch, t, groups, each, d).transpose(0, 2, 3, 1, 4).reshape(batch, groups, each * t, d)
     k, v = key.swapaxes(1, 2), value.swapaxes(1, 2)
-    scores = jnp.einsum("bgtd,bgsd->bgts", q, k, preferred_element_type=jnp.float32) * scale
+    scores = float32_product("bgtd,bgsd->bgts", q, k) * scale
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     mask = jnp.ones((1, 1, s), bool)
@@ -116,7 +127,7 @@ def _xla(query, key, value, positions, lengths, causal, window, scale, softcap):
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     total = weights.sum(-1)[..., None]
     weights = weights.astype(v.dtype).reshape(batch, groups, each * t, s)
-    out = jnp.einsum("bgts,bgsd->bgtd", weights, v, preferred_element_type=jnp.float32)
+    out = float32_product("bgts,bgsd->bgtd", weights, v)
     out = (out.reshape(batch, groups, each, t, d) / total).astype(query.dtype)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, t, heads, d)
 

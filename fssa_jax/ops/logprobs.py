@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from fssa_jax.ops._checks import check_shapes
+from fssa_jax.ops._products import float32_product
 from fssa_jax.types import PyTree
 
 
@@ -112,12 +113,15 @@ def _take(rows: Shaped[Array, "packs n *rest"], at: Int[Array, "packs chunk"]) -
     return jax.vmap(lambda x, i: x[i])(rows, at).reshape(at.size, *rows.shape[2:])
 
 
+def _logits(hidden: Array, kernel: Array, softcap: float | None) -> Float[Array, "m vocabulary"]:
+    logits = float32_product("md,dv->mv", hidden, kernel.astype(hidden.dtype))
+    return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+
+
 def _score(
     hidden: Float[Array, "m d"], kernel: Float[Array, "d vocabulary"], targets: Int[Array, " m"], softcap: float | None
 ) -> Float[Array, " m"]:
-    logits = jnp.dot(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
-    if softcap is not None:
-        logits = softcap * jnp.tanh(logits / softcap)
+    logits = _logits(hidden, kernel, softcap)
     chosen = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 
@@ -140,8 +144,16 @@ def _forward(hidden: Any, kernel: Any, targets: Any, mask: Any, chunk: int, soft
         return _recomputed(hidden, kernel, targets, mask, chunk, softcap), (None, (hidden, kernel, targets, mask))
 
     def score(at: Array) -> tuple[Array, Array]:
-        value, pull = jax.vjp(lambda h: _score(h, kernel, _take(targets, at), softcap), _take(hidden, at))
-        return value, pull(jnp.ones_like(value))[0]  # a token's score depends only on its own state
+        mine, target = _take(hidden, at), _take(targets, at)[:, None]
+        logits = _logits(mine, kernel, softcap)
+        total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+        # d score / d logits = [v is the target] − p(v), and a token's score depends only on its own state. In one
+        # expression, so that XLA reads the logits once.
+        slope = (jnp.arange(logits.shape[1])[None] == target).astype(jnp.float32) - jnp.exp(logits - total)
+        if softcap is not None:
+            slope = slope * (1 - jnp.square(logits / softcap))
+        slope = jnp.einsum("mv,dv->md", slope.astype(mine.dtype), kernel.astype(mine.dtype))
+        return (jnp.take_along_axis(logits, target, axis=-1) - total)[:, 0], slope
 
     value, slope = _in_chunks(score, mask, chunk)
     return value, (slope, None)
