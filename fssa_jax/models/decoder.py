@@ -170,10 +170,8 @@ def block(
     where: dict[str, Any] = {"positions": positions}
     if cache is not None and positions is None:
         # The first tokens of the sequences attend to one another alone, not to the empty rest of the cache.
-        cache = tuple(
-            jax.lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), 0, 1)
-            for slots, new in zip(cache, (key, value), strict=True)
-        )
+        first = partial(jax.lax.dynamic_update_slice_in_dim, start_index=0, axis=1)
+        cache = first(cache[0], key.astype(cache[0].dtype)), first(cache[1], value.astype(cache[1].dtype))
     elif cache is not None:
         assert positions is not None
         write = jax.vmap(lambda slots, new, at: jax.lax.dynamic_update_slice_in_dim(slots, new, at, 0))

@@ -75,7 +75,7 @@ def attention(
         return _xla(query, key, value, positions, lengths, causal, window, scale, softcap)
     if implementation not in get_args(Implementation):
         raise ValueError(f"implementation must be one of {', '.join(get_args(Implementation))}; got {implementation!r}")
-    if not fixed:
+    if positions is not None or not (window is None or isinstance(window, int)):
         raise ValueError(f"{implementation}: neither positions nor a traced window are supported; use 'xla'")
     if implementation == "splash":
         if query.shape[1] % 128 or key.shape[1] % 128:
