@@ -104,8 +104,8 @@ class NpBtl:
     text_dropout: float = number(0.0, least=0, below=1)
     """Share of the texts whose learnt embedding is dropped in a training step."""
     keep_population: bool = False
-    """The shared reward stays that of the population model, times a learnt scale, and z of a person without choices has
-    mean 0: without choices the model is the population model."""
+    """The shared reward stays that of the population model, times a learnt scale, so that z = 0 is the population
+    model. The mean of z, which a BayesEncoder learns, is what people share beyond it."""
     feature_scale: float = number(1.0, least=0)
     """Factor of the features; 0 for the one that gives them a total variance of 1 on the training texts."""
 

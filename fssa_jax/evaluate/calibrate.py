@@ -5,9 +5,10 @@ r by τ(k) (models/calibration.py). It maximises
 
     Σ_u (1/|K|) Σ_k Σ_t log p(t | C_k, g(k), τ(k)) − ½ Σ_i ((g_i − 1) / σ_g)² − ½ Σ_i (log τ_i / σ_τ)²
 
-over its five numbers. If the choices of validation people are not predicted better with their contexts than without,
-by more than one standard error over people and by 5e-4 nats per choice, then g = 0: everybody gets the population
-model.
+over its six numbers: g and τ are functions of k with two each, and have one each for people without choices. If the
+choices of validation people are not predicted better with their contexts than by the population model, by more than one
+standard error over people and by 5e-4 nats per choice, then g = 0: everybody gets the population model. Without
+choices, g(0) = 0 unless the same holds of what the prior predicts.
 
 Where validation people are few, they are all people but those for testing, each predicted by a model of another fold.
 """
@@ -36,7 +37,8 @@ from fssa_jax.types import Episode, Posterior, PyTree
 _SEED = 1_000_033  # of the contexts, which differ from those that chose the checkpoint
 _SIZES = (0, 1, 2, 3, 5, 8, 13, 20, 32, 50)
 _MOST_PEOPLE = 512
-_SCALES = np.array([0.5, 0.5, 0.2, 0.2, 1.0])  # σ of g₀, g₁, log τ₀, log τ₁, log τ(0)
+_START = np.array([1.0, 1.0, 0.0, 0.0, 0.0, 1.0])
+_SCALES = np.array([0.5, 0.5, 0.2, 0.2, 1.0, 0.5])  # σ of g₀, g₁, log τ₀, log τ₁, log τ(0), g(0)
 _STANDARD_ERRORS = 1.0
 _LEAST_GAIN = 5e-4  # nats per choice
 
@@ -111,7 +113,7 @@ def _fit(found: list[list["_Parts"]], sizes: tuple[int, ...]) -> Fitted:
 
     @jax.jit
     def objective(theta: Array) -> Array:
-        prior = jnp.square((theta - jnp.array([1.0, 1.0, 0.0, 0.0, 0.0])) / jnp.asarray(_SCALES, jnp.float32))
+        prior = jnp.square((theta - jnp.asarray(_START, jnp.float32)) / jnp.asarray(_SCALES, jnp.float32))
         return -log_p(theta).mean(0).sum() + 0.5 * prior.sum()
 
     both = jax.jit(jax.value_and_grad(objective))
@@ -123,24 +125,28 @@ def _fit(found: list[list["_Parts"]], sizes: tuple[int, ...]) -> Fitted:
 
         return scipy.optimize.minimize(evaluated, start, jac=True, method="L-BFGS-B", bounds=bounds).x
 
-    temperature = [(-1.0, 1.0)] * 2 + [(-3.0, 3.0)]
-    own = fit(np.array([1.0, 1.0, 0.0, 0.0, 0.0]), [(0.0, 1.0)] * 2 + temperature)
-    everybody = fit(np.zeros(5), [(0.0, 0.0)] * 2 + temperature)
+    temperature, free, shut = [(-1.0, 1.0)] * 2 + [(-3.0, 3.0)], [(0.0, 1.0)], [(0.0, 0.0)]
+    own = fit(_START, 2 * free + temperature + free)
+    everybody = fit(np.zeros(6), 2 * shut + temperature + shut)
     targets = np.asarray(parts[0].weight).sum(-1)
     targets = np.where(targets > 0, targets, 1)
-    later = [i for i, k in enumerate(sizes) if k > 0]
-    gains = np.zeros(len(targets))
-    if later:
-        difference = np.asarray(log_p(jnp.asarray(own, jnp.float32)) - log_p(jnp.asarray(everybody, jnp.float32)))
-        gains = difference[later].mean(0) / targets
-    error = float(gains.std(ddof=1) / len(gains) ** 0.5) if len(gains) > 1 else float("inf")
-    fitted = Fitted(_calibration(own, most), len(gains), float(gains.mean()), error)
-    return fitted if fitted.helps else dataclasses.replace(fitted, calibration=_calibration(everybody, most))
+    of_own, of_everybody = (np.asarray(log_p(jnp.asarray(theta, jnp.float32))) for theta in (own, everybody))
+    gains = (of_own - of_everybody) / targets
+
+    def fitted(theta: np.ndarray, rows: list[int]) -> Fitted:
+        each = gains[rows].mean(0) if rows else np.zeros(len(targets))
+        error = float(each.std(ddof=1) / len(each) ** 0.5) if len(each) > 1 else float("inf")
+        return Fitted(_calibration(theta, most), len(each), float(each.mean()), error)
+
+    if not fitted(own, [i for i, k in enumerate(sizes) if k == 0]).helps:
+        own[4:] = everybody[4:]  # of people without choices
+    found = fitted(own, [i for i, k in enumerate(sizes) if k > 0])
+    return found if found.helps else dataclasses.replace(found, calibration=_calibration(everybody, most))
 
 
 def _calibration(theta: Any, most: Array) -> Calibration:
     theta = jnp.asarray(theta, jnp.float32)
-    return Calibration(theta[:2], theta[2:4], theta[4], most)
+    return Calibration(theta[:2], theta[2:4], theta[4], theta[5], most)
 
 
 class _Parts(NamedTuple):

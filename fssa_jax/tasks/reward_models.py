@@ -66,7 +66,7 @@ def make_encoder(settings: NpBtl) -> SetEncoder | BayesEncoder:
     if isinstance(chosen, configs.SetEncoder):
         return SetEncoder(**{field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen)})
     rounds, kinds = getattr(chosen.prior, "rounds", 1), getattr(chosen.prior, "kinds", 0)
-    return BayesEncoder(chosen.observations, rounds, kinds, settings.keep_population, chosen.gaussian, chosen.lapses)
+    return BayesEncoder(chosen.observations, rounds, kinds, gaussian=chosen.gaussian, lapses=chosen.lapses)
 
 
 def resolve_model(settings: Any, dataset: Dataset, quiet: bool = False) -> Any:

@@ -40,18 +40,26 @@ def posterior(variables, context, samples=8) -> Posterior:
     return MODEL.apply(variables, context, None, noise, method="posterior")
 
 
-def with_calibration(variables, shrinkage, log_temperature, without=0.0, most=6.0):
-    values = Calibration(*(jnp.asarray(x, jnp.float32) for x in (shrinkage, log_temperature, without, most)))
+def with_calibration(variables, shrinkage, log_temperature, without=0.0, shrinkage_without=0.0, most=6.0):
+    given = (shrinkage, log_temperature, without, shrinkage_without, most)
+    values = Calibration(*(jnp.asarray(x, jnp.float32) for x in given))
     return {**variables, "calibration": values._asdict()}
 
 
 def test_factors_go_from_one_end_to_the_other_in_log_k():
     calibration = Calibration(
-        jnp.array([0.2, 0.8]), jnp.log(jnp.array([1.0, 4.0])), jnp.log(jnp.array(3.0)), jnp.array(8.0)
+        jnp.array([0.2, 0.8]), jnp.log(jnp.array([1.0, 4.0])), jnp.log(jnp.array(3.0)), jnp.array(0.1), jnp.array(8.0)
     )
     g, temperature = factors(calibration, jnp.array([0.0, 2.0, 8.0, 80.0]))
-    np.testing.assert_allclose(g, [0, 0.5, 0.8, 0.8], rtol=1e-5)  # log 3 is half of log 9
+    np.testing.assert_allclose(g, [0.1, 0.5, 0.8, 0.8], rtol=1e-5)  # log 3 is half of log 9
     np.testing.assert_allclose(temperature, [3, 2, 4, 4], rtol=1e-5)
+
+
+def test_a_person_without_choices_gets_the_prior_as_far_as_the_calibration_says(variables, context):
+    plain = posterior(variables, context)
+    half = posterior(with_calibration(variables, [1, 1], [0, 0], shrinkage_without=0.5), context)
+    np.testing.assert_allclose(half.points[0], 0.5 * plain.points[0], atol=1e-6)
+    np.testing.assert_array_equal(half.points[1:], plain.points[1:])
 
 
 def test_a_person_without_choices_gets_the_population(variables, context):
