@@ -17,9 +17,11 @@ def fitted_on(tmp_path, noise: bool):
     return fit_calibration(task, [(variables, task.dataset.splits["val"])])
 
 
-def task_of(tmp_path, noise: bool) -> tuple[RewardTask, dict]:
-    """Two kinds of people, or people who choose at random, and a model that reads whether long answers were chosen."""
+def task_of(tmp_path, noise: bool, alike: bool = False) -> tuple[RewardTask, dict]:
+    """Two kinds of people, one kind, or people who choose at random; a model reads whether long answers were chosen."""
     rows = tiny.rows(users=90)
+    if alike:
+        rows = [row for row in rows if row["group"] == "long"]
     if noise:
         rng = np.random.default_rng(1)
         rows = [row | {"choice": int(rng.integers(2))} for row in rows]
@@ -54,6 +56,18 @@ def test_noise_gives_everybody_the_population(tmp_path):
     predictor = task.predictor("main", split)({**variables, "calibration": found.calibration._asdict()})
     log_p = predictor.predict(episodes, (0, 3)).log_p
     np.testing.assert_allclose(log_p, np.log(0.5), atol=1e-5)  # the population has no opinion
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_the_mean_of_the_prior_is_used_where_it_helps_people_without_choices(tmp_path, alike):
+    """It says that people like long answers, which all of them or half of them do."""
+    task, variables = task_of(tmp_path, noise=False, alike=alike)
+    prior = variables["params"]["encoder"]["prior"]
+    prior["mean"] = prior["mean"].at[0].set(1.0)
+    found = fit_calibration(task, [(variables, task.dataset.splits["val"])])
+    assert found.helps
+    without = float(found.calibration.shrinkage_without)
+    assert (without > 0.8) if alike else (without == 0)
 
 
 def test_a_calibration_goes_through_a_file(tmp_path):
