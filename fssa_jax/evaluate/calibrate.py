@@ -24,6 +24,7 @@ import scipy.optimize
 from jaxtyping import Array
 
 from fssa_jax.data.dataset import Split
+from fssa_jax.errors import UserError
 from fssa_jax.evaluate.episodes import eligible_users, evaluation_episodes
 from fssa_jax.models.calibration import Calibration, factors
 from fssa_jax.models.rewards import RewardModel
@@ -69,7 +70,16 @@ class Fitted:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Fitted":
-        """The inverse of `as_json`."""
+        """The inverse of `as_json`.
+
+        Raises:
+          UserError: the calibration has other parts than those of this version.
+        """
+        if missing := [name for name in Calibration._fields if name not in values]:
+            raise UserError(
+                f"run.json: the calibration has no {missing[0]}, so the model is of an earlier version; train it again "
+                "in a new directory"
+            )
         calibration = Calibration(*(jnp.asarray(values[name], jnp.float32) for name in Calibration._fields))
         return cls(calibration, values["people"], values["gain"], values["standard_error"], values.get("step", 0))
 
