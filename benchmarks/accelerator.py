@@ -1,30 +1,32 @@
 """What an accelerator reaches with this project, next to its limits; every part in a budget of time. JSON.
 
-  python -m benchmarks.accelerator                            (one GPU or TPU chip; at most 7 minutes on an H100)
+  python -m benchmarks.accelerator                            (one GPU or TPU chip; about 7 minutes on an H100)
   python -m benchmarks.accelerator --parts=limits,decode
   python -m benchmarks.accelerator --simulate                 (every part at tiny sizes, on any machine)
 
-Parts: limits (products of 8,192² and a copy: what this chip reaches), torch (LoRA-DPO in PyTorch and peft, where they
-are installed: benchmarks/peft_steps.py), train (a step of NP-DPO, 36 sequences of 512 tokens, at the sizes of Qwen2.5
-0.5B and 1.5B in bfloat16 with random weights, per kind of adapter and of rematerialisation), decode (prompts of 256
-tokens and greedy decoding at 1.5B, with a different adapter per row or none), attention (XLA's and cuDNN's, with their
-errors), reward (NP-BTL at the published shapes) and embed (texts of 90 tokens by MiniLM, and by the 1.5B decoder).
+Parts: torch (LoRA-DPO in PyTorch and peft, where they are installed: benchmarks/peft_steps.py), limits (products of
+8,192² and a copy: what this chip reaches), train (a step of NP-DPO, 36 sequences of 512 tokens, at the sizes of
+Qwen2.5 0.5B and 1.5B in bfloat16 with random weights, per kind of adapter and of rematerialisation), decode (prompts of
+256 tokens and greedy decoding at 1.5B, with a different adapter per row or none), attention (XLA's and cuDNN's, with
+their errors), embed (texts of 90 tokens by MiniLM and by the decoder) and reward (NP-BTL at the published shapes).
 
 Each figure is printed as it comes, and all of them as one JSON object at the end. A part that has used up its seconds
-leaves out its other rows; what does not fit into memory says so. mfu is of the peak in the maker's data sheet
-(benchmarks/chips.py), of 4 N FLOPs per token in training (N parameters of the frozen base: 2 N forward, 2 N back
-through activations) and of 2 FLOPs per token and parameter of the layers in reading prompts. of_the_limit is the time
-that a copy takes of the bytes that a decoding step must read, weights and filled cache, over the time of the step.
+starts no other row; what does not fit into memory says so. mfu is relative to the peak in the maker's data sheet
+(benchmarks/chips.py), with 4 N FLOPs per token in training (N parameters of the frozen base: 2 N forward, 2 N back
+through activations) and 2 FLOPs per token and parameter of the layers in reading prompts. of_the_limit is the time to
+read the weights and the filled cache at the rate of a copy (bytes read and written per second), over the time of a
+decoding step; adapters are not counted. GB are 2^30 bytes.
 """
 
 import dataclasses
 import datetime
 import json
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import jax
@@ -32,7 +34,7 @@ import jax.numpy as jnp
 from absl import flags
 
 from benchmarks import peft_steps, reward_steps
-from benchmarks.chips import chip_of
+from benchmarks.chips import Chip, chip_of
 from benchmarks.policy_steps import SHAPES, hypernetwork, random_base, step_speed
 from fssa_jax import program
 from fssa_jax.errors import UserError
@@ -129,9 +131,13 @@ class Accelerator:
 
     def __init__(self, sizes: Sizes, trace: str | None = None):
         self.sizes, self.trace = sizes, trace
-        self._chip = chip_of(jax.devices()[0].device_kind)
         self._copy = 0.0
         self._torch: dict[str, float] = {}
+
+    @cached_property
+    def _chip(self) -> Chip | None:
+        """Read late: PyTorch is measured before JAX takes the device."""
+        return chip_of(jax.devices()[0].device_kind)
 
     @cache  # noqa: B019  one object lives as long as the program
     def _base(self, model: str) -> Any:
@@ -168,7 +174,8 @@ class Accelerator:
                 return {"left_out": "needs torch, transformers and peft"}
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
                 out = process.submit(peft_steps.measure, model, _TORCH).result()
-            self._torch[model] = out["seconds_a_step"]
+            if "seconds_a_step" in out:
+                self._torch[model] = out["seconds_a_step"]
             return out
 
         for model in self.sizes.models:
@@ -238,20 +245,17 @@ class Accelerator:
     def attention(self) -> Iterator[Row]:
         """The implementations, each with its distance from float32."""
         batch, t, heads, groups, d = self.sizes.attention
-        keys = jax.random.split(jax.random.key(0), 4)
-        q, out = (jax.random.normal(k, (batch, t, heads, d)) for k in keys[:2])
-        k, v = (jax.random.normal(k, (batch, t, groups, d)) for k in keys[2:])
 
-        def both(implementation: Any, *inputs: jax.Array) -> Any:
+        def both(implementation: Any, out: jax.Array, *inputs: jax.Array) -> Any:
             value, pull = jax.vjp(partial(attention, implementation=implementation), *inputs)
             return value, pull(out.astype(value.dtype))
 
-        halves = [x.astype(jnp.bfloat16) for x in (q, k, v)]
-        wide = [x.astype(jnp.float32) for x in halves]
-
         def measure(implementation: str) -> dict[str, Any]:
+            number = (heads, heads, groups, groups)
+            keys = jax.random.split(jax.random.key(0), 4)
+            halves = [jax.random.normal(k, (batch, t, n, d), jnp.bfloat16) for k, n in zip(keys, number, strict=True)]
             with jax.default_matmul_precision("highest"):
-                exact = jax.jit(partial(both, "xla"))(*wide)
+                exact = jax.jit(partial(both, "xla"))(*(x.astype(jnp.float32) for x in halves))
             run = jax.jit(partial(both, implementation))
             errors = [
                 float(jnp.linalg.norm(mine.astype(jnp.float32) - theirs) / jnp.linalg.norm(theirs))
@@ -311,7 +315,7 @@ class Accelerator:
 
 
 # In this order; with seconds, of 420.
-BUDGETS = {"limits": 15, "torch": 75, "train": 130, "decode": 95, "attention": 40, "embed": 20, "reward": 45}
+BUDGETS = {"torch": 75, "limits": 15, "train": 130, "decode": 95, "attention": 40, "embed": 20, "reward": 45}
 
 
 def _adapters(hyper: Hypernetwork, rows: int) -> Any:
@@ -332,7 +336,7 @@ def add_costs(rows: dict[str, Any]) -> None:
 def measure(
     parts: list[str], accelerator: Accelerator, seconds: float = 420.0, tell: Callable[[str], None] = print
 ) -> dict[str, Any]:
-    """All rows of the parts that their shares of some seconds allow.
+    """All rows of the parts that their shares of some seconds allow; what a part does not use goes to the next.
 
     Raises:
       UserError: a part that there is not.
@@ -340,10 +344,12 @@ def measure(
     if unknown := sorted({*parts} - {*BUDGETS}):
         raise UserError(f"--parts: {unknown[0]!r} is none of {', '.join(BUDGETS)}")
     out: dict[str, Any] = {}
+    left = 0.0  # what earlier parts did not use
     for part in parts:
         begun, out[part] = time.perf_counter(), {}
+        budget = left + seconds * BUDGETS[part] / sum(BUDGETS.values())
         for name, row in getattr(accelerator, part)():
-            if time.perf_counter() - begun > seconds * BUDGETS[part] / sum(BUDGETS.values()):
+            if time.perf_counter() - begun > budget:
                 out[part][name] = {"left_out": "the time of this part was up"}
                 continue
             try:
@@ -353,6 +359,7 @@ def measure(
                 out[part][name] = {"error": "out of memory" if "RESOURCE_EXHAUSTED" in text else text[:500]}
             finished()
             tell(json.dumps({f"{part}: {name}": out[part][name]}))
+        left = max(budget - (time.perf_counter() - begun), 0.0)
         if part == "train":
             add_costs(out[part])
     return out
@@ -360,7 +367,8 @@ def measure(
 
 def main() -> None:
     """Prints one JSON object per row, then one of everything."""
-    device, begun = jax.devices()[0], time.perf_counter()
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    begun = time.perf_counter()
     sizes = SMALL if _SIMULATE.value else FULL
     if _MODELS.value:
         if unknown := sorted({*_MODELS.value} - {*SHAPES}):
@@ -369,6 +377,7 @@ def main() -> None:
     out = measure(
         _PARTS.value or [*BUDGETS], Accelerator(sizes, _TRACE.value), _LIMIT.value, partial(print, flush=True)
     )
+    device = jax.devices()[0]
     about = {
         "device": device.device_kind,
         "date": datetime.date.today().isoformat(),

@@ -124,9 +124,14 @@ def measure(name: str, seconds: float) -> dict[str, Any]:
             tried.append(way | _seconds(shape, device, dtype, rows, checkpointing, compiled))
         except torch.OutOfMemoryError:
             tried.append(way | {"error": "out of memory"})
+        except Exception as error:
+            tried.append(way | {"error": f"{type(error).__name__}: {error}"[:300]})
         if cuda:
             torch.cuda.empty_cache()
-    best = min((t for t in tried if "seconds_a_step" in t), key=lambda t: t["seconds_a_step"])
+    worked = [t for t in tried if "seconds_a_step" in t]
+    if not worked:
+        return {"error": "no way worked", "tried": tried}
+    best = min(worked, key=lambda t: t["seconds_a_step"])
     tokens = 2 * _PAIRS * shape.length
     return {
         "device": torch.cuda.get_device_name() if cuda else "cpu",

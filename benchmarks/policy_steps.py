@@ -98,7 +98,8 @@ SHAPES = {
 
 
 def hypernetwork(kind: str, config: DecoderConfig) -> Hypernetwork:
-    """Of a kind on its places; see above."""
+    """Of a kind on its places: film on every block next to a LoRA of everybody of rank 128, low-rank kinds on query and
+    value; plain is that LoRA alone."""
     low_rank = place_sizes(config, ("query", "value"))
     if kind in ("plain", "film"):
         places = place_sizes(config, ("residual",)) if kind == "film" else ()

@@ -95,16 +95,16 @@ def test_parts_of_the_accelerator_have_budgets_and_errors_of_their_own(monkeypat
         def train(self):
             yield "too late", lambda: {"value": 2}
 
-    monkeypatch.setattr(accelerator, "BUDGETS", {"limits": 1.0, "train": 0.0})
+    monkeypatch.setattr(accelerator, "BUDGETS", {"train": 0.0, "limits": 1.0})
     told = []
     parts: Any = Parts()
-    out = accelerator.measure(["limits", "train"], parts, 100.0, told.append)
+    out = accelerator.measure(["train", "limits"], parts, 100.0, told.append)
     assert out["limits"]["works"] == {"value": 1}
     assert "ZeroDivisionError" in out["limits"]["breaks"]["error"]
     assert out["train"]["too late"] == {"left_out": "the time of this part was up"}
     assert len(told) == 2
     message = complaint(accelerator.measure, ["memory"], parts)
-    assert message == "--parts: 'memory' is none of limits, train"
+    assert message == "--parts: 'memory' is none of train, limits"
 
 
 @pytest.mark.benchmarks

@@ -24,7 +24,6 @@ import scipy.optimize
 from jaxtyping import Array
 
 from fssa_jax.data.dataset import Split
-from fssa_jax.errors import UserError
 from fssa_jax.evaluate.episodes import eligible_users, evaluation_episodes
 from fssa_jax.models.calibration import Calibration, factors
 from fssa_jax.models.rewards import RewardModel
@@ -70,16 +69,7 @@ class Fitted:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Fitted":
-        """The inverse of `as_json`.
-
-        Raises:
-          UserError: the calibration has other parts than those of this version.
-        """
-        if missing := [name for name in Calibration._fields if name not in values]:
-            raise UserError(
-                f"run.json: the calibration has no {missing[0]}, so the model is of an earlier version; train it again "
-                "in a new directory"
-            )
+        """The inverse of `as_json`."""
         calibration = Calibration(*(jnp.asarray(values[name], jnp.float32) for name in Calibration._fields))
         return cls(calibration, values["people"], values["gain"], values["standard_error"], values.get("step", 0))
 
@@ -150,8 +140,10 @@ def _fit(found: list[list["_Parts"]], sizes: tuple[int, ...]) -> Fitted:
 
     if not fitted(own, [i for i, k in enumerate(sizes) if k == 0]).helps:
         own[4:] = everybody[4:]  # of people without choices
-    found = fitted(own, [i for i, k in enumerate(sizes) if k > 0])
-    return found if found.helps else dataclasses.replace(found, calibration=_calibration(everybody, most))
+    with_choices = fitted(own, [i for i, k in enumerate(sizes) if k > 0])
+    if with_choices.helps:
+        return with_choices
+    return dataclasses.replace(with_choices, calibration=_calibration(everybody, most))
 
 
 def _calibration(theta: Any, most: Array) -> Calibration:

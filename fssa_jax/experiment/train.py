@@ -75,6 +75,8 @@ def calibrate(work: Workdir, fits: FoldFits) -> None:
     with doing("calibration on validation people"):
         fitted = dataclasses.replace(fit_calibration(work.task, unseen), step=steps)
     write_text(file, json.dumps(with_checksum(fitted.as_json()), indent=1))
-    what = "contexts help" if fitted.helps else "contexts are not shown to help: everybody gets the population model"
+    what = "better than the population model"
+    if not fitted.helps:
+        what = "contexts are not shown to help: everybody gets the population model"
     said = "calibration on %d validation people: %s (%.3f ± %.3f nats per choice)"
     _log.info(said, fitted.people, what, fitted.gain, 1.96 * fitted.standard_error)

@@ -56,6 +56,9 @@ MET = "people_of_the_encoder"
 """Key of the data set's report: people in the training data of an encoder that was trained on other rows."""
 
 CALIBRATION = "calibration.json"
+FORMAT = 2
+"""Of work directories, in run.json: another one means that parameters have another meaning."""
+
 _DECAYED = 0.5  # share of the peak learning rate
 
 # Files that an interrupted start may leave before config.json is written.
@@ -244,10 +247,13 @@ def read_run(path: Path) -> dict[str, Any]:
     """The content of the run.json of a work directory; {} if there is none.
 
     Raises:
-      UserError: it is damaged.
+      UserError: it is damaged, or of another version.
     """
     file = path / "run.json"
-    return read_json(file, sealed=True) if file.is_file() else {}
+    run = read_json(file, sealed=True) if file.is_file() else {}
+    if run and run.get("format") != FORMAT:
+        raise UserError(f"{path}: made by another version of fssa_jax; train again in a new directory")
+    return run
 
 
 def has_checkpoints(path: Path) -> bool:
@@ -257,7 +263,7 @@ def has_checkpoints(path: Path) -> bool:
 
 def write_settings(path: Path, config: Config, facts: dict[str, Any]) -> None:
     """Writes run.json and config.json, each with its checksum."""
-    write_text(path / "run.json", json.dumps(with_checksum(facts), indent=2))
+    write_text(path / "run.json", json.dumps(with_checksum({"format": FORMAT} | facts), indent=2))
     write_text(path / "config.json", to_json(config))
 
 

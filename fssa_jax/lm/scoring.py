@@ -19,7 +19,8 @@ from fssa_jax.types import Leaf, PyTree
 
 _BATCH_TOKENS = {"cpu": 8192}  # per device and call; other platforms:
 _MANY_TOKENS = 65_536
-# Logits of one chunk of tokens: a GPU reads the output layer once per chunk, and is fast where that is rare.
+# Logits of one chunk of tokens, 1 GiB in float32 on a GPU. It reads the output layer once per chunk, so large
+# chunks are faster.
 _CHUNK_LOGITS = {"cpu": 2**22, "gpu": 2**28}
 _MANY_LOGITS = 2**25
 

@@ -40,7 +40,6 @@ class BayesEncoder(nn.Module):
       observations: how a choice is read, one of the kinds or both.
       rounds: Newton steps of the normal prior.
       support: number of support points of the discrete prior; 0 for the normal prior.
-      centred: the mean of the prior is 0, so that nothing is known of a person without choices.
       lapses: a share ε of observations is random, and ε is learnt: their probability is (1 − ε) p + ε / n, n the number
         of responses that were offered.
       gaussian: a model integrates z out; otherwise it uses the mean. `scale` is the posterior's in both cases.
@@ -60,7 +59,6 @@ class BayesEncoder(nn.Module):
     observations: tuple[Observation, ...] = ("difference",)
     rounds: int = 1
     support: int = 0
-    centred: bool = False
     gaussian: bool = False
     lapses: bool = False
 
@@ -98,7 +96,7 @@ class BayesEncoder(nn.Module):
         if self.rounds < 1 or self.support < 0:
             raise ValueError(f"wants rounds ≥ 1 and support ≥ 0, got {self.rounds} and {self.support}")
         kind, number = (DiscretePrior, self.support) if self.support else (NormalPrior, self.rounds)
-        prior: Any = kind(number, self.centred, name="prior")
+        prior: Any = kind(number, name="prior")
         listed: Array | None = None
         if context.others is None:
             directions, logits, weights = self._observe(context, rewards, offsets, repeats)
@@ -174,11 +172,9 @@ class DiscretePrior(nn.Module):
 
     Attributes:
       support: J.
-      centred: the points are taken from their mean under π.
     """
 
     support: int
-    centred: bool = False
 
     @nn.compact
     def __call__(
@@ -197,8 +193,6 @@ class DiscretePrior(nn.Module):
         del noise  # the points are the kinds
         kinds = self.param("kinds", nn.initializers.normal(0.3), (self.support, directions.shape[-1]))
         log_prior = self.param("log_prior", nn.initializers.zeros, (self.support,))
-        if self.centred:
-            kinds = kinds - (jax.nn.softmax(log_prior) @ kinds)[None]
         of_kind = jnp.einsum("...oi,ji->...oj", directions, kinds) + logits[..., None]
         if offered is None:
             log_p = jax.nn.log_sigmoid(of_kind)
@@ -231,11 +225,9 @@ class NormalPrior(nn.Module):
 
     Attributes:
       rounds: number of steps.
-      centred: μ is 0.
     """
 
     rounds: int
-    centred: bool = False
 
     @nn.compact
     def __call__(
@@ -253,9 +245,7 @@ class NormalPrior(nn.Module):
         """
         m = directions.shape[-1]
         # The prior mean of the last coordinate is 0: the population's offsets include it.
-        prior_mean = jnp.zeros(m - 1)
-        if not self.centred:
-            prior_mean = self.param("mean", nn.initializers.zeros, (m - 1,))
+        prior_mean = self.param("mean", nn.initializers.zeros, (m - 1,))
         prior_precision = jnp.exp(self.param("log_precision", nn.initializers.zeros, (m,)))
         batch = weights.shape[:-1]
         mean = jnp.broadcast_to(jnp.concatenate([prior_mean, jnp.zeros(1)]), (*batch, m))

@@ -220,7 +220,8 @@ class Decoder(nn.Module):
       dtype: of the computation; norms, softmax and rotary angles are always float32.
       remat: what the backward pass recomputes: "none", whole layers ("full"), or everything but the matrix products
         ("dots"). With "full" and "dots" the layers are scanned, in a stacked copy that lives as long as the call.
-      implementation: of attention, where it supports the queries; XLA's for several tokens after others in a cache.
+      implementation: of attention. XLA's is used where another supports no such queries: at given positions, except
+        for a single token without a window, and with windows that differ while layers are scanned.
 
     >>> import jax, jax.numpy as jnp
     >>> from fssa_jax import Decoder, DecoderConfig

@@ -13,10 +13,10 @@ def float32_product(spec: str, x: Float[Array, "..."], y: Float[Array, "..."]) -
 
     The gradient of a float32 output is float32. JAX would multiply it with a half-precision operand in float32, at half
     the speed of an accelerator's matrix units or less. Here it is rounded to the type of the operands first, as under
-    autocast in PyTorch. Products of float32 operands are plain ones.
+    autocast in PyTorch. Products of float32 operands are plain ones; the others have no forward-mode derivative.
 
     Args:
-      spec: every index occurs in two of x, y and the result.
+      spec: every index occurs in at least two of x, y and the result.
     """
     if x.dtype == jnp.float32:
         return jnp.einsum(spec, x, y)

@@ -40,7 +40,10 @@ def attention(
       softcap: cap of the attention logits; None for none.
       implementation: "xla" everywhere; "cudnn" on NVIDIA GPUs in half precision, "splash" (Pallas) on TPUs. Neither
         of the latter supports `positions` or a traced window, and cudnn does not support a softcap. "auto" is cudnn
-        where the first device is a GPU and cudnn supports the arguments, else xla.
+        where the first device is an NVIDIA GPU of compute capability 8.0 or more and cudnn supports the arguments
+        (half precision, head size ≤ 128 and a multiple of 8, no softcap), else xla.
+
+    In half precision it has no forward-mode derivative.
 
     Raises:
       ValueError: shapes that do not fit together, or an argument that the implementation does not support.
@@ -97,8 +100,11 @@ def attention(
 
 def _cudnn_takes(query: Array) -> bool:
     """Whether cuDNN's attention runs on the first device, for the type and the head size of the queries."""
-    half = query.dtype in (jnp.bfloat16, jnp.float16)
-    return half and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128 and jax.default_backend() == "gpu"
+    if query.dtype not in (jnp.bfloat16, jnp.float16) or query.shape[-1] % 8 or query.shape[-1] > 128:
+        return False
+    # AMD's capabilities are no numbers, such as gfx90a.
+    capability = str(getattr(jax.devices()[0], "compute_capability", ""))
+    return jax.default_backend() == "gpu" and capability.replace(".", "", 1).isdigit() and float(capability) >= 8
 
 
 def _xla(query, key, value, positions, lengths, causal, window, scale, softcap):

@@ -10,7 +10,6 @@ from fssa_jax.evaluate.episodes import episodes_of
 from fssa_jax.tasks.reward import RewardTask
 from fssa_jax.tasks.reward_models import resolve
 from tests import tiny
-from tests.mistakes import complaint
 
 
 def fitted_on(tmp_path, noise: bool):
@@ -77,11 +76,3 @@ def test_a_calibration_goes_through_a_file(tmp_path):
     assert again.people == found.people
     jax.tree.map(np.testing.assert_array_equal, again.calibration, found.calibration)
     assert again.gain == pytest.approx(found.gain)
-
-
-def test_a_calibration_of_an_earlier_version_is_one_line():
-    fitted = {"shrinkage": [1, 1], "log_temperature": [0, 0], "log_temperature_without": 0, "most": 3}
-    message = complaint(Fitted.from_json, fitted | {"people": 3, "gain": 0.1, "standard_error": 0.01})
-    assert message.startswith(
-        "run.json: the calibration has no shrinkage_without, so the model is of an earlier version"
-    )

@@ -104,11 +104,7 @@ def test_pairs_thumbs_and_ratings_are_read_together_as_well_as_bayes_rule_does()
     known, vectors = truth(), jnp.asarray(features())
     trained, tested = people(rng, TRAINED, ""), people(rng, TESTED, "pair " * TARGETS)
     model = RewardModel(
-        encoder=BayesEncoder(rounds=4, gaussian=True, centred=True),
-        width=7,
-        target="linear",
-        head="bilinear",
-        population="linear",
+        encoder=BayesEncoder(rounds=4, gaussian=True), width=7, target="linear", head="bilinear", population="linear"
     )
     loss = reward_loss(model, NeuralProcess(kind="predictive", kl_weight=0.0, samples=8))
     draw = draw_people(lambda key, t: draw_episode(key, t.choices, max_context=CONTEXT, max_targets=TARGETS))

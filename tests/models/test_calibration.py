@@ -1,4 +1,4 @@
-"""A calibrated latent: shrunk towards the population by the number of choices; without choices it is the population."""
+"""A calibrated latent: shrunk towards the population by the number of choices; without choices it is the prior."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from fssa_jax.types import Posterior
 
 D, M = 5, 3
 MODEL = RewardModel(
-    encoder=BayesEncoder(rounds=4, centred=True, gaussian=True),
+    encoder=BayesEncoder(rounds=4, gaussian=True),
     target="linear",
     width=M,
     head="bilinear",
@@ -56,8 +56,11 @@ def test_factors_go_from_one_end_to_the_other_in_log_k():
 
 
 def test_a_person_without_choices_gets_the_prior_as_far_as_the_calibration_says(variables, context):
+    prior = {**variables["params"]["encoder"]["prior"], "mean": jnp.arange(1.0, 1.0 + D)}
+    variables = {"params": {**variables["params"], "encoder": {**variables["params"]["encoder"], "prior": prior}}}
     plain = posterior(variables, context)
     half = posterior(with_calibration(variables, [1, 1], [0, 0], shrinkage_without=0.5), context)
+    np.testing.assert_allclose(half.mean[0], 0.5 * jnp.arange(1.0, 1.0 + D), atol=1e-6)
     np.testing.assert_allclose(half.points[0], 0.5 * plain.points[0], atol=1e-6)
     np.testing.assert_array_equal(half.points[1:], plain.points[1:])
 
@@ -121,8 +124,8 @@ def test_points_have_the_mean_and_the_whole_covariance_of_the_posterior(variable
     assert np.abs(covariance - np.diag(np.diag(covariance))).max() > 0.02
 
 
-def test_points_of_a_discrete_prior_are_its_kinds_and_its_mean_is_zero(comparisons):
-    encoder = BayesEncoder(support=4, centred=True, gaussian=True)
+def test_points_of_a_discrete_prior_are_its_kinds_and_without_choices_its_mean_is_theirs(comparisons):
+    encoder = BayesEncoder(support=4, gaussian=True)
     context = comparisons(0, (2, 3), D, [0, 3])
     noise = jnp.zeros((2, 1, D + 1))
     variables = encoder.init(jax.random.key(0), context, noise=noise)
@@ -130,16 +133,16 @@ def test_points_of_a_discrete_prior_are_its_kinds_and_its_mean_is_zero(compariso
     assert q.points.shape == (2, 4, D)
     np.testing.assert_allclose(jnp.exp(q.log_weights).sum(-1), 1, rtol=1e-5)
     np.testing.assert_allclose(jnp.einsum("us,usm->um", jnp.exp(q.log_weights), q.points), q.mean, atol=1e-5)
-    np.testing.assert_allclose(q.mean[0], 0, atol=1e-6)
+    np.testing.assert_allclose(q.mean[0], variables["params"]["prior"]["kinds"].mean(0)[:D], atol=1e-6)
     np.testing.assert_allclose(encoder.apply(variables, context).mean, q.mean, atol=1e-6)  # the same without points
 
 
-LAPSES = MODEL.clone(encoder=BayesEncoder(rounds=4, centred=True, gaussian=True, lapses=True))
+LAPSES = MODEL.clone(encoder=BayesEncoder(rounds=4, gaussian=True, lapses=True))
 
 
 @pytest.mark.parametrize("listed", [False, True])
 def test_lapses_are_in_every_prediction_but_those_of_the_population(listed, context, variables):
-    """p = Σ_s w_s ((1 − ε) p_s + ε / n); a person without choices gets the population model, which has no lapses."""
+    """p = Σ_s w_s ((1 − ε) p_s + ε / n); where g = 0 everybody gets the population model, which has no lapses."""
     encoder = {**variables["params"]["encoder"], "lapse_logit": jnp.float32(-1.0)}
     variables = {"params": {**variables["params"], "encoder": encoder}}
     epsilon = 1 / (1 + np.exp(1))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fssa_jax.models.decoder import Decoder
+from fssa_jax.models.decoder import Decoder, empty_cache
 from tests import small_lm
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 97, (2, 7)))
@@ -54,3 +54,22 @@ def test_some_layers_alone_are_those_of_the_whole(lm):
     for layer in (1, 2, 3):
         part, _ = model.apply(variables, TOKENS, until=layer, method="hidden")
         np.testing.assert_allclose(part, states[layer], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"windows": (None, 3, None)}, {"attention_softcap": 2.0, "logit_softcap": 5.0}, {"qk_norm": True}],
+    ids=["plain", "window", "softcap", "qk_norm"],
+)
+def test_a_cache_gives_what_the_whole_sequence_gives(options):
+    """First tokens without positions, then one token at a time, then several at once."""
+    model, variables = small_lm.decoder(**options)
+    whole, _ = model.apply(variables, TOKENS, method="hidden")
+    cache, parts, at = empty_cache(model.config, 2, 9), [], 0
+    for number in (3, 1, 1, 2):
+        tokens = TOKENS[:, at : at + number]
+        places = None if at == 0 else jnp.broadcast_to(at + jnp.arange(number)[None], (2, number))
+        hidden, cache = model.apply(variables, tokens, positions=places, cache=cache, method="hidden")
+        parts.append(hidden)
+        at += number
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, atol=1e-5)

@@ -103,3 +103,32 @@ def test_cudnn_equals_xla(window):
     q, k, v = (x.astype(jnp.bfloat16) for x in qkv(t=64, s=64, d=64))
     ours = attention(q, k, v, window=window, implementation="cudnn").astype(jnp.float32)
     np.testing.assert_allclose(ours, attention(q, k, v, window=window).astype(jnp.float32), atol=3e-2)
+
+
+class Gpu:
+    def __init__(self, capability: str):
+        self.compute_capability = capability
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "d", "wanted"),
+    [
+        ("9.0", "bfloat16", 128, True),
+        ("8.0", "float16", 64, True),
+        ("7.5", "bfloat16", 64, False),
+        ("gfx90a", "bfloat16", 64, False),
+        ("9.0", "float32", 64, False),
+        ("9.0", "bfloat16", 256, False),
+        ("9.0", "bfloat16", 60, False),
+    ],
+)
+def test_auto_is_cudnn_where_it_runs(monkeypatch, capability, dtype, d, wanted):
+    q = jnp.zeros((1, 2, 2, d), dtype)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [Gpu(capability)])
+    assert attention_module._cudnn_takes(q) == wanted
+
+
+def test_auto_is_xla_on_a_cpu():
+    q, k, v = (jnp.asarray(np.random.default_rng(i).normal(size=(2, 6, 2, 8)), jnp.float32) for i in range(3))
+    np.testing.assert_array_equal(attention(q, k, v, implementation="auto"), attention(q, k, v))
