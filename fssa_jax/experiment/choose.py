@@ -155,7 +155,12 @@ def _with_population(work: Workdir, fits: FoldFits) -> tuple[RewardConfig, dict[
 
 def _nll(held_out: HeldOut, fits: FoldFits, config: RewardConfig, name: str, fitted: list) -> float:
     scores, _ = held_out.scores(fits.predictor(config, name, fitted))
-    return scores["val/nll"]
+    nll = scores["val/nll"]
+    if not np.isfinite(nll):
+        # NaN is neither smaller nor larger than anything: a fit that diverged must lose.
+        _log.warning("a short fit diverged (its NLL is %s), so its settings are not chosen", nll)
+        return float(np.finfo(np.float32).max)
+    return nll
 
 
 def _length(config: RewardConfig, score) -> int:

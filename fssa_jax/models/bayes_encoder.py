@@ -299,8 +299,8 @@ def _list_terms(
     if lapse is not None:
         weights = weights * _meant(log_p, lapse, _number(offered))
     # Masked twice: the gradient of an infinite exponential would be NaN.
-    p = jnp.where(offered, jnp.exp(log_p[..., None] - jnp.where(offered, margins, 0)), 0) * weights[..., None]
+    p = jnp.where(offered, jnp.exp(log_p[..., None] - jnp.where(offered, margins, 0)), 0)
     mean = jnp.einsum("...oa,...oai->...oi", p, directions)
-    scaled = mean / jnp.maximum(weights, 1e-30)[..., None]
-    precision = jnp.einsum("...oa,...oai,...oaj->...ij", p, directions, directions)
-    return mean.sum(-2), precision - jnp.einsum("...oi,...oj->...ij", mean, scaled)
+    precision = jnp.einsum("...o,...oa,...oai,...oaj->...ij", weights, p, directions, directions)
+    shared = jnp.einsum("...o,...oi,...oj->...ij", weights, mean, mean)
+    return jnp.einsum("...o,...oi->...i", weights, mean), precision - shared

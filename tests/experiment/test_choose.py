@@ -130,3 +130,11 @@ def test_what_cannot_be_chosen_is_refused(tmp_path):
     config = tiny.config(tiny.write_rows(tmp_path / "rows.jsonl", tiny.rows()))
     config.auto = "yes"
     assert "give config.auto=no" in complaint(train, config, tmp_path / "run")
+
+
+def test_a_fit_that_diverged_is_never_chosen(caplog):
+    """NaN would win or lose by the order of the candidates."""
+    held_out = SimpleNamespace(scores=lambda _: ({"val/nll": float("nan")}, None))
+    fits = SimpleNamespace(predictor=lambda *_: None)
+    assert choosing._nll(held_out, fits, None, "main", []) > 1e38
+    assert "diverged" in caplog.text

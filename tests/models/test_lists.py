@@ -213,3 +213,20 @@ def test_list_losses_of_two_are_those_of_pairs():
     soft = list_dpo_loss(rewards, jnp.broadcast_to(offered, rewards.shape), both, 0.25)
     reverse = -jax.nn.log_sigmoid(rejected - chosen)
     np.testing.assert_allclose(soft, 0.75 * loss + 0.25 * (p * loss + (1 - p) * reverse), atol=1e-5)
+
+
+@pytest.mark.parametrize("support", [0, 3])
+def test_gradients_of_padded_lists_with_lapses_are_finite(support):
+    """Padding has weight 0, and no division by it."""
+    rng = np.random.default_rng(0)
+    d = 4
+    chosen, rejected = (jnp.asarray(rng.normal(size=(2, 5, d)), jnp.float32) for _ in range(2))
+    others = jnp.asarray(rng.normal(size=(2, 5, 2, d)), jnp.float32)
+    offered = jnp.asarray(rng.random((2, 5, 2)) < 0.7)
+    context = Comparisons(chosen, rejected, jnp.arange(5)[None] < jnp.array([[0], [3]]), others, offered)
+    noise = jnp.asarray(rng.normal(size=(2, 6, d + 1)), jnp.float32)
+    encoder = BayesEncoder(rounds=3, support=support, gaussian=True, lapses=True)
+    variables = encoder.init(jax.random.key(0), context, noise=noise)
+    gradient = jax.grad(lambda v: jnp.square(encoder.apply(v, context, noise=noise).points).sum())(variables)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+        assert jnp.isfinite(leaf).all(), path
