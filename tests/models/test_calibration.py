@@ -56,11 +56,13 @@ def test_factors_go_from_one_end_to_the_other_in_log_k():
 
 
 def test_a_person_without_choices_gets_the_prior_as_far_as_the_calibration_says(variables, context):
-    prior = {**variables["params"]["encoder"]["prior"], "mean": jnp.arange(1.0, 1.0 + D)}
-    variables = {"params": {**variables["params"], "encoder": {**variables["params"]["encoder"], "prior": prior}}}
+    prior = variables["params"]["encoder"]["prior"]
+    mean = jnp.arange(1.0, 1.0 + len(prior["mean"]))
+    encoder = {**variables["params"]["encoder"], "prior": {**prior, "mean": mean}}
+    variables = {"params": {**variables["params"], "encoder": encoder}}
     plain = posterior(variables, context)
     half = posterior(with_calibration(variables, [1, 1], [0, 0], shrinkage_without=0.5), context)
-    np.testing.assert_allclose(half.mean[0], 0.5 * jnp.arange(1.0, 1.0 + D), atol=1e-6)
+    np.testing.assert_allclose(half.mean[0], 0.5 * mean, atol=1e-6)
     np.testing.assert_allclose(half.points[0], 0.5 * plain.points[0], atol=1e-6)
     np.testing.assert_array_equal(half.points[1:], plain.points[1:])
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fssa_jax.ops.attention import _splash, attention
+from fssa_jax.ops.attention import _cudnn_takes, _splash, attention
 
 
 def qkv(seed=0, batch=2, t=6, s=6, heads=4, groups=2, d=8):
@@ -126,7 +126,7 @@ def test_auto_is_cudnn_where_it_runs(monkeypatch, capability, dtype, d, wanted):
     q = jnp.zeros((1, 2, 2, d), dtype)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "devices", lambda: [Gpu(capability)])
-    assert attention_module._cudnn_takes(q) == wanted
+    assert _cudnn_takes(q) == wanted
 
 
 def test_auto_is_xla_on_a_cpu():
