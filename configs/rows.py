@@ -16,7 +16,7 @@ np_btl is for data that nobody tuned (`auto` is "yes"). Short fits, scored on pe
 penalties, and choose between learnt embeddings of texts, linear functions of their features, both, and kinds of people.
 Where choices are not shown to help, everybody gets the population model. See experiment/choose.py and
 evaluate/calibrate.py. --config.auto=no keeps the settings of this file; --config.model.learn_texts=no is for ranking
-texts that do not exist yet.
+texts that do not exist yet; --config.model.members=3 trains three models from different seeds and averages them.
 
 Measured for np_btl on the Polis data (benchmarks/polis.py, two x86-64 CPU cores, no accelerator): gain over the
 population model on 322 test users +3.0 / +3.9 / +4.5 points at K = 5 / 10 / 20, mean of three seeds. For

@@ -35,7 +35,7 @@ ROOMS: dict[str, list[list[str]]] = {
         ["calibration", "context", "layers"],
         ["bayes_encoder", "bert", "decoder", "hypernetwork", "reward_heads", "set_encoder"],
         ["rewards"],
-        ["conditioner"],
+        ["conditioner", "ensemble"],
     ],
     "lm": [
         ["engine", "hf_config", "hub", "messages", "sentence_modules", "weight_map"],

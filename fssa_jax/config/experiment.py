@@ -149,8 +149,11 @@ def _can_be_chosen(config: RewardConfig) -> bool:
     model = config.model
     if not (isinstance(model, NpBtl) and isinstance(config.data, Rows)):
         return False
-    linear = model.head == "bilinear" and model.population == "linear"
-    return linear and model.keep_population and isinstance(model.encoder, BayesEncoder)
+    return model.population == "linear" and _can_be_averaged(model)
+
+
+def _can_be_averaged(model: NpBtl) -> bool:
+    return model.head == "bilinear" and model.keep_population and isinstance(model.encoder, BayesEncoder)
 
 
 def _check_k(settings: Evaluation) -> None:
@@ -160,6 +163,8 @@ def _check_k(settings: Evaluation) -> None:
 
 def _check_model(settings: NpBtl, place: str) -> None:
     encoder = settings.encoder
+    if settings.members > 1 and not _can_be_averaged(settings):
+        raise UserError(f"{place}.members: averages models with a BayesEncoder, head=bilinear, keep_population; give 1")
     if isinstance(encoder, BayesEncoder):
         if not encoder.observations:
             raise UserError(f"{place}.encoder.observations: must be some of difference, responses; got none")

@@ -108,6 +108,9 @@ class NpBtl:
     model. The mean of z, which a BayesEncoder learns, is what people share beyond it."""
     feature_scale: float = number(1.0, least=0)
     """Factor of the features; 0 for the one that gives them a total variance of 1 on the training texts."""
+    members: int = positive(1)
+    """Models that are trained from different seeds and averaged, see models/ensemble.py; training, memory and
+    prediction cost as many times as much."""
 
 
 RewardModel = Btl | Dpl | NpBtl

@@ -23,11 +23,12 @@ on each weight.
 
 import copy
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from fssa_jax.config import DiscretePrior, RewardConfig
+from fssa_jax.config import DiscretePrior, NpBtl, RewardConfig
 from fssa_jax.data.dataset import Dataset, has_lists
 from fssa_jax.evaluate.held_out import HeldOut
 from fssa_jax.experiment.folds import CALL, POPULATION_STEPS, FoldFits
@@ -61,6 +62,7 @@ def candidates(config: RewardConfig, dataset: Dataset) -> dict[str, RewardConfig
 def _candidate(config: Any, name: str, strength: float, known: bool, choices: int) -> RewardConfig:
     by_id = name in ("texts", "ids")
     config.model.response = "none" if by_id else "linear"
+    config.model.members = 1  # the fits that decide are of single models
     config.model.width = _TEXTS_WIDTH if by_id else _WIDTH
     config.model.encoder.observations = ("responses",) if name == "texts" else ("difference",)
     if name == "kinds":
@@ -106,6 +108,8 @@ def choose(work: Workdir, fits: FoldFits) -> Workdir:
     found = {name: min((score(option, n), n) for n in lengths) for name, option in options.items()}
     name = min(found, key=lambda name: found[name])
     chosen = options[name]
+    if isinstance(work.config.model, NpBtl):
+        chosen.model = replace(chosen.model, members=work.config.model.members)
     facts = {
         "people": len(fits.folds.people.users),
         "folds": len(fits.folds),

@@ -17,6 +17,7 @@ from fssa_jax.config import AdamW, Btl, Dpl, NeuralProcess, NpBtl, RewardConfig,
 from fssa_jax.data.benchmarks import synthetic
 from fssa_jax.data.dataset import Dataset, Split, seen_in_training
 from fssa_jax.models import rewards
+from fssa_jax.models.ensemble import members_of, separate, stacked
 from fssa_jax.ops.choices import join_choices
 from fssa_jax.ops.distributions import antithetic_noise
 from fssa_jax.ops.episodes import draw_episode
@@ -33,6 +34,8 @@ from fssa_jax.train.step import Batch, Draw, Loss, Metrics
 from fssa_jax.types import Comparisons, DiagGaussian, Episode, Leaf, Posterior, PyTree
 
 _log = logging.getLogger(__name__)
+
+_APART = 1_000_003  # the seeds of an ensemble's models, so that those of neighbouring seeds differ
 
 
 @jax.tree_util.register_dataclass
@@ -100,6 +103,15 @@ class RewardTask:
         """The module of a model."""
         return make_model(self.config.model, self.dataset, name)
 
+    def _members(self, name: str) -> list["RewardTask"]:
+        """The tasks of the models of an ensemble, whose seeds differ; of a single model, the task itself."""
+        model = self.config.model
+        if name != MAIN or not isinstance(model, NpBtl) or model.members == 1:
+            return [self]
+        single, seeds = dataclasses.replace(model, members=1), range(model.members)
+        configs = [dataclasses.replace(self.config, model=single, seed=self.config.seed + i * _APART) for i in seeds]
+        return [dataclasses.replace(self, config=config) for config in configs]
+
     def draw(self, name: str) -> Draw:
         """See `Task`; models that read no context draw none."""
         train = self.config.train
@@ -119,7 +131,9 @@ class RewardTask:
     def loss(self, name: str, plan: Plan | None = None) -> Loss:
         """See `Task`."""
         del plan  # features need no padding
-        return reward_loss(self.model(name), self.config.objective)
+        members = self._members(name)
+        one = reward_loss(members[0].model(name), self.config.objective)
+        return one if len(members) == 1 else ensemble_loss(one, len(members))
 
     def start(self, name: str, trained: Mapping[str, PyTree]) -> PyTree:
         """Random init from the seed; then, if configured, the population reward and a matrix factorisation."""
@@ -127,6 +141,9 @@ class RewardTask:
 
     def init(self, name: str) -> PyTree:
         """Random init from the seed, which does not depend on the training people."""
+        members = self._members(name)
+        if len(members) > 1:
+            return stacked([member.init(name) for member in members])
         model, tables, draw = self.model(name), self.tables("train"), self.draw(name)
 
         def init(key: Key[Array, ""], tables: Tables) -> PyTree:
@@ -137,6 +154,10 @@ class RewardTask:
 
     def warm(self, name: str, variables: PyTree, trained: Mapping[str, PyTree]) -> PyTree:
         """A random init with the parts that trained models and the data give."""
+        members = self._members(name)
+        if len(members) > 1:
+            each = zip(members, separate(variables), strict=True)
+            return stacked([member.warm(name, one, trained) for member, one in each])
         # A DPL reward has two outputs, so it cannot start from the population model.
         population = None if isinstance(self.config.model, Dpl) and name == MAIN else trained.get(POPULATION)
         return {**variables, "params": self._warm(name, self.model(name), variables, population)}
@@ -298,6 +319,19 @@ def reward_loss(model: rewards.RewardModel, objective: NeuralProcess) -> Loss:
         if updated:
             metrics["batch_stats"] = updated["batch_stats"]
         return total, metrics
+
+    return loss
+
+
+def ensemble_loss(one: Loss, members: int) -> Loss:
+    """The sum of the losses of the models of an ensemble, which share episodes and noise; metrics are means."""
+
+    def loss(variables: PyTree, batch: Batch, key: Key[Array, ""]) -> tuple[Array, Metrics]:
+        def of_member(variables: PyTree, key: Key[Array, ""]) -> tuple[Array, Metrics]:
+            return one(variables, batch, key)
+
+        totals, metrics = jax.vmap(of_member)(members_of(variables), jax.random.split(key, members))
+        return totals.sum(), jax.tree.map(lambda x: x.mean(0), metrics)
 
     return loss
 

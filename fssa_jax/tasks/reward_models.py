@@ -14,6 +14,7 @@ from fssa_jax.data.thresholds import thresholds_of
 from fssa_jax.errors import UserError
 from fssa_jax.models import rewards
 from fssa_jax.models.bayes_encoder import BayesEncoder
+from fssa_jax.models.ensemble import Ensemble
 from fssa_jax.models.set_encoder import SetEncoder
 from fssa_jax.tasks.task import MAIN, POPULATION, SPECIALIST
 
@@ -37,7 +38,7 @@ def make_model(settings: Any, dataset: Dataset, name: str = MAIN) -> rewards.Rew
         )
         if name == POPULATION:
             return population
-        return population.clone(
+        single = population.clone(
             latent="group" if name == SPECIALIST else "context",
             encoder=make_encoder(settings),
             groups=len(dataset.groups),
@@ -47,6 +48,7 @@ def make_model(settings: Any, dataset: Dataset, name: str = MAIN) -> rewards.Rew
             keep_population=settings.keep_population,
             thresholds=len(thresholds_of(dataset.featuriser)),
         )
+        return Ensemble.of(single, settings.members) if name == MAIN and settings.members > 1 else single
     likelihood, link = ("dpl", settings.link) if isinstance(settings, Dpl) and name == MAIN else ("btl", "probit")
     return rewards.RewardModel(
         likelihood=likelihood,

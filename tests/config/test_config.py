@@ -206,6 +206,8 @@ def test_whole_numbers_are_numbers(tmp_path):
         ("model.encoder.inputs", ("margin",)),
         ("model.encoder.width", 100),
         ("model.encoder.dropout", 1.0),
+        ("model.members", 0),
+        ("model.members", 2),
         ("train.steps", "many"),
         ("data.features", "nowhere"),
         ("data.split_seed", -1),

@@ -1,5 +1,7 @@
 """What a configuration makes of a data set: learnt texts where people judge the same texts, features elsewhere."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from configs import rows, synthetic
 from fssa_jax.config import Dpl, check
 from fssa_jax.data.dataset import seen_in_training
+from fssa_jax.models.ensemble import separate
 from fssa_jax.ops.factorise import factorise, observed_responses
 from fssa_jax.tasks.reward import RewardTask
 from fssa_jax.tasks.reward_models import make_model, resolve
@@ -151,3 +154,30 @@ def test_choices_among_several_are_trained_on_as_one_observation(tmp_path):
     assert loss_of(task, zero) == pytest.approx(expected, rel=1e-5)
     config.model = Dpl()
     assert "DPL is for choices between two" in complaint(resolve, config, dataset)
+
+
+def test_the_models_of_an_ensemble_train_as_each_does_alone(tmp_path):
+    config = tiny.auto_config(tiny.write_rows(tmp_path / "rows.jsonl", tiny.rows()))
+    dataset = tiny.load_dataset(config)
+    config = resolve(config, dataset)
+    config.model.members = 3
+    task = RewardTask(config, dataset)
+    population = RewardTask(config, dataset).start("population", {})
+    variables = task.start("main", {"population": population})
+    each = separate(variables)
+    single = copy.deepcopy(config)
+    single.model.members = 1
+    first = RewardTask(single, dataset).start("main", {"population": population})
+    jax.tree.map(np.testing.assert_array_equal, each[0], first)  # the first one is the model without an ensemble
+    kernels = [one["params"]["target_encoder"]["dense_0"]["kernel"] for one in each]
+    assert not np.allclose(kernels[0], kernels[1])
+    assert not np.allclose(kernels[1], kernels[2])
+    tables = task.tables("train")
+    batch = Batch(task.draw("main")(jax.random.split(jax.random.key(0), 4), tables), tables)
+
+    def gradient(task, variables):
+        return jax.grad(lambda v: task.loss("main")(v, batch, jax.random.key(1))[0])(variables)
+
+    for got, one in zip(separate(gradient(task, variables)), each, strict=True):
+        expected = gradient(RewardTask(single, dataset), one)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), got, expected)

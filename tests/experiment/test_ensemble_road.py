@@ -1,0 +1,58 @@
+"""An ensemble from the rows to the report, and to new people."""
+
+import numpy as np
+import pytest
+
+import fssa_jax
+from fssa_jax.experiment.evaluate import evaluate_workdir
+from fssa_jax.experiment.train import train
+from fssa_jax.experiment.workdir import Workdir
+from fssa_jax.models.ensemble import Ensemble, separate
+from fssa_jax.tasks.reward import RewardTask
+from tests import tiny, tiny_policy
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("ensemble")
+    config = tiny.auto_config(tiny.write_rows(directory / "rows.jsonl", tiny.rows(users=40)), specialist_steps=0)
+    config.model.members = 2
+    config.train.steps = 100
+    train(config, directory / "run")
+    return directory / "run"
+
+
+def test_the_choice_is_made_with_single_models_and_the_ensemble_is_trained(workdir):
+    work = Workdir.open(workdir)
+    assert isinstance(work.task, RewardTask)
+    assert work.config.model.members == 2
+    assert isinstance(work.task.model(), Ensemble)
+    variables, _ = work.trained()
+    first, second = separate({"params": variables["params"]})
+    kernel = first["params"]["target_encoder"]["dense_0"]["kernel"]
+    assert not np.allclose(kernel, second["params"]["target_encoder"]["dense_0"]["kernel"])
+    report = evaluate_workdir(workdir)
+    assert report["gain"]["3"]["low"] > 0.1  # two kinds of people who want the opposite
+    assert report["control_gain"]["3"]["mean"] < report["gain"]["3"]["mean"]
+
+
+def test_a_person_is_read_by_both(workdir):
+    model = fssa_jax.load(workdir)
+    short, long = "word1 word2 word3", " ".join(f"word{i}" for i in range(9))
+    choices = [(f"question {i}", long, short) for i in range(3)]
+    latent = model.infer(choices)
+    assert latent.mean.shape == (1, model.reward.latent_dim)
+    assert latent.points.shape[1] % 2 == 0
+    rewards = model.score(latent, [("question 9", long), ("question 9", short)])
+    other = model.score(model.infer([(p, b, a) for p, a, b in choices]), [("question 9", long), ("question 9", short)])
+    assert rewards[0] - rewards[1] > other[0] - other[1]
+
+
+def test_a_policy_reads_people_with_both(workdir, tmp_path):
+    data = workdir.parent / "rows.jsonl"
+    config = tiny_policy.config(data, tiny_policy.base(tmp_path / "base"), workdir)
+    train(config, tmp_path / "policy")
+    policy = fssa_jax.load(tmp_path / "policy")
+    choices = [("question 0", "word1 word2", "word3"), ("question 1", "word4", "word5 word6")]
+    read = fssa_jax.load(workdir).infer(choices).mean
+    np.testing.assert_allclose(policy.infer(choices).mean, read, rtol=1e-4, atol=1e-6)
