@@ -53,8 +53,9 @@ def evaluate(
     * accuracy, nll, ece, steering of `main`; steering is None if no two people judge a pair differently.
     * control (accuracy with another person's context), scrambled (every choice from another person), population,
       specialist, bayes: accuracies, and each also with _nll, _ece and _steering.
-    * gain and control_gain: paired differences of accuracy from the population model. last_gain: the paired difference
-      between the two largest k, one cell.
+    * gain and control_gain: paired differences of accuracy from the population model. choices_gain and
+      control_choices_gain: from `main` itself without choices, if 0 is among the k. last_gain: between the two largest
+      k, one cell.
     Steering is of choices between two texts, and None for choices of one among more.
 
     * accuracy_unseen and population_unseen: accuracies on the target rows with both texts unseen in training, if these
@@ -108,6 +109,8 @@ def evaluate(
         score.add_gains("population")
     if main.reads and len(ks) > 1:
         score.add_last_gain()
+        if 0 in ks:
+            score.add_choices_gains()
     if dataset.truth is not None:
         score.add("bayes", [bayes_predictions(dataset.truth, e, ks) for e in _progress(episodes, "Bayes limit")])
         score.add_steering_gap("bayes")

@@ -87,6 +87,13 @@ class Scores:
             if name in self.by_user:
                 self.report[key] = self._means(self.by_user[name] - self.by_user[over])
 
+    def add_choices_gains(self) -> None:
+        """Adds choices_gain and control_choices_gain: what choices add to the accuracy without any, paired."""
+        without = self.by_user[""][self.ks.index(0)]
+        for name, key in (("", "choices_gain"), ("control", "control_choices_gain")):
+            if name in self.by_user:
+                self.report[key] = self._means(self.by_user[name] - without)
+
     def add_last_gain(self) -> None:
         """Adds last_gain: how much accuracy the last step from one k to the next gains, paired within people."""
         accuracy = self.by_user[""]

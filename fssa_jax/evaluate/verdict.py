@@ -6,14 +6,16 @@ Helps = Literal["yes", "not shown", "no"]
 
 _ENOUGH_ECE = 0.02
 _FEW_PEOPLE = 10  # an interval over fewer people is too narrow
+_WORTH_A_WORD = 5e-4  # of a gain, which is printed in tenths of a point
 _WORST = 0.01  # share of accuracy that the worst decile may lose against the population
 
 
 def verdict(report: dict[str, Any]) -> dict[str, Any]:
     """{"helps": "yes", "not shown" or "no", "lines": […]}, from the series of a report that has a population model.
 
-    Contexts help if the 95 % interval of the gain over the population model is above 0 at the largest k, and do harm if
-    it is below 0. Of fewer than 10 people neither is shown.
+    Choices help if the 95 % interval of what they gain is above 0 at the largest k, and do harm if it is below 0. What
+    they gain is over the same model without choices, if k = 0 was scored, else over the population model. Of fewer
+    than 10 people neither is shown.
 
     >>> from fssa_jax.evaluate.verdict import verdict
     >>> cell = {"mean": 0.04, "low": 0.01, "high": 0.07}
@@ -22,13 +24,18 @@ def verdict(report: dict[str, Any]) -> dict[str, Any]:
     """
     ks = [str(k) for k in report["k"]]
     last = ks[-1]
-    gain = report["gain"][last]
+    gain, of_choices = report["gain"][last], report.get("choices_gain", report["gain"])[last]
     people = report["users"]["scored"]
-    helps: Helps = "yes" if gain["low"] > 0 else "no" if gain["high"] < 0 else "not shown"
+    helps: Helps = "yes" if of_choices["low"] > 0 else "no" if of_choices["high"] < 0 else "not shown"
     few = helps != "not shown" and people < _FEW_PEOPLE
     helps = "not shown" if few else helps
     said = {"yes": "help", "no": "do harm", "not shown": "are not shown to help"}[helps]
     lines = [f"{last} choices of a person {said}: {_points(gain)} (95 % interval {_interval(gain)}; {people} people)"]
+    if "choices_gain" in report and abs(report["gain"]["0"]["mean"]) >= _WORTH_A_WORD:
+        lines.append(
+            f"of these, {_of_points(report['gain']['0'])} are there without any choice, and {_of_points(of_choices)} "
+            f"({_interval(of_choices)}) come from the choices"
+        )
     if few:
         said = f"{people} people are too few to tell"
         lines.append(said if report.get("folds") else f"{said}: launch.evaluate --folds=5 scores everybody once")
@@ -59,7 +66,7 @@ def _of_control(report: dict[str, Any], k: str) -> list[str]:
     cell = (report.get("control_gain") or {}).get(k)
     if cell is None:
         return []
-    if cell["low"] > 0:
+    if report.get("control_choices_gain", report["control_gain"])[k]["low"] > 0:
         return [f"another person's choices help as well, {_points(cell)} ({_interval(cell)}): the gain is not personal"]
     own = report["gain"][k]
     apart = own["low"] > cell["high"]

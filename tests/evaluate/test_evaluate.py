@@ -90,6 +90,14 @@ def test_gains_are_differences_within_people(report):
             assert widths[0] <= widths[1] + widths[2]
 
 
+def test_the_gain_of_choices_is_that_over_no_choices(report):
+    for name, series in (("choices_gain", "accuracy"), ("control_choices_gain", "control")):
+        for k in SETTINGS.k:
+            expected = report[series][str(k)]["mean"] - report["accuracy"]["0"]["mean"]
+            assert report[name][str(k)]["mean"] == pytest.approx(expected, abs=1e-6)
+    assert report["choices_gain"]["0"] == {"mean": 0, "low": 0, "high": 0}
+
+
 def test_groups_are_scored_apart_too(report):
     """Their accuracies are those of everybody, taken apart."""
     assert len(report["by_group"]) == 2

@@ -39,6 +39,24 @@ def test_a_good_report():
     ]
 
 
+def test_what_people_share_is_no_merit_of_the_choices():
+    """A model that is better than the population's for everybody gains as much without choices."""
+    everybody = {"gain": {"0": cell(0.04), "3": cell(0.045)}, "choices_gain": {"0": cell(0, 0), "3": cell(0.005)}}
+    found = report(**everybody)
+    assert found["helps"] == "not shown"
+    assert found["lines"][:2] == [
+        "3 choices of a person are not shown to help: 4.5 points over the population model (95 % interval 3.5 to 5.5; "
+        "30 people)",
+        "of these, 4.0 points are there without any choice, and 0.5 points (-0.5 to 1.5) come from the choices",
+    ]
+    # Another person's choices keep what is shared: they do not help.
+    controls = {"control_gain": {"3": cell(0.03)}, "control_choices_gain": {"3": cell(-0.01)}}
+    choices = {"choices_gain": {"0": cell(0, 0), "3": cell(0.05)}, "gain": {"0": cell(0.04), "3": cell(0.09)}}
+    found = report(**choices, **controls)
+    assert found["helps"] == "yes"
+    assert found["lines"][2].endswith("so it matters whose choices they are")
+
+
 def test_the_guard_is_said_and_its_still_latent_is_no_collapse():
     training = {"best": 50, "last": 200, "decayed": False, "calibration": {"helps": False, "people": 12}}
     found = report(gain={"0": cell(0.0), "3": cell(0.0)}, training=training)
