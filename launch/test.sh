@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole test suite on a fresh machine: environment, ruff, pyright, pytest. Arguments go to pytest.
-# --parity, as the first one, also installs torch and a real sentence encoder, and runs what compares with them.
+# --parity, as the first one, also installs torch and real models, and runs what compares with them.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 setup requirements.txt requirements-test.txt

@@ -38,8 +38,10 @@ ROOMS: dict[str, list[list[str]]] = {
         ["conditioner", "ensemble"],
     ],
     "lm": [
-        ["engine", "hf_config", "hub", "messages", "sentence_modules", "weight_map"],
-        ["generate", "peft", "safetensors", "tokenizer"],
+        ["engine", "gguf", "gguf_tokenizer", "hf_config", "messages", "sentence_modules", "weight_map"],
+        ["generate", "peft", "tensor_files", "tokenizer"],
+        ["gguf_checkpoint", "safetensors"],
+        ["hub"],
         ["token_table"],
         ["base", "text_encoder"],
         ["scoring"],

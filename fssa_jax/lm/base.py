@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from fssa_jax.errors import UserError
 from fssa_jax.lm.hf_config import read_config, to_hugging_face
 from fssa_jax.lm.hub import find_checkpoint
-from fssa_jax.lm.safetensors import check_checkpoint, load_params, save_params, weight_files, with_own_head
+from fssa_jax.lm.safetensors import check_checkpoint, load_params, save_params, with_own_head
+from fssa_jax.lm.tensor_files import weight_files
 from fssa_jax.lm.tokenizer import ChatTokenizer, check_vocabulary, load_tokenizer
 from fssa_jax.models.decoder import Decoder, DecoderConfig, Remat
 from fssa_jax.ops.attention import Implementation

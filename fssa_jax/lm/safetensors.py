@@ -1,4 +1,4 @@
-"""Reads and writes parameters as safetensors files. No pickle, no remote code, no torch."""
+"""Reads parameters of checkpoints, and writes them as safetensors files. No pickle, no remote code, no torch."""
 
 import dataclasses
 import json
@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from fssa_jax.errors import UserError
 from fssa_jax.files import DIGESTS, check_digests, replaceable, whole_directory, write_digests
+from fssa_jax.lm.tensor_files import INDEX, WEIGHTS, Tensors, open_tensors
 from fssa_jax.lm.weight_map import IGNORED, Weight, weight_map, weight_of
 from fssa_jax.models.bert import BertConfig
 from fssa_jax.models.decoder import DecoderConfig
@@ -21,66 +21,7 @@ from fssa_jax.types import PyTree
 
 _log = logging.getLogger(__name__)
 
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _HEAD = "lm_head.weight"
-
-
-def weight_files(directory: Path) -> list[Path]:
-    """The files that hold the weights of a checkpoint, as transformers chooses them.
-
-    They are model.safetensors, or if there is none the shards that model.safetensors.index.json lists. Other
-    safetensors files in the directory belong to something else.
-
-    Raises:
-      UserError: neither exists, or the index is damaged, lists a file outside the directory, or one that is missing.
-    """
-    if (directory / _WEIGHTS).is_file():
-        return [directory / _WEIGHTS]
-    index = directory / _INDEX
-    if not index.is_file():
-        others = ", ".join(sorted(path.name for path in directory.glob("*.safetensors"))[:5])
-        found = f"{others} hold something else" if others else "pickled weights are not read"
-        raise UserError(f"{directory}: no {_WEIGHTS}, and no {_INDEX} that lists its shards; {found}")
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        outside = [name for name in names if Path(name).name != name]
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{index}: not an index of shards ({error!r}); download it again") from error
-    if outside:
-        raise UserError(f"{index}: lists {outside[0]!r}, which is not a file next to it; download the checkpoint again")
-    for name in names:
-        if not (directory / name).is_file():
-            raise UserError(f"{index}: lists {name}, which is missing; download the checkpoint again")
-    return [directory / name for name in names]
-
-
-class _Shards:
-    """The tensors of a checkpoint by name; each is read on demand from memory-mapped files."""
-
-    def __init__(self, directory: Path):
-        self._where: dict[str, Path] = {}
-        self._open: dict[Path, Any] = {}
-        for file in weight_files(directory):
-            try:
-                self._open[file] = safe_open(str(file), "numpy")
-                names = list(self._open[file].keys())
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"{file}: truncated or damaged ({error}); download it again") from error
-            twice = next((name for name in names if name in self._where), None)
-            if twice is not None:
-                raise UserError(f"{self._where[twice]} and {file} both hold {twice}; remove one of them")
-            self._where |= dict.fromkeys(names, file)
-
-    def names(self) -> set[str]:
-        return set(self._where)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._open[self._where[name]].get_slice(name).get_shape())
-
-    def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
-        """A tensor, or a slice of it."""
-        file = self._open[self._where[name]]
-        return file.get_slice(name)[index] if index else file.get_tensor(name)
 
 
 def with_own_head(directory: Path, config: DecoderConfig) -> DecoderConfig:
@@ -88,7 +29,7 @@ def with_own_head(directory: Path, config: DecoderConfig) -> DecoderConfig:
 
     transformers does the same: what the file holds goes before `tie_word_embeddings`.
     """
-    shards = _Shards(directory) if config.tied else None
+    shards = open_tensors(directory) if config.tied else None
     if shards is None or _HEAD not in shards.names():
         return config
     weights = weight_map(config)
@@ -122,7 +63,7 @@ def load_params(
     Raises:
       UserError: a file is damaged, or tensors are missing, unknown or of the wrong shape; the message lists all.
     """
-    shards = _Shards(directory)
+    shards = open_tensors(directory)
     names = shards.names()
     weights = weight_map(config)
     # Some files were saved from the model without its head ("layers.0…"), others from a wrapping model ("bert.…").
@@ -144,7 +85,7 @@ def load_params(
 
 
 def _check_names(
-    directory: Path, shards: _Shards, wanted: dict[str, Weight], config: DecoderConfig | BertConfig
+    directory: Path, shards: Tensors, wanted: dict[str, Weight], config: DecoderConfig | BertConfig
 ) -> None:
     """Raises a `UserError` that lists all mismatches in one line."""
     names = shards.names()
@@ -164,7 +105,7 @@ def _check_names(
 
 
 def _piece(
-    shards: _Shards, weight: Weight, name: str, dtype: Any, index: tuple[slice, ...] | None = None
+    shards: Tensors, weight: Weight, name: str, dtype: Any, index: tuple[slice, ...] | None = None
 ) -> np.ndarray:
     """A slice of a parameter, all of it by default; nothing else is read."""
     index = index or (slice(None),) * len(weight.shape)
@@ -173,7 +114,7 @@ def _piece(
     return out if dtype is None else out.astype(dtype, copy=False)
 
 
-def _placed(shards: _Shards, weight: Weight, name: str, dtype: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+def _placed(shards: Tensors, weight: Weight, name: str, dtype: Any, sharding: jax.sharding.Sharding) -> jax.Array:
     """A parameter on its devices. The host holds one part at a time, and reads parts that devices share once."""
     parts: dict[str, tuple[Any, list[Any]]] = {}
     for device, index in sharding.addressable_devices_indices_map(weight.shape).items():
@@ -220,7 +161,7 @@ def save_params(
     with whole_directory(directory) as target:
         where = {}
         for number, weights in enumerate(files, 1):
-            file = _WEIGHTS if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+            file = WEIGHTS if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
             out = {}
             for weight in weights:
                 tensor = np.asarray(weight_of(variables, weight))
@@ -229,7 +170,7 @@ def save_params(
             save_file(out, str(target / file), metadata={"format": "pt"})
         if len(files) > 1:
             index = {"metadata": {"total_size": total}, "weight_map": where}
-            (target / _INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
+            (target / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
         # Sentence encoders have numbered directories of modules. Others, such as work directories, are not copied.
         parts = [source, *(path for path in source.iterdir() if path.is_dir() and path.name[:1].isdigit())]
         for file in (file for part in parts for file in part.iterdir()):

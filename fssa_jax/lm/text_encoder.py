@@ -17,8 +17,9 @@ from fssa_jax.files import DIGESTS
 from fssa_jax.lm.hf_config import read_config
 from fssa_jax.lm.hub import find_checkpoint
 from fssa_jax.lm.messages import readable
-from fssa_jax.lm.safetensors import check_checkpoint, load_params, weight_files
+from fssa_jax.lm.safetensors import check_checkpoint, load_params
 from fssa_jax.lm.sentence_modules import read_sentence_modules
+from fssa_jax.lm.tensor_files import weight_files
 from fssa_jax.lm.tokenizer import check_vocabulary, load_tokenizer
 from fssa_jax.models.bert import BertConfig, BertEncoder, mean_pool, pool_tokens, unit
 from fssa_jax.models.decoder import Decoder

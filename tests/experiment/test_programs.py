@@ -172,7 +172,7 @@ def test_steer_ranks_for_the_maker_of_the_choices(trained, tmp_path):
     assert "After 4 choices" in table.stdout
 
 
-@pytest.mark.parametrize("program", ["train", "evaluate", "steer", "prepare_data"])
+@pytest.mark.parametrize("program", ["train", "evaluate", "steer", "prepare_data", "convert"])
 def test_help_explains(program):
     done = run(program, "--help")
     assert done.returncode == 0

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from fssa_jax.lm import safetensors as pretrained
 from fssa_jax.lm.base import fingerprint, load_base
 from fssa_jax.lm.hf_config import read_config
+from fssa_jax.lm.tensor_files import open_tensors
 from fssa_jax.lm.weight_map import weight_map
 from fssa_jax.models.bert import BertEncoder
 from tests import small_lm
@@ -81,7 +82,7 @@ def test_a_sharded_leaf_is_read_in_its_parts_alone(saved):
     directory, model, variables = saved
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("x",))
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
-    shards = pretrained._Shards(directory)
+    shards = open_tensors(directory)
     weight = next(w for w in weight_map(model.config) if w.path == ("layers", 1, "up", "kernel"))
     index = (slice(8, 16), slice(4, 40))
     part = pretrained._piece(shards, weight, weight.name, None, index)
