@@ -81,8 +81,8 @@ ROOMS: dict[str, list[list[str]]] = {
         ["policy"],
     ],
     "evaluate": [
-        ["bayes", "controls", "episodes", "in_context", "scores", "style_scores", "verdict", "warnings"],
-        ["calibrate", "latent", "written"],
+        ["bayes", "chance", "controls", "episodes", "in_context", "style_scores", "verdict", "warnings"],
+        ["calibrate", "latent", "scores", "written"],
         ["evaluate", "held_out"],
     ],
     "people": [["blend", "choices"], ["person"], ["rank", "side_by_side"]],

@@ -104,12 +104,7 @@ def _fit(found: list[list["_Parts"]], sizes: tuple[int, ...]) -> Fitted:
     def log_p(theta: Array) -> Array:
         """(ks, people) sums over targets."""
         calibration = _calibration(theta, most)
-        return jnp.stack(
-            [
-                _log_likelihood(part, *factors(calibration, jnp.asarray(float(k))))
-                for part, k in zip(parts, sizes, strict=True)
-            ]
-        )
+        return jnp.stack([_log_likelihood(part, *factors(calibration, part.count)) for part in parts])
 
     @jax.jit
     def objective(theta: Array) -> Array:
@@ -154,7 +149,8 @@ def _calibration(theta: Any, most: Array) -> Calibration:
 class _Parts(NamedTuple):
     """Rewards of targets at z = 0, (people, t, r), what points add, (people, s, t, r), and log weights, (people, s).
 
-    `weight` (people, t) is that of the targets, 0 for padding. `lapse` (people,) is the share of choices at random.
+    `weight` (people, t) is that of the targets, 0 for padding. `lapse` (people,) is the share of choices at random,
+    `count` (people,) the number of choices that were read: k, or all that a person has.
     """
 
     shared: Array
@@ -163,6 +159,7 @@ class _Parts(NamedTuple):
     listed: Array
     weight: Array
     lapse: Array
+    count: Array
 
 
 def _parts_of_rewards(
@@ -170,7 +167,7 @@ def _parts_of_rewards(
 ) -> tuple[list[list[_Parts]], tuple[int, ...]]:
     """The parts of each fit by k, and the ks."""
     model, features = task.model(), jnp.asarray(task.dataset.features)
-    people = [eligible_users(split, 0)[0][: _MOST_PEOPLE // len(fitted)] for _, split in fitted]
+    people = [_some(eligible_users(split, 0)[0], _MOST_PEOPLE // len(fitted)) for _, split in fitted]
     counts = [np.asarray(split.table.count)[users, 0] for users, (_, split) in zip(people, fitted, strict=True)]
     wanted = max(task.config.train.max_context, *task.config.evaluate.k)
     most = max(min(int(np.median(np.concatenate(counts))), wanted), 0)
@@ -195,18 +192,26 @@ def _parts_of_rewards(
             personal = jnp.moveaxis(rewards_at(variables, jnp.moveaxis(q.points, -2, 0), part) - shared, 0, 1)
             lapse = jnp.zeros(len(users)) if q.lapse is None else q.lapse
             listed, weight = jnp.asarray(real_responses(part.targets)), choice_weights(part.targets)
-            parts.append(_Parts(shared[0], personal, q.log_weights, listed, weight, lapse))
+            count = part.context.mask.sum(-1).astype(jnp.float32)
+            parts.append(_Parts(shared[0], personal, q.log_weights, listed, weight, lapse, count))
         return parts
 
     found = [parts_of(variables, split, users) for (variables, split), users in zip(fitted, people, strict=True)]
     return found, sizes or (0,)
 
 
+def _some(people: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of the people, at random: files are often in the order in which people came."""
+    return np.sort(np.random.default_rng(_SEED).permutation(people)[:most])
+
+
 def _log_likelihood(part: _Parts, g: Array, temperature: Array) -> Array:
-    """(people,) Σ_t log p(t | C)."""
+    """(people,) Σ_t log p(t | C), with g and τ of each person (people,)."""
+    g, temperature = (value[:, None, None, None] for value in (g, temperature))
     values = temperature * (part.shared[:, None] + g * part.personal)
     each = jax.nn.log_softmax(jnp.where(part.listed[:, None], values, -jnp.inf), axis=-1)[..., 0]
-    lapse, number = jnp.where(g > 0, part.lapse, 0.0)[:, None, None], part.listed.sum(-1)[:, None]
+    lapse = jnp.where(g[..., 0] > 0, part.lapse[:, None, None], 0.0)
+    number = part.listed.sum(-1)[:, None]
     each = lapse_log_likelihood(each, jnp.broadcast_to(lapse, each.shape), jnp.broadcast_to(number, each.shape))
     log_p = jax.nn.logsumexp(each + part.log_weights[..., None], axis=1)
     return (part.weight * jnp.where(part.weight > 0, log_p, 0)).sum(-1)

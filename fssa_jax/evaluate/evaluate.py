@@ -4,7 +4,7 @@ The targets share no text with the context, are the same for all series and all 
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -45,6 +45,7 @@ def evaluate(
     max_users: int | None = None,
     max_targets: int | None = None,
     control: bool = True,
+    seen: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
 ) -> Evaluation:
     """Scores a predictor and its baselines on the same users, targets and contexts.
 
@@ -53,6 +54,8 @@ def evaluate(
     * accuracy, nll, ece, steering of `main`; steering is None if no two people judge a pair differently.
     * control (accuracy with another person's context), scrambled (every choice from another person), population,
       specialist, bayes: accuracies, and each also with _nll, _ece and _steering.
+    * ece_by_chance: what ECE would be if the model were calibrated, {"mean", "high"}. nll_rise: between which k NLL
+      grows most.
     * gain and control_gain: paired differences of accuracy from the population model. choices_gain and
       control_choices_gain: from `main` itself without choices, if 0 is among the k. last_gain: between the two largest
       k, one cell.
@@ -74,6 +77,8 @@ def evaluate(
       others: "population" and "specialist", if available.
       seed: of contexts, of the controls and of the intervals.
       control: also score the uninformative control contexts.
+      seen: (people, texts) ↦ whether the model that predicts a person was trained on a text; both are indices. By
+        default the texts that the training people of the data set judge.
 
     Raises:
       UserError: the largest k is larger than any user's context.
@@ -109,16 +114,20 @@ def evaluate(
         score.add_gains("population")
     if main.reads and len(ks) > 1:
         score.add_last_gain()
+        score.add_nll_rise()
         if 0 in ks:
             score.add_choices_gains()
+    score.add_ece_by_chance(seed)
     if dataset.truth is not None:
         score.add("bayes", [bayes_predictions(dataset.truth, e, ks) for e in _progress(episodes, "Bayes limit")])
         score.add_steering_gap("bayes")
 
-    seen = seen_in_training(dataset)
-    met = np.isin(per_choice(responses_of(targets), targets), np.flatnonzero(seen)) & np.asarray(
-        real_responses(targets)
-    )
+    texts = np.maximum(per_choice(responses_of(targets), targets), 0)
+    if seen is None:
+        met = seen_in_training(dataset)[texts]
+    else:
+        met = seen(np.broadcast_to(users[:, None, None], texts.shape), texts)
+    met = met & np.asarray(real_responses(targets))
     unseen = mask & ~met.any(-1)
     if 0 < unseen.sum() < mask.sum():
         score.add("unseen", score.predictions[""], unseen)

@@ -5,6 +5,7 @@ bias for a text costs one of them what the other gains, so resampling them separ
 wide. If too few clusters remain, as when everybody judges one list, people are resampled individually.
 """
 
+import itertools
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fssa_jax.config import Evaluation
+from fssa_jax.evaluate.chance import confidences, ece_by_chance
 from fssa_jax.ops import metrics
 from fssa_jax.ops.choices import per_choice, responses_of
 from fssa_jax.tasks.predictor import Predictions
@@ -19,6 +21,7 @@ from fssa_jax.types import Comparisons
 
 # Fewer clusters than this are too few for a bootstrap.
 _GROUPS = 20
+_REDRAWS = 40
 
 
 class Scores:
@@ -40,6 +43,7 @@ class Scores:
         self.report: dict[str, Any] = {}
         self.predictions: dict[str, list[Predictions]] = {}
         self.by_user: dict[str, np.ndarray] = {}
+        self._nll: dict[str, np.ndarray] = {}
         chosen, rejected = np.asarray(targets.chosen), np.asarray(targets.rejected)
         offered = np.asarray(per_choice(responses_of(targets), targets))
         if targets.listed is not None:
@@ -59,7 +63,7 @@ class Scores:
         hits = np.stack([draw.hits for draw in draws]).mean(0)
         accuracy = self._per_user(hits, mask)
         self.by_user[name] = accuracy
-        nll = self._per_user(-np.stack([draw.log_p for draw in draws]).mean(0), mask)
+        nll = self._nll[name] = self._per_user(-np.stack([draw.log_p for draw in draws]).mean(0), mask)
         counts = np.stack(
             [sum(_calibration(draw, k, mask, self._weight) for draw in draws) for k in range(len(self.ks))]
         )
@@ -86,6 +90,29 @@ class Scores:
         for name, key in (("", "gain"), ("control", "control_gain")):
             if name in self.by_user:
                 self.report[key] = self._means(self.by_user[name] - self.by_user[over])
+
+    def add_ece_by_chance(self, seed: int) -> None:
+        """Adds ece_by_chance: the ECE if the main model were calibrated, of choices drawn from its probabilities.
+
+        ECE is above 0 by chance, and more so the fewer the choices are; a bootstrap of it is too.
+        """
+        rng = np.random.default_rng(seed)
+        weight = np.where(self.mask, 1.0 if self._weight is None else self._weight, 0.0)
+        out = {}
+        for i, k in enumerate(self.ks):
+            given = [confidences(draw.log_p[i], _best_other(draw, i)) for draw in self.predictions[""]]
+            eces = [ece_by_chance(given, weight, rng) for _ in range(_REDRAWS)]
+            out[str(k)] = {"mean": float(np.mean(eces)), "high": float(np.quantile(eces, 0.975))}
+        self.report["ece_by_chance"] = out
+
+    def add_nll_rise(self) -> None:
+        """Adds nll_rise: from which k to which larger one NLL grows most, or shrinks least, and how much, paired."""
+        nll = self._nll[""]
+        mean = np.nanmean(nll, axis=1)
+        pairs = itertools.combinations(range(len(self.ks)), 2)
+        before, after = max(pairs, key=lambda pair: mean[pair[1]] - mean[pair[0]])
+        cell = self._means(np.broadcast_to(nll[after] - nll[before], nll.shape))[str(self.ks[0])]
+        self.report["nll_rise"] = {"from": self.ks[before], "to": self.ks[after], **cell}
 
     def add_choices_gains(self) -> None:
         """Adds choices_gain and control_choices_gain: what choices add to the accuracy without any, paired."""
@@ -165,9 +192,14 @@ def _worst_decile(accuracy: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def _calibration(draw: Predictions, k: int, mask: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
     """`metrics.calibration_counts` of one draw at the k-th context size."""
-    best = None if draw.log_best_other is None else jnp.exp(draw.log_best_other[k])
+    best = _best_other(draw, k)
+    best = None if best is None else jnp.exp(best)
     p = jnp.exp(draw.log_p[k])
     return np.asarray(metrics.calibration_counts(p, jnp.asarray(mask), best_other=best, weight=weight))
+
+
+def _best_other(draw: Predictions, k: int) -> np.ndarray | None:
+    return None if draw.log_best_other is None else np.asarray(draw.log_best_other[k])
 
 
 def _drawn_together(item: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 Helps = Literal["yes", "not shown", "no"]
 
-_ENOUGH_ECE = 0.02
+_ENOUGH_ECE = 0.02  # more than by chance
 _FEW_PEOPLE = 10  # an interval over fewer people is too narrow
 _WORTH_A_WORD = 5e-4  # of a gain, which is printed in tenths of a point
 _WORST = 0.01  # share of accuracy that the worst decile may lose against the population
@@ -84,25 +84,25 @@ def _of_worst(report: dict[str, Any], ks: list[str]) -> list[str]:
     reached = f"{mine} of their choices are predicted, {theirs} by the population model"
     if lost[k] < -_WORST:
         return [f"it fails the worst decile of people at k = {k}: {reached}"]
-    return [f"nobody pays for it: of the worst decile, at k = {k} where it gains least, {reached}"]
+    return [f"the worst decile of people, at k = {k} where it gains least: {reached}"]
 
 
 def _of_calibration(report: dict[str, Any], ks: list[str]) -> list[str]:
-    ece, nll = report.get("ece"), report.get("nll")
-    if not ece or not nll:
+    ece, chance = report.get("ece"), report.get("ece_by_chance")
+    if not ece or not chance:
         return []
-    first, last = nll[ks[0]], nll[ks[-1]]
-    worst = max(ks, key=lambda k: ece[k]["mean"])
-    lines = []
-    if last["mean"] > first["high"]:
+    lines, rise = [], report.get("nll_rise")
+    if rise and rise["low"] > 0:
         lines.append(
-            f"NLL grows with the choices, from {first['mean']:.3f} to {last['mean']:.3f}: it is over-confident"
+            f"NLL grows by {rise['mean']:.3f} from {rise['from']} to {rise['to']} choices ({rise['low']:.3f} to "
+            f"{rise['high']:.3f}): it is over-confident"
         )
-    if ece[worst]["low"] > _ENOUGH_ECE:
-        lines.append(f"probabilities are off by {100 * ece[worst]['mean']:.1f} points on average at k = {worst} (ECE)")
-    return lines or [
-        f"probabilities can be trusted: ECE is at most {ece[worst]['mean']:.3f}, within its interval of .02"
-    ]
+    excess = {k: ece[k]["mean"] - chance[k]["mean"] for k in ks}
+    worst = max(ks, key=lambda k: excess[k])
+    found = f"ECE at k = {worst} is {ece[worst]['mean']:.3f}, by chance it would be {chance[worst]['mean']:.3f}"
+    if excess[worst] > _ENOUGH_ECE and ece[worst]["mean"] > chance[worst]["high"]:
+        lines.append(f"probabilities are off by {100 * excess[worst]:.1f} points on average: {found}")
+    return lines or [f"probabilities can be trusted: {found}"]
 
 
 def _of_training(training: dict[str, Any] | None) -> list[str]:

@@ -2,20 +2,23 @@
 
 Each fold trains with the settings and for the number of steps of the work directory, and is calibrated on the people of
 the other folds. These settings were chosen with the same people, which makes the scores optimistic by what a handful of
-numbers can do. The training is repeated with a quarter and with half of the people: the learning curve.
+numbers can do. The training is repeated with a quarter and with half of the people, for as many steps: the learning
+curve.
 """
 
+import copy
 import dataclasses
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fssa_jax.data.dataset import SPLITS
+from fssa_jax.data.dataset import SPLITS, seen_in_training
 from fssa_jax.errors import UserError
-from fssa_jax.evaluate.calibrate import can_be_calibrated, fit_calibrations_by_others
+from fssa_jax.evaluate.calibrate import Fitted, can_be_calibrated, fit_calibrations_by_others
 from fssa_jax.evaluate.evaluate import Evaluation, evaluate
 from fssa_jax.evaluate.verdict import verdict
 from fssa_jax.evaluate.warnings import report_warnings
@@ -56,7 +59,7 @@ def cross_validate(workdir: Path, number: int, ks: tuple[int, ...] = ()) -> dict
     folds = Folds.of(task.dataset, SPLITS, number, task.config.data.split_seed)
     with StopSignal() as stop:
         fits = FoldFits(folds, stop, work.best_step(POPULATION))
-        result, main = _scored(work, fits, settings, control=True)
+        result, main, fitted = _scored(work, fits, settings)
         report = result.report
         report |= {
             "step": work.best_step(MAIN),
@@ -67,6 +70,7 @@ def cross_validate(workdir: Path, number: int, ks: tuple[int, ...] = ()) -> dict
             "run": work.run,
             "folds": number,
         }
+        report["training"] = work.training() | {"calibration": _calibration(fitted)}
         report["learning_curve"] = _learning_curve(work, fits, settings, result)
     report["verdict"] = verdict(report)
     report["warnings"] = report_warnings(report, False)
@@ -79,8 +83,13 @@ def cross_validate(workdir: Path, number: int, ks: tuple[int, ...] = ()) -> dict
     return report
 
 
-def _scored(work: Workdir, fits: FoldFits, settings: Any, control: bool) -> tuple[Evaluation, Predictor]:
-    config = work.config
+def _scored(
+    work: Workdir, fits: FoldFits, settings: Any, share: float = 1.0
+) -> tuple[Evaluation, Predictor, list[Fitted]]:
+    """Fits that are trained on a share of the people; their penalties are as strong per choice as with all."""
+    config, fitted = copy.deepcopy(work.config), list[Fitted]()
+    for name in ("response_penalty", "population_penalty", "text_penalty", "text_bias_penalty"):
+        setattr(config.objective, name, getattr(config.objective, name) / share)
     mains = fits.main(config, work.best_step(MAIN))
     if isinstance(work.task, RewardTask) and can_be_calibrated(work.task.model()):
         unseen = [(main, dataset.splits["test"]) for main, dataset in zip(mains, fits.folds.datasets, strict=True)]
@@ -88,8 +97,22 @@ def _scored(work: Workdir, fits: FoldFits, settings: Any, control: bool) -> tupl
         mains = [{**main, "calibration": one.calibration._asdict()} for main, one in zip(mains, fitted, strict=True)]
     main = fits.predictor(config, MAIN, mains)
     others = {POPULATION: fits.predictor(config, POPULATION, fits.population(config))}
-    people = fits.folds.people
-    return evaluate(main, people, work.dataset, settings, others=others, seed=config.seed, control=control), main
+    folds = fits.folds
+    trained_on = np.stack([seen_in_training(dataset) for dataset in folds.datasets])
+
+    def seen(people: np.ndarray, texts: np.ndarray) -> np.ndarray:
+        return trained_on[folds.fold[people], texts]
+
+    scored = partial(evaluate, main, folds.people, work.dataset, settings, others=others, seed=config.seed, seen=seen)
+    return scored(control=share == 1), main, fitted
+
+
+def _calibration(fitted: list[Fitted]) -> dict[str, Any] | None:
+    """The calibration of folds, for a verdict: it helps if it does in any of them."""
+    if not fitted:
+        return None
+    people = max(one.people for one in fitted)
+    return {"helps": any(one.helps for one in fitted), "people": people, "folds": [one.as_json() for one in fitted]}
 
 
 def _learning_curve(work: Workdir, fits: FoldFits, settings: Any, whole: Evaluation) -> dict[str, Any]:
@@ -99,7 +122,7 @@ def _learning_curve(work: Workdir, fits: FoldFits, settings: Any, whole: Evaluat
     people, gains, accuracies = [], [], []
     for share in _SHARES:
         fewer = fits.fewer(share, work.config.seed)
-        result, _ = _scored(work, fewer, settings, control=False)
+        result, *_ = _scored(work, fewer, settings, share)
         people.append(round(float(np.mean([len(d.splits["train"].users) for d in fewer.folds.datasets]))))
         gains.append(result.report["gain"][k])
         accuracies.append(result.accuracy_by_user[-1])

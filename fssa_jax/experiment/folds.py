@@ -144,7 +144,9 @@ class FoldFits:
                     state, _ = self._program(tasks[0], name, number)(state, tables)
                     work.add(number)
                     if self._stop.received:
-                        raise Stopped(f"{name}: stopped before the training; run the same command to start it")
+                        raise Stopped(
+                            f"{name}: stopped; what was trained before is saved; run the same command to go on"
+                        )
                 out.append(state)
         self._fitted[key] = out
         return [jax.device_get(state.variables) for state in out]

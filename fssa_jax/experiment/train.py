@@ -20,7 +20,7 @@ from fssa_jax.files import clean, locked, with_checksum, write_text
 from fssa_jax.progress import doing
 from fssa_jax.tasks.policy import TEACHER
 from fssa_jax.tasks.reward import RewardTask
-from fssa_jax.tasks.task import MAIN
+from fssa_jax.tasks.task import MAIN, POPULATION
 from fssa_jax.train.loop import StopSignal
 from fssa_jax.types import PyTree
 
@@ -54,6 +54,9 @@ def train(config: Config, path: Path) -> Workdir:
                 trained[name] = fit(work, name, trained, stop)
             work.task.finish(path, trained[MAIN])
             if fits is not None and first:
+                if len(fits.folds) > 1 and "chosen" not in work.run:
+                    # The population models that are served were trained for as long as the configuration says.
+                    fits = FoldFits(fits.folds, stop, work.best_step(POPULATION))
                 calibrate(work, fits)
         return work
 

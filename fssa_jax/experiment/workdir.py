@@ -33,7 +33,7 @@ from fssa_jax.data.features import EncoderFeaturiser
 from fssa_jax.data.new_people import with_people
 from fssa_jax.data.tokenised import note_only_read, note_too_long, pairs_to_predict, table_with_tokens, tokenise
 from fssa_jax.errors import UserError
-from fssa_jax.evaluate.calibrate import Fitted
+from fssa_jax.evaluate.calibrate import Fitted, can_be_calibrated
 from fssa_jax.files import LOCK, with_checksum, write_text
 from fssa_jax.lm.base import Base, load_base
 from fssa_jax.lm.scoring import table_log_probs
@@ -137,7 +137,7 @@ class Workdir:
             return None
         step, variables = best_or_latest_variables(*stores)
         fitted = self.calibration() if name == MAIN else None
-        if fitted is not None:
+        if fitted is not None and fitted.step == step:  # else of an earlier training
             variables = {**variables, "calibration": fitted.calibration._asdict()}
         return variables, step
 
@@ -218,7 +218,7 @@ class Workdir:
         }
 
     def unfinished(self, names: Collection[str] = ()) -> list[str]:
-        """One warning per model, of these or of all, whose training is not finished."""
+        """One warning per model, of these or of all, whose training or calibration is not finished."""
         out = []
         for name in names or self.task.names:
             stores = self._stores(name)
@@ -227,7 +227,17 @@ class Workdir:
             if done < self.task.steps(name) and not ended:
                 whole = self.task.steps(name)
                 out.append(f"{name} model: training is unfinished, step {done} of {whole}; run launch.train again")
+            elif name == MAIN and not self._calibrated():
+                out.append(f"{name} model: not calibrated, so nothing guards against a loss; run launch.train again")
         return out
+
+    def _calibrated(self) -> bool:
+        """Whether the main model has the calibration of its checkpoint, or needs none."""
+        task = self.task
+        if not isinstance(task, RewardTask) or not can_be_calibrated(task.model()):
+            return True
+        fitted = self.calibration()
+        return fitted is not None and fitted.step == self.best_step(MAIN)
 
     def _stores(self, name: str) -> tuple[Checkpoints, Checkpoints] | None:
         """The best and the latest checkpoints of a model, read-only; None before the first checkpoint."""
@@ -337,4 +347,10 @@ def load(workdir: str | Path, base: str = "") -> PersonModel:
     person = work.person()
     for warning in work.unfinished((MAIN,)):
         _log.warning("%s", warning)
+    fitted = work.calibration()
+    if fitted is not None and not fitted.helps:
+        _log.warning(
+            "%s: choices were not shown to help people who were not trained on, so everybody gets the population model",
+            workdir,
+        )
     return person

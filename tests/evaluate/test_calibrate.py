@@ -1,10 +1,13 @@
 """The calibration keeps what contexts are worth, and gives everybody the population where they are worth nothing."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fssa_jax.evaluate import calibrate
 from fssa_jax.evaluate.calibrate import Fitted, fit_calibration
 from fssa_jax.evaluate.episodes import episodes_of
 from fssa_jax.tasks.reward import RewardTask
@@ -68,6 +71,33 @@ def test_the_mean_of_the_prior_is_used_where_it_helps_people_without_choices(tmp
     assert found.helps
     without = float(found.calibration.shrinkage_without)
     assert (without > 0.8) if alike else (without == 0)
+
+
+def test_people_of_fewer_choices_count_as_what_they_have(tmp_path):
+    """A third of the people have one choice, whatever k is asked for: their shrinkage is that of one choice."""
+    task, variables = task_of(tmp_path, noise=False)
+    split = task.dataset.splits["val"]
+    count = np.asarray(split.table.count).copy()
+    count[::3, 0] = 1
+    split.table = dataclasses.replace(split.table, count=count)
+    found, sizes = calibrate._parts_of_rewards(task, [(variables, split)])
+    assert sizes[-1] > 1
+    read = np.asarray(found[0][-1].count)
+    np.testing.assert_array_equal(read, np.minimum(count[:, 0], sizes[-1]))
+    g = jnp.where(jnp.asarray(read) == 1, 0.0, 1.0)
+    log_p = calibrate._log_likelihood(found[0][-1], g, jnp.ones(len(read)))
+    everybody = [
+        calibrate._log_likelihood(found[0][-1], jnp.full(len(read), x), jnp.ones(len(read))) for x in (0.0, 1.0)
+    ]
+    np.testing.assert_allclose(log_p, jnp.where(g > 0, everybody[1], everybody[0]), rtol=1e-5)
+    assert not np.allclose(everybody[0], everybody[1])
+
+
+def test_some_of_many_people_are_drawn_at_random():
+    some = calibrate._some(np.arange(1000), 100)
+    assert len(set(some)) == 100
+    assert some.max() > 900
+    np.testing.assert_array_equal(calibrate._some(np.arange(7), 100), np.arange(7))
 
 
 def test_a_calibration_goes_through_a_file(tmp_path):

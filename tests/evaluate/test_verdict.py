@@ -20,6 +20,8 @@ def report(**changes):
         "population_worst_decile": {"0": cell(0.4), "3": cell(0.4)},
         "nll": {"0": cell(0.6), "3": cell(0.55)},
         "ece": {"0": cell(0.01), "3": cell(0.015)},
+        "ece_by_chance": {"0": {"mean": 0.01, "high": 0.02}, "3": {"mean": 0.012, "high": 0.02}},
+        "nll_rise": {"from": 0, "to": 3, **cell(-0.05)},
         "training": {"best": 50, "last": 200, "decayed": False},
     }
     return verdict(series | changes)
@@ -32,9 +34,9 @@ def test_a_good_report():
         "3 choices of a person help: 5.0 points over the population model (95 % interval 4.0 to 6.0; 30 people)",
         "with another person's choices: -2.0 points over the population model (-3.0 to -1.0), so it matters whose "
         "choices they are",
-        "nobody pays for it: of the worst decile, at k = 0 where it gains least, 40.0 % of their choices are "
-        "predicted, 40.0 % by the population model",
-        "probabilities can be trusted: ECE is at most 0.015, within its interval of .02",
+        "the worst decile of people, at k = 0 where it gains least: 40.0 % of their choices are predicted, 40.0 % by "
+        "the population model",
+        "probabilities can be trusted: ECE at k = 3 is 0.015, by chance it would be 0.012",
         "training was long enough: the best of 200 steps is 50",
     ]
 
@@ -98,8 +100,21 @@ def test_the_guard_is_said_and_its_still_latent_is_no_collapse():
             "yes",
             "it fails the worst decile of people at k = 3: 30.0 %",
         ),
-        ({"nll": {"0": cell(0.5), "3": cell(0.55)}}, "yes", "NLL grows with the choices, from 0.500 to 0.550"),
-        ({"ece": {"0": cell(0.01), "3": cell(0.08)}}, "yes", "off by 8.0 points on average at k = 3"),
+        (
+            {"nll_rise": {"from": 1, "to": 3, **cell(0.05)}},
+            "yes",
+            "NLL grows by 0.050 from 1 to 3 choices (0.040 to 0.060): it is over-confident",
+        ),
+        ({"nll_rise": {"from": 1, "to": 3, **cell(0.005)}}, "yes", "probabilities can be trusted"),
+        ({"ece": {"0": cell(0.01), "3": cell(0.08)}}, "yes", "off by 6.8 points on average: ECE at k = 3 is 0.080"),
+        (
+            {
+                "ece": {"0": cell(0.01), "3": cell(0.08)},
+                "ece_by_chance": {k: {"mean": 0.07, "high": 0.1} for k in "03"},
+            },
+            "yes",
+            "probabilities can be trusted: ECE at k = 3 is 0.080, by chance it would be 0.070",
+        ),
         ({"training": {"best": 200, "last": 200, "decayed": False}}, "yes", "training was too short"),
         ({"training": {"best": 200, "last": 200, "decayed": True}}, "yes", "training was long enough"),
     ],

@@ -1,11 +1,13 @@
 """The choice among representations: made once, on validation people, kept by the work directory."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+import fssa_jax
 from fssa_jax.config import DiscretePrior, NormalPrior
 from fssa_jax.config.experiment import read
 from fssa_jax.experiment import choose as choosing
@@ -14,6 +16,7 @@ from fssa_jax.experiment.evaluate import evaluate_workdir
 from fssa_jax.experiment.folds import FoldFits
 from fssa_jax.experiment.train import train
 from fssa_jax.experiment.workdir import Workdir
+from fssa_jax.files import with_checksum, without_checksum
 from tests import tiny
 from tests.mistakes import complaint
 
@@ -88,12 +91,38 @@ def test_a_run_that_was_killed_before_it_trained_decides_alike(run, tmp_path):
     np.testing.assert_equal(again.calibration().as_json(), Workdir.open(workdir).calibration().as_json())
 
 
+def test_a_calibration_that_is_missing_or_of_another_step_is_said_and_not_used(run, tmp_path, caplog):
+    workdir, config = run
+    copied = shutil.copytree(workdir, tmp_path / "run")
+    assert "calibration" in Workdir.open(copied).trained()[0]
+    values = without_checksum(json.loads((copied / "calibration.json").read_text()))
+    (copied / "calibration.json").write_text(json.dumps(with_checksum(values | {"step": values["step"] + 25})))
+    assert "calibration" not in Workdir.open(copied).trained()[0]
+    (copied / "calibration.json").unlink()
+    fssa_jax.load(copied)
+    assert "main model: not calibrated, so nothing guards against a loss; run launch.train again" in caplog.text
+    train(config, copied)
+    assert Workdir.open(copied).unfinished() == []
+    assert "calibration" in Workdir.open(copied).trained()[0]
+
+
+def test_a_closed_guard_is_said_wherever_the_model_is_used(run, tmp_path, caplog):
+    copied = shutil.copytree(run[0], tmp_path / "run")
+    values = without_checksum(json.loads((copied / "calibration.json").read_text()))
+    (copied / "calibration.json").write_text(json.dumps(with_checksum(values | {"gain": -1.0})))
+    fssa_jax.load(copied)
+    assert "so everybody gets the population model" in caplog.text
+
+
 def test_everybody_is_scored_once_in_folds(run):
     workdir, _ = run
     report = cross_validate(workdir, 3)
     assert report["users"]["scored"] == 40
     assert report["gain"]["3"]["low"] > 0.1  # two kinds of people who want the opposite
     assert report["control_gain"]["3"]["mean"] < report["gain"]["3"]["mean"]
+    assert report["training"]["calibration"]["helps"]
+    assert len(report["training"]["calibration"]["folds"]) == 3
+    assert report["targets"]["unseen"] == report["targets"]["rows"]  # nobody's texts were in the training of their fold
     curve = report["learning_curve"]
     assert curve["people"] == [7, 14, 27]
     assert curve["gain"][-1] == report["gain"]["3"]
