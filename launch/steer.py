@@ -57,7 +57,7 @@ def main() -> None:
         return
     responses, person = read_responses(_RESPONSES.value or ""), load(_WORKDIR.value, _BASE.value)
     choices = read_choices(_CHOICES.value or "", person.levels)
-    print(format_rankings(len(choices), rank(person, choices, responses), _TRACE.value, _JSON.value))
+    print(format_rankings(len(choices), rank(person, choices, responses, _TRACE.value), _TRACE.value, _JSON.value))
 
 
 def _write(sampling: tuple[str, ...]) -> None:

@@ -73,7 +73,8 @@ class Btl:
     population: Literal["linear", "mlp"] = "mlp"
     """The reward as a function of the features."""
     learn_texts: Literal["no", "yes", "auto"] = "no"
-    """A learnt reward per text. `auto`: where most held-out choices are about texts that training rows judge too."""
+    """A learnt reward per text. `auto`: where most choices of validation people are about texts that training rows
+    judge too."""
 
 
 @dataclasses.dataclass
@@ -99,8 +100,9 @@ class NpBtl:
     population: Literal["none", "linear", "mlp"] = "none"
     """A reward shared by everybody that is added, initialised from the population model."""
     learn_texts: Literal["no", "yes", "auto"] = "no"
-    """A learnt embedding per text, for new users on known texts. `auto`: where most held-out choices are about texts
-    that training rows judge too. With `no`, `response` none becomes linear, and a choice is one comparison."""
+    """A learnt embedding per text, for new users on known texts. `auto`: where most choices of validation people are
+    about texts that training rows judge too. With `no`, `response` none becomes linear, and a choice is one
+    comparison."""
     text_dropout: float = number(0.0, least=0, below=1)
     """Share of the texts whose learnt embedding is dropped in a training step."""
     keep_population: bool = False

@@ -109,6 +109,8 @@ def _of_training(training: dict[str, Any] | None) -> list[str]:
     if not training:
         return []
     best, last = training["best"], training["last"]
+    if training.get("limited"):
+        return [f"training may be too short: {last} steps, the most that were allowed, were best; give more steps"]
     if training.get("decided"):
         return [f"training took {last} steps, which was best for people who were not trained on"]
     if best == last and not training["decayed"]:

@@ -10,7 +10,8 @@ validation people, or all but the test people in folds (experiment/folds.py).
    `_STRENGTHS`, after one of `_STEPS` steps.
    * texts: a learnt embedding per text, from a matrix factorisation; a choice is a liked and a disliked response. For
      known texts and choices between two.
-   * ids: a learnt embedding per text; a choice is a comparison, as in all that follow. For known texts and lists.
+   * ids: a learnt embedding per text; a choice is a comparison, as in all that follow. For known texts, and lists or
+     levels of ratings.
    * hybrid: linear in the features, plus a learnt embedding that is shrunk to 0. For known texts.
    * features: linear in the features.
    * kinds: the same, and people are of `_KINDS` kinds.
@@ -50,7 +51,9 @@ def candidates(config: RewardConfig, dataset: Dataset) -> dict[str, RewardConfig
     known = config.model.learn_texts == "yes"
     names = ["features", "kinds"]
     if known:
-        names = [*(["ids"] if has_lists(dataset) else ["texts"]), "hybrid", *names]
+        # A like or a dislike says nothing of which of several thresholds a rating passed.
+        compared = has_lists(dataset) or dataset.thresholds.sum() > 1
+        names = ["ids" if compared else "texts", "hybrid", *names]
     out = {}
     for name in names:
         for strength in _STRENGTHS[:1] if name in ("texts", "ids") else _STRENGTHS:
@@ -121,12 +124,14 @@ def choose(work: Workdir, fits: FoldFits) -> Workdir:
     listed = ", ".join(f"{name} {nll:.4f}" for name, (nll, _) in found.items())
     _log.info("decided by the NLL of %d people who were not trained on: %s (%s)", facts["people"], name, listed)
     if len(fits.folds) > 1:
-        facts["steps"] = _length(chosen, score)
+        facts["steps"], facts["most_steps"] = _length(chosen, score), chosen.train.steps
         train, calls = chosen.train, -(-facts["steps"] // chosen.train.steps_per_call)
         # Validated at the end alone, so that a few validation people do not choose another step.
         train.steps, train.validate_every, train.patience = facts["steps"], calls * train.steps_per_call, 0
         train.population_steps = POPULATION_STEPS
         _log.info("decided in the same way: %d steps", facts["steps"])
+        if facts["steps"] >= facts["most_steps"]:
+            _log.warning("the best number of steps is the largest one allowed; give more (config.train.steps)")
     write_settings(work.path, chosen, read_run(work.path) | {"chosen": facts})
     return Workdir(work.path, RewardTask(chosen, work.dataset))
 

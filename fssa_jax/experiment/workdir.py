@@ -208,12 +208,14 @@ class Workdir:
         with jax.numpy_dtype_promotion("standard"):  # optax relies on it
             decayed = bool(np.asarray(rates(max(last - 1, 0))) < _DECAYED * self.config.optim.learning_rate)
         fitted = self.calibration()
-        decided = "steps" in self.run.get("chosen", {})
+        chosen = self.run.get("chosen", {})
+        decided = "steps" in chosen
         return {
             "best": best,
             "last": last,
             "decayed": decayed,
             "decided": decided,
+            "limited": decided and chosen["steps"] >= chosen.get("most_steps", np.inf),
             "calibration": fitted and fitted.as_json(),
         }
 

@@ -9,8 +9,9 @@ An encoder is a module that maps the choices of each person to q(z | C):
 `SetEncoder` learns how to read a set of features. `BayesEncoder` conditions a learnt prior on encoded responses.
 """
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from fssa_jax.types import Comparisons
 
@@ -49,6 +50,19 @@ def check_context(context: Comparisons, **pairs: Array | None) -> None:
             raise ValueError(f"{name} must be {(*mask, 2 + more)} for choices {chosen}, got {pair.shape}")
 
 
+_MANY = 1024  # choices, whose pairs would not fit into memory
+
+
+def _sum_of_equals(ids: Int[Array, " n"], weight: Float[Array, " n"]) -> Float[Array, " n"]:
+    """The sum of the weights of all entries with the same id, by sorting."""
+    order = jnp.argsort(ids)
+    ordered = ids[order]
+    first = jnp.concatenate([jnp.zeros(1, bool), ordered[1:] != ordered[:-1]])
+    number = jnp.cumsum(first)
+    sums = jax.ops.segment_sum(weight[order], number, num_segments=len(ids))
+    return jnp.zeros(len(ids)).at[order].set(sums[number])
+
+
 def count_repeats(context: Comparisons) -> Float[Array, "*batch n 2"]:
     """How often each response of a context of ids occurs on the same side, at least 1.
 
@@ -62,6 +76,12 @@ def count_repeats(context: Comparisons) -> Float[Array, "*batch n 2"]:
     [[2.0, 1.0], [2.0, 1.0]]
     """
     ids = jnp.stack([context.chosen, context.rejected], axis=-1)
+    if ids.shape[-2] > _MANY:
+        weight = context.mask if context.weight is None else jnp.where(context.mask, context.weight, 0)
+        both = jnp.broadcast_to(weight[..., None], ids.shape).astype(jnp.float32)
+        of_ids = jnp.vectorize(_sum_of_equals, signature="(n),(n)->(n)")
+        counted = of_ids(jnp.moveaxis(ids, -1, -2), jnp.moveaxis(both, -1, -2))
+        return jnp.maximum(jnp.moveaxis(counted, -2, -1), 1)
     same = (ids[..., :, None, :] == ids[..., None, :, :]) & context.mask[..., None, :, None]
     if context.weight is None:
         return jnp.maximum(same.sum(-2), 1).astype(jnp.float32)

@@ -113,11 +113,11 @@ class PersonModel:
         judged = [text for text in texts if not is_threshold(text)]
         unjudged = sum(text not in self._number or not self._judged[self._number[text]] for text in judged)
         self._warn_of_unknown(unjudged, len(judged))
-        # All sizes are padded: one program per person, for any number of choices and new texts.
+        # All sizes are padded: one program for any number of choices and new texts within the window.
         rows = bucket(len(people)) if len(people) > 1 else 1
         n = max(self.window, *(bucket(len(choices)) for choices in checked if len(choices) > self.window), 1)
         width = max((len(choice) - 1 for choices in checked for choice in choices), default=2)
-        number, table = self._table(texts, width * n * rows)
+        number, table = self._table(texts, bucket(max(len(texts), width * self.window)))
         ids, mask = np.full((rows, n, width), -1, np.int32), np.zeros((rows, n), bool)
         for row, choices in enumerate(checked):
             mask[row, : len(choices)] = True

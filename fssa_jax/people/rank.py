@@ -20,7 +20,8 @@ _LINES = "\n\t"  # control characters that a terminal may obey
 class Ranking:
     """Responses to one prompt, scored for one person.
 
-    `rewards` and `probabilities` are (k + 1, n): after none, one, … all k of the person's choices. A probability is
+    `rewards` and `probabilities` are (2, n): after none and after all of the person's choices; with a trace (k + 1, n):
+    after none, one, … all k. A probability is
     that of being chosen among all n responses, softmax(r), averaged over z, with the model's share ε of choices at
     random: (1 − ε) p + ε / n.
     """
@@ -36,10 +37,18 @@ class Ranking:
         return np.argsort(-self.probabilities[-1], kind="stable").tolist()
 
 
-def rank(person: PersonModel, choices: Sequence[Choice], responses: Sequence[Text]) -> list[Ranking]:
+def rank(
+    person: PersonModel, choices: Sequence[Choice], responses: Sequence[Text], trace: bool = False
+) -> list[Ranking]:
     """Scores responses for the person who made the choices, one `Ranking` per prompt.
 
-    The latents after none, one, … all choices are inferred in one forward pass; nothing is trained.
+    The latents are inferred in one forward pass; nothing is trained.
+
+    Args:
+      person: a trained model.
+      choices: of the person; see `PersonModel.infer`.
+      responses: (prompt, response) pairs.
+      trace: also score after every number of choices in between.
 
     Raises:
       UserError: see `PersonModel.infer`.
@@ -47,7 +56,8 @@ def rank(person: PersonModel, choices: Sequence[Choice], responses: Sequence[Tex
     if not responses:
         raise UserError("no responses to rank; give one or more")
     choices = person.checked(choices)
-    latents = person.infer_people([choices[:j] for j in range(len(choices) + 1)])
+    read = range(len(choices) + 1) if trace else (0, len(choices))
+    latents = person.infer_people([choices[:j] for j in read])
     rewards = person.sampled_rewards(latents, responses)
     weights = person.weights(latents)
     known = latents.lapse if isinstance(latents, Posterior) else None

@@ -35,7 +35,7 @@ def write_example(person: PersonModel, people: Split, result: Evaluation, target
     for name, rows in (("example_choices", records), ("example_responses", responses)):
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (target / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-    ranking = rank(person, choices, picked)[0]
+    ranking = rank(person, choices, picked, trace=True)[0]
     said = "".join(_shown(choice) for choice in choices)
     head = "".join(f"<th>{k}</th>" for k in range(len(ranking.probabilities)))
     body = "".join(

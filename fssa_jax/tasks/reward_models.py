@@ -74,8 +74,8 @@ def make_encoder(settings: NpBtl) -> SetEncoder | BayesEncoder:
 def resolve_model(settings: Any, dataset: Dataset, quiet: bool = False) -> Any:
     """The model's settings with those that depend on the data filled in.
 
-    learn_texts "auto" becomes "yes" if at least half of the held-out choices are about two texts that training rows
-    judge too. With "no", `response` none becomes linear, and choices are read as comparisons.
+    learn_texts "auto" becomes "yes" if at least half of the choices of validation people are about two texts that
+    training rows judge too. With "no", `response` none becomes linear, and choices are read as comparisons.
     """
     say = _log.debug if quiet else _log.info
     settings = copy.deepcopy(settings)
@@ -83,7 +83,7 @@ def resolve_model(settings: Any, dataset: Dataset, quiet: bool = False) -> Any:
         share = _known_share(dataset)
         settings.learn_texts = "yes" if share >= 0.5 else "no"
         what = "a learnt embedding per text" if settings.learn_texts == "yes" else "rewards from features alone"
-        said = "%.0f %% of the held-out choices are about texts that training rows judge: %s (learn_texts)"
+        said = "%.0f %% of the choices of validation people are about texts that training rows judge: %s (learn_texts)"
         say(said, 100 * share, what)
     if settings.learn_texts == "no" and isinstance(settings, NpBtl) and settings.response == "none":
         say("rewards are linear in the features of a text: response=linear")
@@ -145,10 +145,7 @@ def _unit_scale(dataset: Dataset) -> float:
 
 
 def _known_share(dataset: Dataset) -> float:
-    """The share of held-out choices with both texts in training rows."""
-    seen = seen_in_training(dataset) | dataset.thresholds
-    known = []
-    for name in ("val", "test"):
-        table = dataset.splits[name].table
-        known.append(all_of(table, seen)[np.asarray(table.mask)])
-    return float(np.concatenate(known).mean())
+    """The share of the choices of validation people with both texts in training rows."""
+    table = dataset.splits["val"].table
+    known = all_of(table, seen_in_training(dataset) | dataset.thresholds)[np.asarray(table.mask)]
+    return float(known.mean()) if known.size else 0.0

@@ -84,6 +84,11 @@ def test_the_guard_is_said_and_its_still_latent_is_no_collapse():
         ),
         ({"last_gain": cell(0.005)}, "yes", "(-0.5 to 1.5): more would add little"),
         (
+            {"training": {"best": 100, "last": 100, "decayed": False, "decided": True, "limited": True}},
+            "yes",
+            "training may be too short: 100 steps, the most that were allowed",
+        ),
+        (
             {"learning_curve": {"people": [10, 20, 40], "last": cell(0.03)}},
             "yes",
             "trained on 40 people instead of 20 it gains 3.0 points (2.0 to 4.0): more people would help",

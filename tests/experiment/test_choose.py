@@ -1,5 +1,6 @@
 """The choice among representations: made once, on validation people, kept by the work directory."""
 
+import dataclasses
 import json
 import shutil
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 import fssa_jax
 from fssa_jax.config import DiscretePrior, NormalPrior
 from fssa_jax.config.experiment import read
+from fssa_jax.data.thresholds import rating_threshold
 from fssa_jax.experiment import choose as choosing
 from fssa_jax.experiment.cross_validate import cross_validate
 from fssa_jax.experiment.evaluate import evaluate_workdir
@@ -150,6 +152,13 @@ def test_known_texts_may_have_embeddings(run):
     options = choosing.candidates(config, dataset)
     config.model.learn_texts = "no"
     assert list(options) == ["texts", "hybrid", "hybrid × 10", "features", "features × 10", "kinds", "kinds × 10"]
+    levels = dataclasses.replace(
+        dataset, texts=[*dataset.texts[:-2], rating_threshold(2.0).text, rating_threshold(3.0).text]
+    )
+    config.model.learn_texts = "yes"
+    assert levels.thresholds.sum() == 2
+    assert list(choosing.candidates(config, levels))[:2] == ["ids", "hybrid"]  # likes would lose the level
+    config.model.learn_texts = "no"
     assert options["texts"].model.response == "none"
     assert options["texts"].objective.text_penalty == 0
     assert 0 < options["hybrid"].objective.text_penalty < options["features"].objective.text_penalty

@@ -110,6 +110,18 @@ def test_a_text_shown_twice_is_counted_once():
     np.testing.assert_array_equal(count_repeats(context)[0, 3], [1, 2])
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_repeats_of_many_choices_are_counted_by_sorting(weighted, monkeypatch):
+    rng = np.random.default_rng(0)
+    chosen, rejected = rng.integers(0, 9, (2, 3, 40))
+    weight = jnp.asarray(rng.choice([0.5, 1.0], (3, 40)), jnp.float32) if weighted else None
+    mask = jnp.asarray(rng.random((3, 40)) < 0.8)
+    choices = Comparisons(jnp.asarray(chosen), jnp.asarray(rejected), mask, weight=weight)
+    expected = count_repeats(choices)
+    monkeypatch.setattr("fssa_jax.models.context._MANY", 10)
+    np.testing.assert_allclose(count_repeats(choices), expected, rtol=1e-6)
+
+
 def test_text_dropout_leaves_out_embeddings_in_training_only():
     model = LEARNT.clone(text_dropout=0.5)
     episode = ids_episode()

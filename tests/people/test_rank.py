@@ -30,7 +30,7 @@ RESPONSES = [("a", "word1 word5"), ("a", "word2 " * 8), ("b", "word7 word8"), ("
 
 
 def test_rankings_of_each_prompt_after_each_choice(person):
-    rankings = rank(person, CHOICES, RESPONSES)
+    rankings = rank(person, CHOICES, RESPONSES, trace=True)
     assert [r.prompt for r in rankings] == ["a", "b"]
     first = rankings[0]
     assert first.responses == [text for prompt, text in RESPONSES if prompt == "a"]
@@ -45,19 +45,19 @@ def test_rankings_of_each_prompt_after_each_choice(person):
 
 def test_rankings_are_the_scores_of_the_person_after_each_choice(person):
     """Whoever ranks and whoever infers and scores by hand say the same."""
-    [ranking] = rank(person, CHOICES, RESPONSES[:2])
+    [ranking] = rank(person, CHOICES, RESPONSES[:2], trace=True)
     for k in range(5):
         rewards = person.score(person.infer(CHOICES[:k]), RESPONSES[:2])
         np.testing.assert_allclose(ranking.rewards[k], rewards, atol=1e-5)
 
 
 def test_probabilities_have_the_lapses_of_the_model(person, monkeypatch):
-    without = rank(person, CHOICES, RESPONSES)
+    without = rank(person, CHOICES, RESPONSES, trace=True)
     infer = person.infer_people
     monkeypatch.setattr(
         person, "infer_people", lambda people: dataclasses.replace(infer(people), lapse=np.linspace(0, 0.4, 5))
     )
-    for before, ranking in zip(without, rank(person, CHOICES, RESPONSES), strict=True):
+    for before, ranking in zip(without, rank(person, CHOICES, RESPONSES, trace=True), strict=True):
         lapse, n = np.linspace(0, 0.4, 5)[:, None], len(ranking.responses)
         np.testing.assert_allclose(ranking.probabilities, (1 - lapse) * before.probabilities + lapse / n, rtol=1e-5)
         np.testing.assert_array_equal(ranking.rewards, before.rewards)
@@ -71,7 +71,7 @@ def test_before_any_choice_everybody_is_ranked_the_same(person):
 
 
 def test_the_table_shows_places_and_the_trace(person):
-    ranking = rank(person, CHOICES, RESPONSES)[0]
+    ranking = rank(person, CHOICES, RESPONSES, trace=True)[0]
     text = format_ranking(ranking, trace=True, width=12)
     assert text.splitlines()[0] == "a"
     assert "…" in text
@@ -79,12 +79,35 @@ def test_the_table_shows_places_and_the_trace(person):
 
 
 def test_rankings_as_json_are_best_first(person):
-    rankings = rank(person, CHOICES, RESPONSES)
+    rankings = rank(person, CHOICES, RESPONSES, trace=True)
     records = [json.loads(line) for line in format_rankings(4, rankings, False, True).splitlines()]
     assert [record["prompt"] for record in records] == ["a", "b"]
     assert records[0]["rewards"] == sorted(records[0]["rewards"], reverse=True)
     assert records[0]["responses"][0] == rankings[0].responses[rankings[0].order[0]]
     assert format_rankings(4, rankings, False, False).startswith("After 4 choices")
+
+
+def test_without_a_trace_only_the_first_and_the_last_are_scored(person):
+    for whole, ends in zip(rank(person, CHOICES, RESPONSES, trace=True), rank(person, CHOICES, RESPONSES), strict=True):
+        np.testing.assert_allclose(ends.probabilities, whole.probabilities[[0, -1]], atol=1e-6)
+        assert ends.order == whole.order
+    assert "After 4 choices" in format_rankings(4, rank(person, CHOICES, RESPONSES), False, False)
+
+
+def test_a_person_of_thousands_of_choices_is_ranked(person):
+    """Of few texts: the table has as many rows as there are texts, not as there are places for them."""
+    many = [("question 0", f"word{i % 60} word1", f"word{i // 60} word2") for i in range(3000)]
+    number = len(person.checked(many))
+    assert number == 3000
+    tables = []
+    table = person._table
+    person._table = lambda texts, size: tables.append(size) or table(texts, size)
+    try:
+        ranking = rank(person, many, RESPONSES)[0]
+    finally:
+        del person._table
+    assert np.isfinite(ranking.probabilities).all()
+    assert max(tables) < 200
 
 
 def test_nothing_to_rank_is_said(person):

@@ -74,7 +74,10 @@ def test_thumbs_and_ratings_move_the_latent_each_its_own_way(person):
     assert person.checked([rated[1]]) == [("question 0", long, two[0]), ("question 0", two[1], long)]
     mixed = [("question 1", long, short), ("question 2", short, False), rated[2]]
     np.testing.assert_allclose(person.infer(mixed).mean, person.infer(mixed[::-1]).mean, atol=1e-5)
-    assert rank(person, mixed, [("question 0", long), ("question 0", short)])[0].probabilities.shape == (5, 2)
+    assert rank(person, mixed, [("question 0", long), ("question 0", short)], trace=True)[0].probabilities.shape == (
+        5,
+        2,
+    )
 
 
 def test_a_file_of_one_persons_thumbs_and_ratings_is_read_with_the_levels_of_training(person, tmp_path):
