@@ -18,10 +18,10 @@ Files of --lists hold pairs that are a choice of one of n, and become one. In th
 design, and each row is a situation of its own. A k that less than half of the test people reach is left out; people who
 do not reach the largest k are not scored.
 
-Prints JSON: per data set, series and k the accuracy in %, NLL in nats, ECE and the worst decile in %, means over
-seeds; differences of accuracy in points and of NLL in nats, paired within people and averaged over seeds, with standard
-errors over people; and goals, which are met or not. Work directories and results are kept in --room: the same command
-goes on where it was interrupted.
+Prints JSON: per data set, series and k the accuracy in %, NLL in nats, ECE, what ECE would be by chance, and the worst
+decile in %, means over seeds; differences of accuracy in points and of NLL in nats, paired within people and averaged
+over seeds, with standard errors over people; and goals, which are met or not. Work directories and results are kept in
+--room: the same command goes on where it was interrupted.
 """
 
 import json

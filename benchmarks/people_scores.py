@@ -18,6 +18,7 @@ from fssa_jax.config import RewardConfig, Rows
 from fssa_jax.config.experiment import read
 from fssa_jax.data.dataset import seen_in_training, texts_of
 from fssa_jax.data.row_dataset import rows_dataset
+from fssa_jax.evaluate.chance import confidences, ece_by_chance
 from fssa_jax.evaluate.episodes import eligible_users, evaluation_episodes, reached
 from fssa_jax.experiment.train import train
 from fssa_jax.experiment.workdir import Workdir
@@ -27,6 +28,7 @@ from fssa_jax.tasks.predictor import Predictions
 from fssa_jax.types import Episode
 
 _KS = (0, 1, 3, 5, 10, 20)
+_REDRAWS = 20
 _RIVALS = ("population", "map", "mixed_logit", "attributes")
 
 
@@ -78,15 +80,24 @@ def predictions(log_p: Any, episode: Episode) -> Predictions:
 
 
 def scored(draws: Sequence[Predictions], mask: np.ndarray) -> dict[str, Any]:
-    """accuracy and nll of each person, (k, people), means over draws of contexts and targets; and ece, (k,)."""
+    """accuracy and nll of each person, (k, people), means over draws; ece and ece_by_chance, (k,).
+
+    By chance a calibrated model has an ECE above 0; see `fssa_jax.evaluate.chance`.
+    """
     number = mask.sum(-1)
 
     def of_people(values: Iterable[np.ndarray]) -> list[list[float]]:
         mean = np.mean([(value * mask).sum(-1) / number for value in values], axis=0)
         return [[round(float(x), 6) for x in at_k] for at_k in mean]
 
-    ece = []
+    ece, chance, rng = [], [], np.random.default_rng(0)
     for k in range(len(draws[0].log_p)):
+        given = [
+            confidences(draw.log_p[k], None if draw.log_best_other is None else draw.log_best_other[k])
+            for draw in draws
+        ]
+        redrawn = [ece_by_chance(given, mask.astype(float), rng) for _ in range(_REDRAWS)]
+        chance.append(round(float(np.mean(redrawn)), 5))
         counts = np.zeros(())
         for draw in draws:
             best = None if draw.log_best_other is None else jnp.exp(draw.log_best_other[k])
@@ -97,6 +108,7 @@ def scored(draws: Sequence[Predictions], mask: np.ndarray) -> dict[str, Any]:
         "accuracy": of_people(draw.hits for draw in draws),
         "nll": of_people(-draw.log_p for draw in draws),
         "ece": ece,
+        "ece_by_chance": chance,
     }
 
 
@@ -191,7 +203,8 @@ def stored(data: str, seed: int, settings: Settings) -> dict[str, Any]:
     file = settings.room / f"{name_of(data)}-{seed}.json"
     if file.is_file():
         found = json.loads(file.read_text(encoding="utf-8"))
-        if not settings.mixed_logit or "mixed_logit" in found["series"]:
+        of_this_version = "ece_by_chance" in found["series"]["np_btl"]
+        if of_this_version and (not settings.mixed_logit or "mixed_logit" in found["series"]):
             return found
     result = measure(data, seed, settings)
     write_text(file, json.dumps(result))
@@ -215,14 +228,18 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     names = [name for name in results[0]["series"] if all(name in result["series"] for result in results)]
     table: dict[str, dict[str, Any]] = {}
     for name in names:
-        each = [{what: values(r, p, name, what) for what in ("accuracy", "nll", "ece")} for r, p in placed]
+        wanted = ("accuracy", "nll", "ece", "ece_by_chance")
+        each = [{what: values(r, p, name, what) for what in wanted} for r, p in placed]
         cells = {
             "accuracy": 100 * np.mean([one["accuracy"].mean(-1) for one in each], axis=0),
             "nll": np.mean([one["nll"].mean(-1) for one in each], axis=0),
             "ece": np.mean([one["ece"] for one in each], axis=0),
+            "ece_by_chance": np.mean([one["ece_by_chance"] for one in each], axis=0),
             "worst_decile": 100 * np.mean([[worst_decile(a) for a in one["accuracy"]] for one in each], axis=0),
         }
-        table[name] = {what: _by_k(ks, cell, 4 if what in ("nll", "ece") else 2) for what, cell in cells.items()}
+        table[name] = {
+            what: _by_k(ks, cell, 2 if what in ("accuracy", "worst_decile") else 4) for what, cell in cells.items()
+        }
     differences: dict[str, dict[str, Any]] = {}
     for rival in (name for name in _RIVALS if name in names):
         differences[f"np_btl_minus_{rival}"] = {}
@@ -269,6 +286,8 @@ def goals(ks: Sequence[int], table: dict[str, dict[str, Any]]) -> dict[str, dict
             met["accuracy_at_least_mixed_logit_less_0.3"] = own["accuracy"][k] >= wanted
         met["nll_at_most_both"] = all(own["nll"][k] <= rival["nll"][k] for rival in rivals)
         met["ece_at_most_0.02"] = own["ece"][k] <= 0.02
+        met["ece_at_most_0.02_over_chance"] = own["ece"][k] - own["ece_by_chance"][k] <= 0.02
+        met["accuracy_at_least_population_less_0.3"] = own["accuracy"][k] >= table["population"]["accuracy"][k] - 0.3
         for what, name in (("accuracy", "mean"), ("worst_decile", "worst_decile")):
             met[f"{name}_at_least_population_less_1"] = own[what][k] >= table["population"][what][k] - 1
         for name, value in met.items():

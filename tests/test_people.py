@@ -199,7 +199,7 @@ def test_attributes_are_read_from_the_texts():
 
 def test_people_of_several_seeds_are_pooled():
     def result(names, own, other):
-        cell = {"nll": [[0.5] * len(names)], "ece": [0.01]}
+        cell = {"nll": [[0.5] * len(names)], "ece": [0.01], "ece_by_chance": [0.008]}
         series = {"np_btl": cell | {"accuracy": [own]}, "population": cell | {"accuracy": [other]}}
         facts = {"left_out": 0, "targets": 4, "train_people": 2, "chosen": None, "calibration": {"helps": True}}
         series["map"] = series["population"]
@@ -239,7 +239,7 @@ def test_a_small_data_set_is_measured_and_its_results_are_reused(monkeypatch, tm
     assert found["k"][:3] == [0, 1, 3]
     rivals = ("population", "map", *(["mixed_logit"] if mixed else []))
     for name in (*rivals, "np_btl", "limit"):
-        for what in ("accuracy", "nll", "ece", "worst_decile"):
+        for what in ("accuracy", "nll", "ece", "ece_by_chance", "worst_decile"):
             assert set(found[name][what]) == {str(k) for k in found["k"]}, name
     for name in rivals:
         means = [found[one]["accuracy"]["3"] for one in ("np_btl", name)]
