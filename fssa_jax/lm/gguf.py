@@ -107,9 +107,16 @@ class Gguf:
         return tuple(int(size) for size in reversed(self._tensors[name].shape))
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
-        """A tensor, or a slice of it, in float32. The whole tensor is read."""
+        """A tensor, or a slice of it, in float32. The whole tensor is read.
+
+        Raises:
+          UserError: values that are not finite; files have no checksums.
+        """
         tensor = self._tensors[name]
-        values = np.asarray(self._dequantize(tensor.data, tensor.tensor_type), np.float32).reshape(self.shape(name))
+        with np.errstate(all="ignore"):
+            values = np.asarray(self._dequantize(tensor.data, tensor.tensor_type), np.float32).reshape(self.shape(name))
+        if not np.isfinite(values).all():
+            raise UserError(f"{self.file}: {tensor.name} has values that are not finite; download it again")
         if self.architecture == "llama" and (match := re.search(r"self_attn\.([qk])_proj\.", name)):
             values = _unpermuted(values, self._heads if match[1] == "q" else self._groups)
         if self.architecture in _GEMMA and name.endswith("norm.weight"):

@@ -34,7 +34,13 @@ def directory_of(file: Path) -> Path:
     if (directory / "config.json").is_file() and (directory / GGUF).is_file():
         return directory
     opened = open_gguf(file)
-    config, tokenizer = opened.config, tokenizer_of(opened.metadata, file)
+    try:
+        config, tokenizer = opened.config, tokenizer_of(opened.metadata, file)
+    except UserError:
+        raise
+    except Exception as error:  # values of other types than they should have; tokenizers raises many kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{file}: metadata that cannot be used ({reason}); download it again") from error
     with whole_directory(directory) as target:
         tokenizer.save_pretrained(str(target))
         (target / GGUF).symlink_to(file)
