@@ -11,7 +11,7 @@ from fssa_jax.data.dataset import Split, texts_of
 from fssa_jax.data.features import EncoderFeaturiser, Featuriser, Text, TfidfFeaturiser, find_vectors, read_vectors
 from fssa_jax.data.quantities import QuantityFeaturiser
 from fssa_jax.errors import UserError
-from fssa_jax.lm.hub import at_hand
+from fssa_jax.lm.hub import at_hand, is_here
 from fssa_jax.lm.text_encoder import EmbedSettings
 
 _log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def features_of_texts(
         return _finished(data, featuriser, featuriser.transform(texts), texts, known)
     chosen = data.text_encoder
     # An absolute path: new texts may be embedded later from another working directory.
-    name = str(Path(chosen.name).resolve()) if Path(chosen.name).is_dir() else chosen.name
+    name = str(Path(chosen.name).resolve()) if is_here(chosen.name) else chosen.name
     settings = EmbedSettings(
         name,
         pool=chosen.pool,

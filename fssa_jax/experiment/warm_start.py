@@ -15,6 +15,7 @@ from fssa_jax.data.build import load_dataset
 from fssa_jax.data.dataset import Dataset, has_lists, width_of_texts
 from fssa_jax.errors import UserError
 from fssa_jax.experiment.workdir import MET, Workdir, is_gone
+from fssa_jax.lm.hub import is_here
 from fssa_jax.tasks.reward import RewardTask
 from fssa_jax.tasks.reward_models import check_lists
 from fssa_jax.types import PyTree
@@ -164,7 +165,7 @@ def with_whole_paths(config: Any) -> Any:
 
 
 def _whole_path(name: str) -> str:
-    return str(Path(name).resolve()) if name and Path(name).is_dir() else name
+    return str(Path(name).resolve()) if name and is_here(name) else name
 
 
 def rename_moved(before: Any, config: Any) -> Any:

@@ -36,6 +36,7 @@ from fssa_jax.errors import UserError
 from fssa_jax.evaluate.calibrate import Fitted, can_be_calibrated
 from fssa_jax.files import LOCK, with_checksum, write_text
 from fssa_jax.lm.base import Base, load_base
+from fssa_jax.lm.hub import is_here
 from fssa_jax.lm.scoring import table_log_probs
 from fssa_jax.lm.token_table import join_tables
 from fssa_jax.people.person import PersonModel, PersonPolicy
@@ -326,8 +327,8 @@ def _load_base(path: Path, config: PolicyConfig | SftConfig, at: str, date: str)
 
 
 def is_gone(name: str) -> bool:
-    """Whether an absolute path names a directory that no longer exists."""
-    return Path(name).is_absolute() and not Path(name).is_dir()
+    """Whether an absolute path names a directory or a GGUF file that no longer exists."""
+    return Path(name).is_absolute() and not is_here(name)
 
 
 def load(workdir: str | Path, base: str = "") -> PersonModel:

@@ -54,9 +54,15 @@ def _packaged(name: str) -> Path | None:
     return found if found and found.exists() else None
 
 
+def is_here(name: str) -> bool:
+    """Whether a name is the path of a directory, or of a GGUF file."""
+    path = Path(name)
+    return path.is_dir() or (path.suffix == ".gguf" and path.is_file())
+
+
 def at_hand(name: str) -> bool:
     """Whether a checkpoint is available without a download: a file, an installed package, or the hub's cache."""
-    if Path(name).is_dir() or _packaged(name) or (name.endswith(".gguf") and Path(name).is_file()):
+    if is_here(name) or _packaged(name):
         return True
     from huggingface_hub import try_to_load_from_cache
 
