@@ -351,7 +351,7 @@ def load(workdir: str | Path, base: str = "") -> PersonModel:
     for warning in work.unfinished((MAIN,)):
         _log.warning("%s", warning)
     fitted = work.calibration()
-    if fitted is not None and not fitted.helps:
+    if fitted is not None and fitted.step == work.best_step(MAIN) and not fitted.helps:
         _log.warning(
             "%s: choices were not shown to help people who were not trained on, so everybody gets the population model",
             workdir,

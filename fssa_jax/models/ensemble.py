@@ -22,8 +22,9 @@ class Ensemble(RewardModel):
         q(z | C) = (1/M) Σ_i q_i(z_i | C) Π_{j ≠ i} δ(z_j)
 
     Points of q are those of one model, with 0 for the others, so a predictive probability is the mean of the models'
-    (Bayesian model averaging with equal weights; the s_i differ by a scale alone). The mean of q gives the mean of
-    their rewards. NLL is at most the mean of the models' NLL (Jensen). Memory and time are M times those of a model.
+    (Bayesian model averaging with equal weights). This is exact where their scales of s and their shares of lapses are
+    the same; both are averaged. Then NLL is at most the mean of the models' NLL (Jensen). The mean of q gives the mean
+    of their rewards. Memory and time are M times those of a model.
 
     The attributes are those of each model, and `members`, M. Their parameters are stacked (`stacked`, `separate`).
     """
