@@ -13,10 +13,11 @@ small language model from scratch on the texts of the rows; with
 model by a person's choices, with the encoder of np_btl.
 
 np_btl is for data that nobody tuned (`auto` is "yes"). Short fits, scored on people who were not trained on, decide the
-penalties, and choose between learnt embeddings of texts, linear functions of their features, both, and kinds of people.
-Where choices are not shown to help, everybody gets the population model. See experiment/choose.py and
-evaluate/calibrate.py. --config.auto=no keeps the settings of this file; --config.model.learn_texts=no is for ranking
-texts that do not exist yet; --config.model.members=3 trains three models from different seeds and averages them.
+penalties, and choose between learnt embeddings of texts, linear functions of their features, both, and kinds of people,
+or average up to three of these. Where choices are not shown to help, everybody gets the population model. See
+experiment/choose.py and evaluate/calibrate.py. --config.auto=no keeps the settings of this file;
+--config.model.learn_texts=no is for ranking texts that do not exist yet; --config.model.members=3 trains three models
+from different seeds and averages them.
 
 Measured for np_btl on the Polis data (benchmarks/polis.py, two x86-64 CPU cores, no accelerator): gain over the
 population model on 322 test users +3.0 / +3.9 / +4.5 points at K = 5 / 10 / 20, mean of three seeds. For

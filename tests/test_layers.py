@@ -81,7 +81,7 @@ ROOMS: dict[str, list[list[str]]] = {
         ["policy"],
     ],
     "evaluate": [
-        ["bayes", "chance", "controls", "episodes", "in_context", "style_scores", "verdict", "warnings"],
+        ["bayes", "chance", "controls", "episodes", "in_context", "stacking", "style_scores", "verdict", "warnings"],
         ["calibrate", "latent", "scores", "written"],
         ["evaluate", "held_out"],
     ],

@@ -21,6 +21,7 @@ from fssa_jax.config.model import DiscretePrior as DiscretePrior
 from fssa_jax.config.model import Dpl as Dpl
 from fssa_jax.config.model import NormalPrior as NormalPrior
 from fssa_jax.config.model import NpBtl as NpBtl
+from fssa_jax.config.model import Part as Part
 from fssa_jax.config.model import SetEncoder as SetEncoder
 from fssa_jax.config.objective import AdamW as AdamW
 from fssa_jax.config.objective import Dpo as Dpo

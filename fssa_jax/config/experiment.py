@@ -163,8 +163,15 @@ def _check_k(settings: Evaluation) -> None:
 
 def _check_model(settings: NpBtl, place: str) -> None:
     encoder = settings.encoder
-    if settings.members > 1 and not _can_be_averaged(settings):
-        raise UserError(f"{place}.members: averages models with a BayesEncoder, head=bilinear, keep_population; give 1")
+    if not _can_be_averaged(settings):
+        what = "averages models with a BayesEncoder, head=bilinear, keep_population"
+        if settings.members > 1:
+            raise UserError(f"{place}.members: {what}; give 1")
+        if settings.parts:
+            raise UserError(f"{place}.parts: {what}; leave it out")
+    for i, part in enumerate(settings.parts):
+        if not part.observations:
+            raise UserError(f"{place}.parts[{i}].observations: must be some of difference, responses; got none")
     if isinstance(encoder, BayesEncoder):
         if not encoder.observations:
             raise UserError(f"{place}.encoder.observations: must be some of difference, responses; got none")
@@ -193,6 +200,12 @@ def _check_policy(config: PolicyConfig) -> None:
     if isinstance(encoder, NewEncoder):
         _check_model(encoder.model, "config.encoder.model")
         _check_no_dropout(encoder.model)
+        for name, several in {"members": encoder.model.members > 1, "parts": bool(encoder.model.parts)}.items():
+            if several:
+                raise UserError(
+                    f"config.encoder.model.{name}: models that are averaged are trained without the policy; train "
+                    "np_btl with it and name its work directory in config.encoder.init_from"
+                )
     elif not isinstance(encoder, NoEncoder) and not encoder.init_from:
         raise UserError("config.encoder.init_from: name the work directory of a trained np_btl model")
     if isinstance(encoder, FrozenEncoder) and encoder.imitate != "chosen" and not config.objective.sft_weight:

@@ -45,8 +45,16 @@ def fields_of(kind: type) -> Iterator[tuple[dataclasses.Field, Any]]:
 
 def kinds_of(hint: Any) -> tuple[type, ...]:
     """The dataclasses that a field may hold: several for a union such as `Film | LoraCore`, () for a plain value."""
+    if item_of(hint) is not None:
+        return ()
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) else (hint,)
     return tuple(option for option in options if dataclasses.is_dataclass(option) and isinstance(option, type))
+
+
+def item_of(hint: Any) -> type | None:
+    """The dataclass whose instances a field lists, such as `Part` for `tuple[Part, ...]`; else None."""
+    item = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
+    return item if dataclasses.is_dataclass(item) and isinstance(item, type) else None
 
 
 def all_kinds(*kinds: type) -> list[type]:
@@ -55,7 +63,9 @@ def all_kinds(*kinds: type) -> list[type]:
     for kind in kinds:
         if kind not in found:
             found.append(kind)
-            inside = all_kinds(*(inner for _, hint in fields_of(kind) for inner in kinds_of(hint)))
+            hints = [hint for _, hint in fields_of(kind)]
+            listed = [item for item in map(item_of, hints) if item is not None]
+            inside = all_kinds(*(inner for hint in hints for inner in kinds_of(hint)), *listed)
             found += [inner for inner in inside if inner not in found]
     return found
 
@@ -69,8 +79,12 @@ def to_dict(config: Any) -> dict[str, Any]:
             tag = {"kind": type(value).__name__} if isinstance(hint, types.UnionType) else {}
             out[field.name] = tag | to_dict(value)
         else:
-            out[field.name] = list(value) if isinstance(value, tuple) else value
+            out[field.name] = list(map(_as_plain, value)) if isinstance(value, tuple) else value
     return out
+
+
+def _as_plain(item: Any) -> Any:
+    return to_dict(item) if dataclasses.is_dataclass(item) else item
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -187,6 +201,8 @@ def _plain(hint: Any, value: Any, place: str) -> Any:
         item = typing.get_args(hint)[0]
         if not isinstance(value, list | tuple):
             raise UserError(f"{place}: must be a list; got {value!r}")
+        if kind := item_of(hint):
+            return tuple(_group((kind,), kind, v, f"{place}[{i}]") for i, v in enumerate(value))
         return tuple(_plain(item, v, place) for v in value)
     if origin is typing.Literal:
         if value not in typing.get_args(hint):

@@ -86,6 +86,30 @@ class Dpl(Btl):
 
 
 @dataclasses.dataclass
+class Part:
+    """One of several NP-BTL models that are averaged: its settings, in place of those of the configuration."""
+
+    weight: float = number(1.0, above=0)
+    """Weight of its predictions; the weights are divided by their sum."""
+    response: Literal["none", "linear", "mlp"] = "linear"
+    """As in `NpBtl`."""
+    width: int = positive(16)
+    """As in `NpBtl`."""
+    observations: tuple[Literal["difference", "responses"], ...] = ("difference",)
+    """As in `BayesEncoder`."""
+    prior: NormalPrior | DiscretePrior = group(NormalPrior)
+    """As in `BayesEncoder`."""
+    learning_rate: float = number(1e-2, above=0)
+    """As in `AdamW`."""
+    factor_steps: int = number(0, least=0)
+    """As in `RewardTraining`."""
+    response_penalty: float = number(0.0, least=0)
+    """As in `NeuralProcess`."""
+    text_penalty: float = number(0.0, least=0)
+    """As in `NeuralProcess`."""
+
+
+@dataclasses.dataclass
 class NpBtl:
     """NP-BTL: r(x, y, z) with z inferred from the person's choices (arXiv 2412.13998, section 3); models/rewards.py."""
 
@@ -113,6 +137,9 @@ class NpBtl:
     members: int = positive(1)
     """Models that are trained from different seeds and averaged, see models/ensemble.py; training, memory and
     prediction cost as many times as much."""
+    parts: tuple[Part, ...] = ()
+    """Models of different kinds that are averaged, each `members` times, in place of one with these settings.
+    `config.auto` decides them."""
 
 
 RewardModel = Btl | Dpl | NpBtl

@@ -13,7 +13,7 @@ import typing
 from typing import Any
 
 from fssa_jax.config.experiment import KINDS
-from fssa_jax.config.fields import all_kinds, fields_of, kinds_of
+from fssa_jax.config.fields import all_kinds, fields_of, item_of, kinds_of
 
 _HEAD = """# Every setting
 
@@ -75,6 +75,8 @@ def _allowed(field: dataclasses.Field, hint: Any) -> str:
     groups = kinds_of(hint)
     if groups:
         return ", ".join(map(_link, groups))
+    if item := item_of(hint):
+        return f"several {_link(item)}"
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple:
         inner = arguments[0]

@@ -53,10 +53,19 @@ class HeldOut:
         effect = context_effect(found.log_p, np.asarray(self.episodes.targets.mask)) if len(self.ks) > 1 else None
         return out, collapse_warnings(health, effect)
 
+    def log_p(self, predictor: Predictor) -> np.ndarray:
+        """(ks, people, targets) log-probabilities of the choices."""
+        return predictor.predict(self.episodes, self.ks).log_p
+
+    @property
+    def weight(self) -> np.ndarray:
+        """(people, targets) weights of the targets; 0 for padding, and of sum 1 for every person with targets."""
+        weight = np.asarray(choice_weights(self.episodes.targets))
+        total = weight.sum(-1, keepdims=True)
+        return weight / np.where(total > 0, total, 1)
+
     def _means(self, values: np.ndarray) -> np.ndarray:
         """(ks,) means over people of (ks, people, targets), or (ks, people)."""
         if values.ndim == 2:
             return values.mean(-1)
-        weight = np.asarray(choice_weights(self.episodes.targets))
-        total = weight.sum(-1)
-        return ((values * weight).sum(-1) / np.where(total > 0, total, 1)).mean(-1)
+        return (values * self.weight).sum(-1).mean(-1)

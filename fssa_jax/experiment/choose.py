@@ -15,7 +15,10 @@ validation people, or all but the test people in folds (experiment/folds.py).
    * hybrid: linear in the features, plus a learnt embedding that is shrunk to 0. For known texts.
    * features: linear in the features.
    * kinds: the same, and people are of `_KINDS` kinds.
-3. In folds: the number of steps, the best multiple of `CALL` until the NLL did not improve `config.train.patience`
+3. Whether several candidates are averaged: the weights are those that predict these people best (stacking), of at
+   most `_MOST_PARTS`, each at least `_LEAST_SHARE`. Where that is better than the best candidate by less than one
+   standard error over people, or by less than `_LEAST_GAIN` nats per choice, the best candidate is trained alone.
+4. In folds: the number of steps, the best multiple of `CALL` until the NLL did not improve `config.train.patience`
    times. Otherwise the training ends by itself (`config.train.patience`).
 
 Texts are known if `config.model.learn_texts` was resolved to yes. A penalty of 1 per choice is a standard normal prior
@@ -24,14 +27,16 @@ on each weight.
 
 import copy
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fssa_jax.config import DiscretePrior, NpBtl, RewardConfig
+from fssa_jax.config import BayesEncoder, DiscretePrior, NpBtl, Part, RewardConfig
 from fssa_jax.data.dataset import Dataset, has_lists
 from fssa_jax.evaluate.held_out import HeldOut
+from fssa_jax.evaluate.stacking import mixed, stack
 from fssa_jax.experiment.folds import CALL, POPULATION_STEPS, FoldFits
 from fssa_jax.experiment.workdir import Workdir, read_run, write_settings
 from fssa_jax.tasks.reward import RewardTask
@@ -43,6 +48,7 @@ _POPULATION, _PER_TEXT = (0.1, 1.0, 10.0, 100.0), (1.5, 0.4, 6.0)
 _STEPS, _STRENGTHS = (50, 150), (1.0, 10.0)
 _WIDTH, _TEXTS_WIDTH, _KINDS = 16, 64, 64
 _RATE, _TEXTS_RATE = 1e-2, 3e-3
+_LEAST_SHARE, _MOST_PARTS, _LEAST_GAIN = 0.1, 3, 5e-4
 _ONLY_FEATURES = 1.0  # weight of the penalty that keeps learnt embeddings at 0
 
 
@@ -65,7 +71,7 @@ def candidates(config: RewardConfig, dataset: Dataset) -> dict[str, RewardConfig
 def _candidate(config: Any, name: str, strength: float, known: bool, choices: int) -> RewardConfig:
     by_id = name in ("texts", "ids")
     config.model.response = "none" if by_id else "linear"
-    config.model.members = 1  # the fits that decide are of single models
+    config.model.members, config.model.parts = 1, ()  # the fits that decide are of single models
     config.model.width = _TEXTS_WIDTH if by_id else _WIDTH
     config.model.encoder.observations = ("responses",) if name == "texts" else ("difference",)
     if name == "kinds":
@@ -103,26 +109,36 @@ def choose(work: Workdir, fits: FoldFits) -> Workdir:
     config, scores = _with_population(work, fits)
     held_out = HeldOut.of(fits.folds.people, config.evaluate.k, reads=True)
 
-    def score(candidate: RewardConfig, steps: int) -> float:
-        return _nll(held_out, fits, candidate, MAIN, fits.main(candidate, steps))
+    def log_p(candidate: RewardConfig, steps: int) -> np.ndarray:
+        return held_out.log_p(fits.predictor(candidate, MAIN, fits.main(candidate, steps)))
 
-    options = candidates(config, work.dataset)
-    lengths = sorted({min(number, config.train.steps) for number in _STEPS})
-    found = {name: min((score(option, n), n) for n in lengths) for name, option in options.items()}
-    name = min(found, key=lambda name: found[name])
-    chosen = options[name]
-    if isinstance(work.config.model, NpBtl):
+    def score(candidate: RewardConfig, steps: int) -> float:
+        return _nll(log_p(candidate, steps), held_out)
+
+    options, found = candidates(config, work.dataset), dict[str, _Found]()
+    for name, option in options.items():
+        for steps in sorted({min(number, config.train.steps) for number in _STEPS}):
+            predicted = log_p(option, steps)
+            nll = _nll(predicted, held_out)
+            if name not in found or nll < found[name].nll:
+                found[name] = _Found(nll, steps, predicted)
+    shares = _shares(found, held_out.weight)
+    name = max(shares, key=lambda name: shares[name])
+    chosen = _averaged(options, shares) if len(shares) > 1 else options[name]
+    if isinstance(work.config.model, NpBtl) and isinstance(chosen.model, NpBtl):
         chosen.model = replace(chosen.model, members=work.config.model.members)
     facts = {
         "people": len(fits.folds.people.users),
         "folds": len(fits.folds),
         "population": scores,
-        "name": name,
-        "nll": {name: nll for name, (nll, _) in found.items()},
-        "after": {name: steps for name, (_, steps) in found.items()},
+        "name": " + ".join(shares),
+        "shares": shares,
+        "nll": {name: one.nll for name, one in found.items()},
+        "after": {name: one.steps for name, one in found.items()},
     }
-    listed = ", ".join(f"{name} {nll:.4f}" for name, (nll, _) in found.items())
-    _log.info("decided by the NLL of %d people who were not trained on: %s (%s)", facts["people"], name, listed)
+    listed = ", ".join(f"{name} {one.nll:.4f}" for name, one in found.items())
+    said = "decided by the NLL of %d people who were not trained on: %s (%s)"
+    _log.info(said, facts["people"], facts["name"], listed)
     if len(fits.folds) > 1:
         facts["steps"], facts["most_steps"] = _length(chosen, score), chosen.train.steps
         train, calls = chosen.train, -(-facts["steps"] // chosen.train.steps_per_call)
@@ -152,7 +168,8 @@ def _with_population(work: Workdir, fits: FoldFits) -> tuple[RewardConfig, dict[
         name = f"{linear:g}, {per_text:g} per text" if known else f"{linear:g}"
         if name not in scores:
             config = penalised(linear, per_text)
-            scores[name] = _nll(held_out, fits, config, POPULATION, fits.population(config))
+            predictor = fits.predictor(config, POPULATION, fits.population(config))
+            scores[name] = _nll(held_out.log_p(predictor), held_out)
         return scores[name]
 
     per_text = _PER_TEXT[0]
@@ -162,9 +179,57 @@ def _with_population(work: Workdir, fits: FoldFits) -> tuple[RewardConfig, dict[
     return penalised(linear, per_text), scores
 
 
-def _nll(held_out: HeldOut, fits: FoldFits, config: RewardConfig, name: str, fitted: list) -> float:
-    scores, _ = held_out.scores(fits.predictor(config, name, fitted))
-    nll = scores["val/nll"]
+class _Found(NamedTuple):
+    """The best short fit of a candidate: its NLL, its steps, and its predictions (ks, people, targets)."""
+
+    nll: float
+    steps: int
+    log_p: np.ndarray
+
+
+def _shares(found: Mapping[str, _Found], weight: np.ndarray) -> dict[str, float]:
+    """The weights of the candidates that are averaged, the largest first; of the best one alone, 1."""
+    names = sorted(found, key=lambda name: found[name].nll)
+    log_p = np.stack([found[name].log_p for name in names])
+    shares = stack(log_p, weight)
+    kept = [i for i in np.argsort(-shares, kind="stable")[:_MOST_PARTS] if shares[i] >= _LEAST_SHARE]
+    shares = stack(log_p[kept], weight)
+    # Per person, for the standard error: people are independent, their choices are not.
+    gains = ((mixed(log_p[kept], shares) - log_p[0]) * weight).sum(-1).mean(0)
+    error = gains.std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else np.inf
+    if len(kept) < 2 or not gains.mean() > max(error, _LEAST_GAIN):
+        return {names[0]: 1.0}
+    pairs = sorted(zip(kept, shares, strict=True), key=lambda pair: -pair[1])
+    return {names[i]: _rounded(share) for i, share in pairs}
+
+
+def _averaged(options: Mapping[str, RewardConfig], shares: Mapping[str, float]) -> RewardConfig:
+    """The configuration of an average of candidates: that of the first one, with the parts."""
+    parts = []
+    for name, share in shares.items():
+        config, model = options[name], options[name].model
+        assert isinstance(model, NpBtl)
+        assert isinstance(model.encoder, BayesEncoder)
+        parts.append(
+            Part(
+                weight=share,
+                response=model.response,
+                width=model.width,
+                observations=model.encoder.observations,
+                prior=model.encoder.prior,
+                learning_rate=config.optim.learning_rate,
+                factor_steps=config.train.factor_steps,
+                response_penalty=config.objective.response_penalty,
+                text_penalty=config.objective.text_penalty,
+            )
+        )
+    chosen = copy.deepcopy(options[next(iter(shares))])
+    chosen.model = replace(chosen.model, parts=tuple(parts))
+    return chosen
+
+
+def _nll(log_p: np.ndarray, held_out: HeldOut) -> float:
+    nll = -float((log_p * held_out.weight).sum(-1).mean())
     if not np.isfinite(nll):
         # NaN is neither smaller nor larger than anything: a fit that diverged must lose.
         _log.warning("a short fit diverged (its NLL is %s), so its settings are not chosen", nll)

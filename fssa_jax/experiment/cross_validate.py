@@ -6,7 +6,6 @@ numbers can do. The training is repeated with a quarter and with half of the peo
 curve.
 """
 
-import copy
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from fssa_jax.evaluate.calibrate import Fitted, can_be_calibrated, fit_calibrati
 from fssa_jax.evaluate.evaluate import Evaluation, evaluate
 from fssa_jax.evaluate.verdict import verdict
 from fssa_jax.evaluate.warnings import report_warnings
-from fssa_jax.experiment.folds import FoldFits, Folds
+from fssa_jax.experiment.folds import FoldFits, Folds, with_penalties
 from fssa_jax.experiment.workdir import Workdir
 from fssa_jax.files import whole_directory
 from fssa_jax.report.html import render
@@ -87,9 +86,7 @@ def _scored(
     work: Workdir, fits: FoldFits, settings: Any, share: float = 1.0
 ) -> tuple[Evaluation, Predictor, list[Fitted]]:
     """Fits that are trained on a share of the people; their penalties are as strong per choice as with all."""
-    config, fitted = copy.deepcopy(work.config), list[Fitted]()
-    for name in ("response_penalty", "population_penalty", "text_penalty", "text_bias_penalty"):
-        setattr(config.objective, name, getattr(config.objective, name) / share)
+    config, fitted = with_penalties(work.config, 1 / share), list[Fitted]()
     mains = fits.main(config, work.best_step(MAIN))
     if isinstance(work.task, RewardTask) and can_be_calibrated(work.task.model()):
         unseen = [(main, dataset.splits["test"]) for main, dataset in zip(mains, fits.folds.datasets, strict=True)]

@@ -21,7 +21,7 @@ from fssa_jax.errors import Stopped
 from fssa_jax.progress import doing
 from fssa_jax.tasks.pooled import PooledPredictor
 from fssa_jax.tasks.predictor import Predictor
-from fssa_jax.tasks.reward import RewardTask, Tables, penalties_of
+from fssa_jax.tasks.reward import RewardTask, Tables
 from fssa_jax.tasks.task import MAIN, POPULATION
 from fssa_jax.train.loop import StopSignal
 from fssa_jax.train.parallel import compile_steps
@@ -133,7 +133,7 @@ class FoldFits:
         states = self._fitted.get(key)
         if states is None or int(states[0].step) > steps:
             states = [self._start(task, name, models) for task, models in zip(tasks, trained, strict=True)]
-        penalties = {part: jnp.asarray(weight) for part, weight in penalties_of(config.objective).items()}
+        penalties = jax.tree.map(jnp.asarray, tasks[0].penalties(name))
         out, left = [], steps - int(states[0].step)
         with doing(f"{name}: {len(tasks)} fits", left * len(tasks), "steps") as work:
             for task, state in zip(tasks, states, strict=True):
@@ -179,10 +179,18 @@ class FoldFits:
 
 def _kind(config: RewardConfig, name: str) -> str:
     """What the programs of a model depend on: not the weights of the penalties, nor the number of steps."""
+    return _settings(with_penalties(config, 0.0), name)
+
+
+def with_penalties(config: RewardConfig, factor: float) -> RewardConfig:
+    """The configuration with all weights of penalties times a factor."""
     config = copy.deepcopy(config)
     for weight in ("response_penalty", "population_penalty", "text_penalty", "text_bias_penalty"):
-        setattr(config.objective, weight, 0.0)
-    return _settings(config, name)
+        setattr(config.objective, weight, factor * getattr(config.objective, weight))
+    parts = getattr(config.model, "parts", ())
+    for part in parts:
+        part.response_penalty, part.text_penalty = factor * part.response_penalty, factor * part.text_penalty
+    return config
 
 
 def _settings(config: RewardConfig, name: str) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from fssa_jax.config import AdamW, Btl, Dpl, NeuralProcess, NpBtl, RewardConfig,
 from fssa_jax.data.benchmarks import synthetic
 from fssa_jax.data.dataset import Dataset, Split, seen_in_training
 from fssa_jax.models import rewards
-from fssa_jax.models.ensemble import members_of, separate, stacked
+from fssa_jax.models.ensemble import label, separate, stacked
 from fssa_jax.ops.choices import join_choices
 from fssa_jax.ops.distributions import antithetic_noise
 from fssa_jax.ops.episodes import draw_episode
@@ -26,7 +26,7 @@ from fssa_jax.ops.losses import latent_roles, masked_mean, neural_process_loss
 from fssa_jax.ops.metrics import preference_accuracy
 from fssa_jax.ops.padding import Plan
 from fssa_jax.tasks.predictor import Predictor
-from fssa_jax.tasks.reward_models import make_model
+from fssa_jax.tasks.reward_models import make_model, members_of
 from fssa_jax.tasks.reward_predictor import reward_predictor
 from fssa_jax.tasks.task import MAIN, POPULATION, SPECIALIST
 from fssa_jax.train.state import make_optimizer
@@ -96,21 +96,32 @@ class RewardTask:
         return self.config.optim
 
     def optimizer(self, name: str) -> optax.GradientTransformation:
-        """See `Task`."""
-        return make_optimizer(self.optim(name), self.steps(name))
+        """See `Task`; each model of an ensemble has its own."""
+        members = self._members(name)
+        if len(members) == 1:
+            return make_optimizer(self.optim(name), self.steps(name))
+        each: dict[Any, optax.GradientTransformation] = {
+            label(i): member.optimizer(name) for i, member in enumerate(members)
+        }
+        return optax.partition(each, {part: part for part in each})
 
     def model(self, name: str = MAIN) -> rewards.RewardModel:
         """The module of a model."""
         return make_model(self.config.model, self.dataset, name)
 
     def _members(self, name: str) -> list["RewardTask"]:
-        """The tasks of the models of an ensemble, whose seeds differ; of a single model, the task itself."""
+        """The tasks of the models of an ensemble; of a single model, the task itself."""
         model = self.config.model
-        if name != MAIN or not isinstance(model, NpBtl) or model.members == 1:
+        if name != MAIN or not isinstance(model, NpBtl) or len(members_of(model)) == 1:
             return [self]
-        single, seeds = dataclasses.replace(model, members=1), range(model.members)
-        configs = [dataclasses.replace(self.config, model=single, seed=self.config.seed + i * _APART) for i in seeds]
-        return [dataclasses.replace(self, config=config) for config in configs]
+        return [dataclasses.replace(self, config=config) for config in _configs_of_members(self.config, model)]
+
+    def penalties(self, name: str) -> PyTree:
+        """The weights of the penalties, by the part of the parameters; of an ensemble, by the model before."""
+        members = self._members(name)
+        if len(members) == 1:
+            return penalties_of(self.config.objective)
+        return {label(i): penalties_of(member.config.objective) for i, member in enumerate(members)}
 
     def draw(self, name: str) -> Draw:
         """See `Task`; models that read no context draw none."""
@@ -132,8 +143,8 @@ class RewardTask:
         """See `Task`."""
         del plan  # features need no padding
         members = self._members(name)
-        one = reward_loss(members[0].model(name), self.config.objective)
-        return one if len(members) == 1 else ensemble_loss(one, len(members))
+        losses = [reward_loss(member.model(name), member.config.objective) for member in members]
+        return losses[0] if len(losses) == 1 else ensemble_loss(losses)
 
     def start(self, name: str, trained: Mapping[str, PyTree]) -> PyTree:
         """Random init from the seed; then, if configured, the population reward and a matrix factorisation."""
@@ -323,17 +334,35 @@ def reward_loss(model: rewards.RewardModel, objective: NeuralProcess) -> Loss:
     return loss
 
 
-def ensemble_loss(one: Loss, members: int) -> Loss:
+def ensemble_loss(losses: Sequence[Loss]) -> Loss:
     """The sum of the losses of the models of an ensemble, which share episodes and noise; metrics are means."""
 
     def loss(variables: PyTree, batch: Batch, key: Key[Array, ""]) -> tuple[Array, Metrics]:
-        def of_member(variables: PyTree, key: Key[Array, ""]) -> tuple[Array, Metrics]:
-            return one(variables, batch, key)
-
-        totals, metrics = jax.vmap(of_member)(members_of(variables), jax.random.split(key, members))
-        return totals.sum(), jax.tree.map(lambda x: x.mean(0), metrics)
+        totals, metrics, given = [], [], batch.tables.penalties
+        parts = zip(losses, separate(variables), jax.random.split(key, len(losses)), strict=True)
+        for i, (one, own, own_key) in enumerate(parts):
+            tables = dataclasses.replace(batch.tables, penalties=None if given is None else given[label(i)])
+            total, found = one(own, batch._replace(tables=tables), own_key)
+            totals.append(total)
+            metrics.append(found)
+        return sum(totals, jnp.zeros(())), jax.tree.map(lambda *x: sum(x, jnp.zeros(())) / len(x), *metrics)
 
     return loss
+
+
+def _configs_of_members(config: RewardConfig, model: NpBtl) -> list[RewardConfig]:
+    """The configuration of each model of an ensemble; their seeds differ."""
+    out = []
+    for i, (one, _) in enumerate(members_of(model)):
+        own = dataclasses.replace(config, model=one, seed=config.seed + i * _APART)
+        if model.parts:
+            part = model.parts[i // model.members]
+            penalties = {"response_penalty": part.response_penalty, "text_penalty": part.text_penalty}
+            own.objective = dataclasses.replace(config.objective, **penalties)
+            own.optim = dataclasses.replace(config.optim, learning_rate=part.learning_rate)
+            own.train = dataclasses.replace(config.train, factor_steps=part.factor_steps)
+        out.append(own)
+    return out
 
 
 def penalties_of(objective: NeuralProcess) -> dict[str, Any]:

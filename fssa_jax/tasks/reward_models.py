@@ -48,7 +48,10 @@ def make_model(settings: Any, dataset: Dataset, name: str = MAIN) -> rewards.Rew
             keep_population=settings.keep_population,
             thresholds=len(thresholds_of(dataset.featuriser)),
         )
-        return Ensemble.of(single, settings.members) if name == MAIN and settings.members > 1 else single
+        members = members_of(settings)
+        if name != MAIN or len(members) == 1:
+            return single
+        return Ensemble.of([make_model(one, dataset) for one, _ in members], [weight for _, weight in members])
     likelihood, link = ("dpl", settings.link) if isinstance(settings, Dpl) and name == MAIN else ("btl", "probit")
     return rewards.RewardModel(
         likelihood=likelihood,
@@ -60,6 +63,19 @@ def make_model(settings: Any, dataset: Dataset, name: str = MAIN) -> rewards.Rew
         population=settings.population,
         learnt_texts=learnt_texts,
     )
+
+
+def members_of(settings: NpBtl) -> list[tuple[NpBtl, float]]:
+    """The settings of each model that is averaged, without members of its own, and its weight; of one, itself."""
+    if not settings.parts:
+        return [(dataclasses.replace(settings, members=1), 1.0)] * settings.members
+    out = []
+    for part in settings.parts:
+        encoder: Any = settings.encoder
+        encoder = dataclasses.replace(encoder, observations=part.observations, prior=part.prior)
+        own = {"response": part.response, "width": part.width, "encoder": encoder}
+        out.append((dataclasses.replace(settings, **own, members=1, parts=()), part.weight))
+    return [one for one in out for _ in range(settings.members)]
 
 
 def make_encoder(settings: NpBtl) -> SetEncoder | BayesEncoder:

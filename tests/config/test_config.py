@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 
+from configs import rows
 from fssa_jax import config as configs
 from fssa_jax.config import (
     BayesEncoder,
     Btl,
+    DiscretePrior,
     FrozenEncoder,
     Lora,
     NewEncoder,
     NoEncoder,
+    Part,
     PolicyConfig,
     RewardConfig,
     Rows,
@@ -87,6 +90,33 @@ def test_every_kind_of_every_group_survives_its_file(tmp_path, kind, number):
         assert read(path) == config
         assert type(read(path)) is kind
     assert len({configs.to_json(config) for config in made}) == number
+
+
+def test_models_that_are_averaged_survive_their_file_and_are_checked(tmp_path):
+    config = rows.get_config("np_btl")
+    config.model.parts = (Part(weight=2.0, prior=DiscretePrior(7)), Part(observations=("responses",)))
+    configs.check(config)
+    path = tmp_path / "config.json"
+    path.write_text(configs.to_json(config))
+    assert read(path) == config
+    for part, key in [
+        (Part(weight=0.0), "parts[1].weight: "),
+        (Part(width=2.5), "parts[1].width: "),
+        (Part(observations=()), "parts[1].observations: "),
+        (Part(prior="normal"), "parts[1].prior: "),
+        ("features", "parts[1]: "),
+    ]:
+        config.model.parts = (Part(), part)
+        assert complaint(configs.check, config).startswith(f"config.model.{key}")
+
+
+@pytest.mark.parametrize(("name", "value"), [("members", 2), ("parts", (Part(), Part()))])
+def test_a_policy_trains_no_models_that_are_averaged(name, value):
+    config = changed("policy.base", "base", PolicyConfig())
+    config.encoder.model = rows.get_config("np_btl").model
+    configs.check(config)
+    setattr(config.encoder.model, name, value)
+    assert complaint(configs.check, config).startswith(f"config.encoder.model.{name}: ")
 
 
 def test_the_defaults_are_allowed():
@@ -208,6 +238,8 @@ def test_whole_numbers_are_numbers(tmp_path):
         ("model.encoder.dropout", 1.0),
         ("model.members", 0),
         ("model.members", 2),
+        ("model.parts", (Part(),)),
+        ("model.parts", "features"),
         ("train.steps", "many"),
         ("data.features", "nowhere"),
         ("data.split_seed", -1),

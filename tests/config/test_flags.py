@@ -85,6 +85,7 @@ def test_a_flag_sets_one_field_and_nothing_else(configured, file, key, said, val
         ("styles.py:np_btl_attention", "model.encoder.inputs=('text',)", ("config.model.encoder.inputs", "'text'")),
         ("styles.py:np_btl_attention", "model.encoder.prior.rounds=3", ("'prior' of SetEncoder",)),
         ("styles.py:np_btl", "model.encoder.prior.rounds=3", ("'rounds' of DiscretePrior", "kinds")),
+        ("styles.py:np_btl", "model.parts=('features',)", ("config.model.parts", "'features'")),
         ("styles.py:np_btl", "model.link=probit", ("'link' of NpBtl", "learn_texts")),
         ("styles.py:btl", "model.encoder.heads=4", ("'encoder' of Btl", "width, population, learn_texts")),
         ("styles.py:np_btl", "data.labels=('honesty',)", ("'labels' of Styles", "text_encoder")),

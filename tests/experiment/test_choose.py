@@ -38,9 +38,13 @@ def test_the_choice_is_that_of_the_lowest_nll_and_is_written_down(run):
     workdir, _ = run
     chosen = Workdir.open(workdir).run["chosen"]
     assert set(chosen["nll"]) == {"features", "features × 10", "kinds", "kinds × 10"}
-    assert chosen["name"] == min(chosen["nll"], key=chosen["nll"].get)
+    first, *others = chosen["shares"]
+    assert chosen["name"] == " + ".join([first, *others])
+    if not others:
+        assert first == min(chosen["nll"], key=chosen["nll"].get)
     config = read(workdir / "config.json")
-    assert isinstance(config.model.encoder.prior, DiscretePrior if "kinds" in chosen["name"] else NormalPrior)
+    assert isinstance(config.model.encoder.prior, DiscretePrior if "kinds" in first else NormalPrior)
+    assert [part.weight for part in config.model.parts] == (list(chosen["shares"].values()) if others else [])
     choices = int(np.asarray(Workdir.open(workdir).dataset.splits["train"].table.count).sum())
     strength = float(min(chosen["population"], key=chosen["population"].get))
     assert config.objective.population_penalty == pytest.approx(strength / choices, rel=1e-2)
@@ -53,14 +57,17 @@ def test_the_penalty_per_text_is_decided_after_that_of_the_population(run, monke
     work.config.model.learn_texts = known
     choices = int(np.asarray(work.dataset.splits["train"].table.count).sum())
 
-    def nll(held_out, fits, config, name, fitted):
-        assert fitted is config
+    def nll(config, held_out):
         penalties = config.objective.population_penalty, config.objective.text_bias_penalty
         return sum(abs(np.log(p * choices / best)) for p, best in zip(penalties, (10, 6), strict=True))
 
     monkeypatch.setattr(choosing, "_nll", nll)
-    monkeypatch.setattr(choosing.HeldOut, "of", lambda *_, **__: None)
-    fits = SimpleNamespace(folds=SimpleNamespace(people=None), population=lambda config: config)
+    monkeypatch.setattr(choosing.HeldOut, "of", lambda *_, **__: SimpleNamespace(log_p=lambda config: config))
+    fits = SimpleNamespace(
+        folds=SimpleNamespace(people=None),
+        population=lambda config: config,
+        predictor=lambda config, name, fitted: fitted,
+    )
     config, scores = choosing._with_population(work, fits)
     assert len(scores) == asked
     penalties = config.objective.population_penalty, config.objective.text_bias_penalty
@@ -172,7 +179,40 @@ def test_what_cannot_be_chosen_is_refused(tmp_path):
 
 def test_a_fit_that_diverged_is_never_chosen(caplog):
     """NaN would win or lose by the order of the candidates."""
-    held_out = SimpleNamespace(scores=lambda _: ({"val/nll": float("nan")}, None))
-    fits = SimpleNamespace(predictor=lambda *_: None)
-    assert choosing._nll(held_out, fits, None, "main", []) > 1e38
+    held_out = SimpleNamespace(weight=np.full((3, 2), 0.5))
+    assert choosing._nll(np.full((1, 3, 2), np.nan), held_out) > 1e38
     assert "diverged" in caplog.text
+    found = {
+        "diverged": choosing._Found(1e38, 50, np.full((1, 3, 2), np.nan)),
+        "right": choosing._Found(0.5, 50, np.full((1, 3, 2), -0.5)),
+    }
+    assert choosing._shares(found, held_out.weight) == {"right": 1.0}
+
+
+def found_of(log_p):
+    return {name: choosing._Found(-values.mean(), 50, values) for name, values in log_p.items()}
+
+
+def test_candidates_that_are_right_for_different_people_are_averaged():
+    """Two models, each sure of half of the people's choices, and one that is worse than either."""
+    right, wrong = np.log(0.9), np.log(0.3)
+    people = np.arange(40)[None, :, None] % 2 + np.zeros((2, 40, 3))
+    first, second = np.where(people == 0, right, wrong), np.where(people == 1, right, wrong)
+    found = found_of({"first": first, "second": second + 1e-3, "bad": np.full((2, 40, 3), np.log(0.2))})
+    shares = choosing._shares(found, np.full((40, 3), 1 / 3))
+    assert list(shares) == ["second", "first"]
+    np.testing.assert_allclose(list(shares.values()), [0.5, 0.5], atol=0.02)
+
+
+def test_without_a_clear_gain_the_best_candidate_is_trained_alone():
+    rng = np.random.default_rng(0)
+    first = np.log(rng.uniform(0.4, 0.8, (2, 9, 3)))
+    weight = np.full((9, 3), 1 / 3)
+    same = found_of({"first": first, "second": first - 1e-4})
+    assert choosing._shares(same, weight) == {"first": 1.0}
+    one_person = found_of({"first": first[:, :1], "second": first[:, :1, ::-1]})
+    assert choosing._shares(one_person, weight[:1]) in ({"first": 1.0}, {"second": 1.0})
+    # Only one of nine people gains from the second, which is within one standard error of nothing.
+    other = first - 1e-3
+    other[:, 0] = 0
+    assert choosing._shares(found_of({"first": first, "second": other}), weight) == {"second": 1.0}
