@@ -2,6 +2,7 @@
 
   python -m launch.steer --workdir=runs/styles --choices=choices.jsonl --responses=responses.jsonl
   python -m launch.steer --workdir=runs/policy --choices=choices.jsonl --prompt="How do I get started with chess?"
+  python -m launch.steer --workdir=runs/policy --choices=choices.jsonl --prompt="And chess?" --system="Be brief."
   python -m launch.steer --workdir=runs/policy --people=a.jsonl,b.jsonl --blend=0,.25,.5,.75,1 --prompt="…"
 
 choices, people: rows of prompt, response_a, response_b, choice (0 = a, 1 = b), one file per person; also of prompt,
@@ -26,6 +27,7 @@ _CHOICES = flags.DEFINE_string("choices", None, "file of the person's choices")
 _RESPONSES = flags.DEFINE_string("responses", None, "file of the responses to rank")
 _BASE = flags.DEFINE_string("base", "", "current directory of a policy's language model, if it has moved")
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "prompt to write a response to")
+_SYSTEM = flags.DEFINE_string("system", "", "system message in front of --prompt")
 _PEOPLE = flags.DEFINE_list("people", [], "files of choices, one per person; writes for each person")
 _BLEND = flags.DEFINE_list("blend", [], "weights of the second person, to write for mixtures of two --people")
 flags.DEFINE_float(
@@ -47,7 +49,7 @@ def main() -> None:
     if bool(_RESPONSES.value) == bool(_PROMPT.value):
         raise UserError("give either --responses, to rank them, or --prompt, to write to it; see --help")
     sampling = ("temperature", "top_p", "max_new")
-    unused = ("trace",) if _PROMPT.value else ("people", "blend", *sampling, "seed")
+    unused = ("trace",) if _PROMPT.value else ("people", "blend", *sampling, "seed", "system")
     for name in unused:
         if flags.FLAGS[name].present:
             kind, other = ("--prompt", "--responses") if _PROMPT.value else ("--responses", "--prompt")
@@ -67,6 +69,8 @@ def _write(sampling: tuple[str, ...]) -> None:
         raise UserError("--people: a name is empty; leave out the comma")
     for prompt in _PROMPT.value:
         program.check_text("prompt", prompt)
+    if flags.FLAGS["system"].present:
+        program.check_text("system", _SYSTEM.value)
     shares = program.parse_numbers("blend", _BLEND.value)
     if shares and len(files) != 2:
         raise UserError(f"--blend: mixtures of two people need two files in --people, got {len(files)}")
@@ -82,8 +86,10 @@ def _write(sampling: tuple[str, ...]) -> None:
         )
     people = {file: read_choices(file, policy.levels) for file in files}
     counted = not _PEOPLE.value
-    written = write_for(policy, _PROMPT.value, people, shares=shares, counted=counted, sampling=given, seed=_SEED.value)
-    print(format_written(_PROMPT.value, written, _JSON.value))
+    system = [{"role": "system", "content": _SYSTEM.value}] if _SYSTEM.value else []
+    prompts = [[*system, {"role": "user", "content": prompt}] for prompt in _PROMPT.value]
+    written = write_for(policy, prompts, people, shares=shares, counted=counted, sampling=given, seed=_SEED.value)
+    print(format_written(prompts, written, _JSON.value))
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ validation people, or all but the test people in folds (experiment/folds.py).
 3. Whether several candidates are averaged: the weights are those that predict these people best (stacking), of at
    most `_MOST_PARTS`, each at least `_LEAST_SHARE`. Where that is better than the best candidate by less than one
    standard error over people, or by less than `_LEAST_GAIN` nats per choice, the best candidate is trained alone.
-4. In folds: the number of steps, the best multiple of `CALL` until the NLL did not improve `config.train.patience`
-   times. Otherwise the training ends by itself (`config.train.patience`).
+4. In folds: the number of steps, the best multiple of `_STRIDE`, until the NLL did not improve for as long as
+   `config.train.patience` says. Otherwise the training ends by itself (`config.train.patience`).
 
 Texts are known if `config.model.learn_texts` was resolved to yes. A penalty of 1 per choice is a standard normal prior
 on each weight.
@@ -27,13 +27,13 @@ on each weight.
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fssa_jax.config import BayesEncoder, DiscretePrior, NpBtl, Part, RewardConfig
+from fssa_jax.config import BayesEncoder, DiscretePrior, NpBtl, Part, RewardConfig, RewardTraining
 from fssa_jax.data.dataset import Dataset, has_lists
 from fssa_jax.evaluate.held_out import HeldOut
 from fssa_jax.evaluate.stacking import mixed, stack
@@ -45,7 +45,8 @@ from fssa_jax.tasks.task import MAIN, POPULATION
 _log = logging.getLogger(__name__)
 
 _POPULATION, _PER_TEXT = (0.1, 1.0, 10.0, 100.0), (1.5, 0.4, 6.0)
-_STEPS, _STRENGTHS = (50, 150), (1.0, 10.0)
+_STRIDE = 50  # steps between predictions of short fits
+_STEPS, _STRENGTHS = (50, 100, 150), (1.0, 10.0)
 _WIDTH, _TEXTS_WIDTH, _KINDS = 16, 64, 64
 _RATE, _TEXTS_RATE = 1e-2, 3e-3
 _LEAST_SHARE, _MOST_PARTS, _LEAST_GAIN = 0.1, 3, 5e-4
@@ -112,9 +113,6 @@ def choose(work: Workdir, fits: FoldFits) -> Workdir:
     def log_p(candidate: RewardConfig, steps: int) -> np.ndarray:
         return held_out.log_p(fits.predictor(candidate, MAIN, fits.main(candidate, steps)))
 
-    def score(candidate: RewardConfig, steps: int) -> float:
-        return _nll(log_p(candidate, steps), held_out)
-
     options, found = candidates(config, work.dataset), dict[str, _Found]()
     for name, option in options.items():
         for steps in sorted({min(number, config.train.steps) for number in _STEPS}):
@@ -140,7 +138,12 @@ def choose(work: Workdir, fits: FoldFits) -> Workdir:
     said = "decided by the NLL of %d people who were not trained on: %s (%s)"
     _log.info(said, facts["people"], facts["name"], listed)
     if len(fits.folds) > 1:
-        facts["steps"], facts["most_steps"] = _length(chosen, score), chosen.train.steps
+
+        def score(steps: int) -> float:
+            each = np.stack([log_p(options[name], steps) for name in shares])
+            return _nll(mixed(each, np.array(list(shares.values()))), held_out)
+
+        facts["steps"], facts["most_steps"] = _length(config.train, score), chosen.train.steps
         train, calls = chosen.train, -(-facts["steps"] // chosen.train.steps_per_call)
         # Validated at the end alone, so that a few validation people do not choose another step.
         train.steps, train.validate_every, train.patience = facts["steps"], calls * train.steps_per_call, 0
@@ -237,12 +240,12 @@ def _nll(log_p: np.ndarray, held_out: HeldOut) -> float:
     return nll
 
 
-def _length(config: RewardConfig, score) -> int:
-    """The best number of steps; ends as `config.train.patience` says."""
-    best, best_steps, steps = np.inf, CALL, 0
-    while steps < config.train.steps and steps - best_steps < max(config.train.patience, 1) * CALL:
-        steps = min(steps + CALL, config.train.steps)
-        nll = score(config, steps)
+def _length(train: RewardTraining, score: Callable[[int], float]) -> int:
+    """The best number of steps, a multiple of `_STRIDE`; ends as `config.train.patience` says."""
+    best, best_steps, steps = np.inf, _STRIDE, 0
+    while steps < train.steps and steps - best_steps < max(train.patience * CALL, _STRIDE):
+        steps = min(steps + _STRIDE, train.steps)
+        nll = score(steps)
         if nll < best:
             best, best_steps = nll, steps
     return best_steps

@@ -18,10 +18,11 @@ from fssa_jax.config import RewardConfig
 from fssa_jax.data.dataset import Dataset, Split, arrays_of
 from fssa_jax.data.folds import fold_of_people, pooled, some_people, without_fold
 from fssa_jax.errors import Stopped
+from fssa_jax.models.ensemble import stacked
 from fssa_jax.progress import doing
 from fssa_jax.tasks.pooled import PooledPredictor
 from fssa_jax.tasks.predictor import Predictor
-from fssa_jax.tasks.reward import RewardTask, Tables
+from fssa_jax.tasks.reward import RewardTask, Tables, penalties_of
 from fssa_jax.tasks.task import MAIN, POPULATION
 from fssa_jax.train.loop import StopSignal
 from fssa_jax.train.parallel import compile_steps
@@ -79,6 +80,8 @@ class Folds:
 class FoldFits:
     """Models of every fold, trained for a fixed number of steps; remembered, and compiled once per kind of model.
 
+    The models of an ensemble are fitted one by one, and shared with fits of the same model alone.
+
     Args:
       folds: the people.
       stop: ends a fit with `Stopped`.
@@ -94,12 +97,14 @@ class FoldFits:
         self._inits: dict[str, PyTree] = {}
         self._starts: dict[str, Callable[[PyTree], TrainState]] = {}
         self._fitted: dict[str, list[TrainState]] = {}
+        self._reached: dict[tuple[str, int], list[PyTree]] = {}
         self._populations: dict[tuple, list[PyTree]] = {}
 
     def fewer(self, share: float, seed: int) -> "FoldFits":
         """Fits of the same folds with a share of the training people, by the same programs."""
         out = copy.copy(self)
-        out.folds, out._fitted, out._populations = self.folds.fewer(share, seed), {}, {}
+        out.folds = self.folds.fewer(share, seed)
+        out._fitted, out._reached, out._populations = {}, {}, {}
         return out
 
     def population(self, config: RewardConfig) -> list[PyTree]:
@@ -111,6 +116,10 @@ class FoldFits:
 
     def main(self, config: RewardConfig, steps: int) -> list[PyTree]:
         """The variables of the main model of each fold, which starts from the population model of the fold."""
+        members = RewardTask(config, self.folds.datasets[0]).members(MAIN)
+        if len(members) > 1:
+            each = [self.main(member.config, steps) for member in members]
+            return [stacked(of_fold) for of_fold in zip(*each, strict=True)]
         return self._fit(config, MAIN, steps, [{POPULATION: one} for one in self.population(config)])
 
     def predictor(self, config: RewardConfig, name: str, fitted: Sequence[PyTree]) -> Predictor:
@@ -129,11 +138,13 @@ class FoldFits:
           Stopped: a signal was received.
         """
         key = _settings(config, name)
+        if (key, steps) in self._reached:
+            return self._reached[key, steps]
         tasks = [RewardTask(config, dataset) for dataset in self.folds.datasets]
         states = self._fitted.get(key)
         if states is None or int(states[0].step) > steps:
             states = [self._start(task, name, models) for task, models in zip(tasks, trained, strict=True)]
-        penalties = jax.tree.map(jnp.asarray, tasks[0].penalties(name))
+        penalties = {part: jnp.asarray(weight) for part, weight in penalties_of(config.objective).items()}
         out, left = [], steps - int(states[0].step)
         with doing(f"{name}: {len(tasks)} fits", left * len(tasks), "steps") as work:
             for task, state in zip(tasks, states, strict=True):
@@ -149,7 +160,8 @@ class FoldFits:
                         )
                 out.append(state)
         self._fitted[key] = out
-        return [jax.device_get(state.variables) for state in out]
+        self._reached[key, steps] = [jax.device_get(state.variables) for state in out]
+        return self._reached[key, steps]
 
     def _start(self, task: RewardTask, name: str, models: Mapping[str, PyTree]) -> TrainState:
         key = _kind(task.config, name)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,7 @@ def generate(
     decode: Callable[[list[int]], str] | None = None,
     on_tokens: Callable[[int, list[int]], None] | None = None,
     tokens_per_call: int = 16,
+    devices: Sequence[Any] = (),
 ) -> Generated:
     """Continues each prompt by up to `max_new` tokens.
 
@@ -58,6 +60,7 @@ def generate(
       decode: tokens → text.
       on_tokens: called with (row, its new tokens) after every call of the device, for streaming.
       tokens_per_call: decoding steps in one call of the device.
+      devices: share the rows, whose number must be a multiple of theirs; the parameters should be on all of them.
 
     Raises:
       UserError: an empty prompt, or one that does not fit into the model's positions together with `max_new` tokens.
@@ -92,7 +95,11 @@ def generate(
     # A token is at least one byte of text, so the last tokens up to this number hold the whole stop string.
     tail = max((len(s.encode()) for s in stop_strings), default=0) + 8
     engine = Engine(model, sampling, slots, tokens_per_call, tuple(stop_tokens))
-    state = engine.prefill(variables, jnp.asarray(tokens), jnp.asarray(lengths, jnp.int32), keys, adapters)
+    inputs = jnp.asarray(tokens), jnp.asarray(lengths, jnp.int32), keys
+    if len(devices) > 1:
+        mesh = jax.sharding.Mesh(np.asarray(devices), ("rows",))
+        inputs = jax.device_put(inputs, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows")))
+    state = engine.prefill(variables, *inputs, adapters)
 
     out: list[list[int]] = [[] for _ in prompts]
     finish = ["length"] * len(prompts)

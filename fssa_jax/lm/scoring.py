@@ -12,7 +12,7 @@ from fssa_jax.lm.base import Base
 from fssa_jax.lm.token_table import TokenTable
 from fssa_jax.models.decoder import Decoder
 from fssa_jax.ops.adapters import AdapterTree, adapter_rows, take_adapter_rows
-from fssa_jax.ops.logprobs import response_log_probs
+from fssa_jax.ops.logprobs import response_log_probs, token_log_probs
 from fssa_jax.ops.padding import Plan, batch_rows, filled_rows, length_batches
 from fssa_jax.progress import finished
 from fssa_jax.types import Leaf, PyTree
@@ -65,12 +65,30 @@ def text_log_probs(
     tokens = texts.tokens[ids]
     if plan is not None:
         tokens = tokens[:, : max(length for _, length in plan)]
+    hidden, kernel, settings = _outputs(decoder, variables, tokens, adapters)
+    return response_log_probs(hidden, kernel, tokens, texts.starts[ids], texts.ends[ids], **settings)
+
+
+def each_log_prob(
+    decoder: Decoder, variables: PyTree, texts: Texts, ids: Int[Array, " n"], adapters: AdapterTree | None = None
+) -> Float[Array, "n t"]:
+    """log π(token | before) of every token of responses; place i is of token i + 1, and 0 where that is no response."""
+    tokens = texts.tokens[ids]
+    hidden, kernel, settings = _outputs(decoder, variables, tokens, adapters)
+    place = jnp.arange(1, tokens.shape[1])[None]
+    mask = (place >= texts.starts[ids][:, None]) & (place < texts.ends[ids][:, None])
+    return token_log_probs(hidden[:, :-1], kernel, tokens[:, 1:], mask, **settings)
+
+
+def _outputs(
+    decoder: Decoder, variables: PyTree, tokens: Array, adapters: AdapterTree | None
+) -> tuple[Array, Array, dict[str, Any]]:
+    """The normed states of tokens, the output layer, and how logits are computed."""
     hidden: Any = decoder.apply(variables, tokens, adapters, method="hidden")
     kernel: Any = decoder.apply(variables, method="output_kernel")
     budget = _CHUNK_LOGITS.get(jax.default_backend(), _MANY_LOGITS)
     chunk = min(max(budget // decoder.config.vocabulary // 256, 1) * 256, 8192)
-    cap = decoder.config.logit_softcap
-    return response_log_probs(hidden[0], kernel, tokens, texts.starts[ids], texts.ends[ids], chunk=chunk, softcap=cap)
+    return hidden[0], kernel, {"chunk": chunk, "softcap": decoder.config.logit_softcap}
 
 
 def _by_length(
@@ -108,3 +126,6 @@ def table_log_probs(base: Base, table: TokenTable, variables: PyTree = None) -> 
 
 log_probs_of = jax.jit(text_log_probs, static_argnums=(0,), static_argnames=("plan",))
 """`text_log_probs`, compiled once per decoder and shape."""
+
+each_log_prob_of = jax.jit(each_log_prob, static_argnums=(0,))
+"""`each_log_prob`, compiled once per decoder and shape."""

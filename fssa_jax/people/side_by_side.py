@@ -7,6 +7,7 @@ from typing import Any
 
 from fssa_jax.errors import UserError, printable
 from fssa_jax.lm.messages import messages_of, readable
+from fssa_jax.lm.writer import check_room
 from fssa_jax.people.blend import blend
 from fssa_jax.people.choices import Choice, as_prompt
 from fssa_jax.people.person import PersonPolicy
@@ -24,7 +25,7 @@ class Written:
 
 def write_for(
     policy: PersonPolicy,
-    prompts: Sequence[str],
+    prompts: Sequence[Any],
     people: Mapping[str, Sequence[Choice]],
     *,
     shares: Sequence[float] = (),
@@ -36,7 +37,7 @@ def write_for(
 
     Args:
       policy: generates the responses.
-      prompts: prompts to answer.
+      prompts: prompts to answer, each a text or a list of messages.
       people: name ↦ choices.
       counted: label people by the number of their choices instead of their names.
       shares: weights of the second of two people, one per mixture.
@@ -47,15 +48,8 @@ def write_for(
       UserError: a prompt that does not fit, or invalid choices; the message names the person.
     """
     settings = dataclasses.replace(policy.task.config.evaluate.generate, **(sampling or {}))
-    base, prompts = policy.task.base, [as_prompt(prompt, f"prompt {i}") for i, prompt in enumerate(prompts)]
-    positions = base.decoder.config.max_length
-    for prompt in prompts:  # check all prompts before answering any
-        number = len(base.tokenizer.prompt(prompt).tokens)
-        if number + settings.max_new > positions:
-            raise UserError(
-                f"--prompt={prompt[:30]!r}: {number} tokens and --max_new={settings.max_new} do not fit into the "
-                f"{positions} positions of the model; shorten it or lower --max_new"
-            )
+    asked = [as_prompt(prompt, f"prompt {i}") for i, prompt in enumerate(prompts)]
+    check_room(policy.task.base, asked, settings.max_new)  # all of them before answering any
     latents = {name: _inferred(policy, name, choices) for name, choices in people.items()}
     named: list[tuple[str, DiagGaussian, float | None]] = [("before any choice", policy.infer([]), None)]
     if shares:
@@ -81,10 +75,11 @@ def _inferred(policy: PersonPolicy, name: str, choices: Sequence[Choice]) -> Dia
         raise UserError(f"{name}: {error}") from error
 
 
-def format_written(prompts: Sequence[str], written: list[list[Written]], as_json: bool) -> str:
+def format_written(prompts: Sequence[Any], written: list[list[Written]], as_json: bool) -> str:
     """All responses as text, or one JSON object per prompt: {"prompt", "responses": [{"for", "share", "text"}, …]}."""
     lines = []
-    for prompt, responses in zip(prompts, written, strict=True):
+    for i, (given, responses) in enumerate(zip(prompts, written, strict=True)):
+        prompt = as_prompt(given, f"prompt {i}")
         if as_json:
             said = [{"for": response.name, "share": response.share, "text": response.text} for response in responses]
             messages = messages_of(prompt)

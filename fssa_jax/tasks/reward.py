@@ -97,7 +97,7 @@ class RewardTask:
 
     def optimizer(self, name: str) -> optax.GradientTransformation:
         """See `Task`; each model of an ensemble has its own."""
-        members = self._members(name)
+        members = self.members(name)
         if len(members) == 1:
             return make_optimizer(self.optim(name), self.steps(name))
         each: dict[Any, optax.GradientTransformation] = {
@@ -109,19 +109,12 @@ class RewardTask:
         """The module of a model."""
         return make_model(self.config.model, self.dataset, name)
 
-    def _members(self, name: str) -> list["RewardTask"]:
+    def members(self, name: str) -> list["RewardTask"]:
         """The tasks of the models of an ensemble; of a single model, the task itself."""
         model = self.config.model
         if name != MAIN or not isinstance(model, NpBtl) or len(members_of(model)) == 1:
             return [self]
         return [dataclasses.replace(self, config=config) for config in _configs_of_members(self.config, model)]
-
-    def penalties(self, name: str) -> PyTree:
-        """The weights of the penalties, by the part of the parameters; of an ensemble, by the model before."""
-        members = self._members(name)
-        if len(members) == 1:
-            return penalties_of(self.config.objective)
-        return {label(i): penalties_of(member.config.objective) for i, member in enumerate(members)}
 
     def draw(self, name: str) -> Draw:
         """See `Task`; models that read no context draw none."""
@@ -142,7 +135,7 @@ class RewardTask:
     def loss(self, name: str, plan: Plan | None = None) -> Loss:
         """See `Task`."""
         del plan  # features need no padding
-        members = self._members(name)
+        members = self.members(name)
         losses = [reward_loss(member.model(name), member.config.objective) for member in members]
         return losses[0] if len(losses) == 1 else ensemble_loss(losses)
 
@@ -152,7 +145,7 @@ class RewardTask:
 
     def init(self, name: str) -> PyTree:
         """Random init from the seed, which does not depend on the training people."""
-        members = self._members(name)
+        members = self.members(name)
         if len(members) > 1:
             return stacked([member.init(name) for member in members])
         model, tables, draw = self.model(name), self.tables("train"), self.draw(name)
@@ -165,7 +158,7 @@ class RewardTask:
 
     def warm(self, name: str, variables: PyTree, trained: Mapping[str, PyTree]) -> PyTree:
         """A random init with the parts that trained models and the data give."""
-        members = self._members(name)
+        members = self.members(name)
         if len(members) > 1:
             each = zip(members, separate(variables), strict=True)
             return stacked([member.warm(name, one, trained) for member, one in each])
@@ -338,11 +331,9 @@ def ensemble_loss(losses: Sequence[Loss]) -> Loss:
     """The sum of the losses of the models of an ensemble, which share episodes and noise; metrics are means."""
 
     def loss(variables: PyTree, batch: Batch, key: Key[Array, ""]) -> tuple[Array, Metrics]:
-        totals, metrics, given = [], [], batch.tables.penalties
-        parts = zip(losses, separate(variables), jax.random.split(key, len(losses)), strict=True)
-        for i, (one, own, own_key) in enumerate(parts):
-            tables = dataclasses.replace(batch.tables, penalties=None if given is None else given[label(i)])
-            total, found = one(own, batch._replace(tables=tables), own_key)
+        totals, metrics = [], []
+        for one, own, own_key in zip(losses, separate(variables), jax.random.split(key, len(losses)), strict=True):
+            total, found = one(own, batch, own_key)
             totals.append(total)
             metrics.append(found)
         return sum(totals, jnp.zeros(())), jax.tree.map(lambda *x: sum(x, jnp.zeros(())) / len(x), *metrics)
@@ -351,10 +342,10 @@ def ensemble_loss(losses: Sequence[Loss]) -> Loss:
 
 
 def _configs_of_members(config: RewardConfig, model: NpBtl) -> list[RewardConfig]:
-    """The configuration of each model of an ensemble; their seeds differ."""
+    """The configuration of each model of an ensemble; seeds of models of the same kind differ."""
     out = []
     for i, (one, _) in enumerate(members_of(model)):
-        own = dataclasses.replace(config, model=one, seed=config.seed + i * _APART)
+        own = dataclasses.replace(config, model=one, seed=config.seed + i % model.members * _APART)
         if model.parts:
             part = model.parts[i // model.members]
             penalties = {"response_penalty": part.response_penalty, "text_penalty": part.text_penalty}

@@ -1,10 +1,11 @@
 """One pure step on one device, or replicated over all devices by pmap. No other module handles devices."""
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import multihost_utils
 
 from fssa_jax.errors import UserError
@@ -56,5 +57,10 @@ def replicate(tree: PyTree, mode: Literal["none", "pmap"]) -> PyTree:
     """Puts arrays where `compile_steps` expects them, once, so that no call has to copy them."""
     if mode == "none":
         return jax.device_put(tree, jax.local_devices()[0])
-    mesh = jax.sharding.Mesh(jax.devices(), (AXIS,))
+    return on_all(tree, jax.devices())
+
+
+def on_all(tree: PyTree, devices: Sequence[Any]) -> PyTree:
+    """The arrays on every one of the devices."""
+    mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
     return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))

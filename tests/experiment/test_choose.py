@@ -5,6 +5,7 @@ import json
 import shutil
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,13 +13,17 @@ import fssa_jax
 from fssa_jax.config import DiscretePrior, NormalPrior
 from fssa_jax.config.experiment import read
 from fssa_jax.data.thresholds import rating_threshold
+from fssa_jax.evaluate.held_out import HeldOut
+from fssa_jax.evaluate.stacking import mixed
 from fssa_jax.experiment import choose as choosing
 from fssa_jax.experiment.cross_validate import cross_validate
 from fssa_jax.experiment.evaluate import evaluate_workdir
-from fssa_jax.experiment.folds import FoldFits
+from fssa_jax.experiment.folds import FoldFits, Folds
 from fssa_jax.experiment.train import train
 from fssa_jax.experiment.workdir import Workdir
 from fssa_jax.files import with_checksum, without_checksum
+from fssa_jax.models.ensemble import separate
+from fssa_jax.train.loop import StopSignal
 from tests import tiny
 from tests.mistakes import complaint
 
@@ -216,3 +221,34 @@ def test_without_a_clear_gain_the_best_candidate_is_trained_alone():
     other = first - 1e-3
     other[:, 0] = 0
     assert choosing._shares(found_of({"first": first, "second": other}), weight) == {"second": 1.0}
+
+
+def test_the_models_of_an_average_are_those_that_were_fitted_alone(run, monkeypatch):
+    """Nothing is trained again to decide the number of steps, or to calibrate the average."""
+    workdir, _ = run
+    work = Workdir.open(workdir)
+    config = work.config
+    config.model.parts, config.model.encoder.prior = (), NormalPrior(3)
+    options = choosing.candidates(config, work.dataset)
+    averaged = choosing._averaged(options, {"kinds × 10": 0.6, "features": 0.4})
+    assert [part.weight for part in averaged.model.parts] == [0.6, 0.4]
+    with StopSignal() as stop:
+        fits = FoldFits(Folds.for_decisions(work.dataset, 0), stop, population_steps=25)
+        alone = [fits.main(options[name], 25) for name in ("kinds × 10", "features")]
+        later = fits.main(options["features"], 50)
+        monkeypatch.setattr(FoldFits, "_program", lambda *_: pytest.fail("trained again"))
+        together = fits.main(averaged, 25)
+    assert len(together) == len(alone[0]) == 4
+    for fold, both in enumerate(together):
+        for got, of_one in zip(separate(both), alone, strict=True):
+            jax.tree.map(np.testing.assert_array_equal, got, of_one[fold])
+    kernel = alone[1][0]["params"]["target_encoder"]["dense_0"]["kernel"]
+    assert not np.allclose(later[0]["params"]["target_encoder"]["dense_0"]["kernel"], kernel)
+    predicted = fits.predictor(averaged, "main", together)
+    held_out = HeldOut.of(fits.folds.people, (0, 3), reads=True, users=8)
+    names = ("kinds × 10", "features")
+    each = [held_out.log_p(fits.predictor(options[n], "main", one)) for n, one in zip(names, alone, strict=True)]
+    got = held_out.log_p(predicted)
+    expected = mixed(np.stack(each), np.array([0.6, 0.4]))
+    real = np.broadcast_to(held_out.weight > 0, got.shape)
+    np.testing.assert_allclose(got[real], expected[real], atol=0.02)

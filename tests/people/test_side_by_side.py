@@ -1,5 +1,6 @@
 """Responses side by side, from the library and from launch.steer."""
 
+import dataclasses
 import json
 
 import pytest
@@ -32,6 +33,12 @@ def test_a_person_writes_before_and_after_and_two_people_blend(steered, files, t
     assert [w.share for w in blended] == [0, 0.5, 1]
     # At both ends it is what either is written.
     assert [blended[0].text, blended[2].text] == [w.text for w in written[1:]]
+    talk = [{"role": "system", "content": "word1"}, {"role": "user", "content": "question 0"}]
+    [written] = write_for(policy, [talk], one, sampling={"temperature": 0.0})
+    adapter = policy.adapt(policy.infer(one[files[0]]))
+    greedy = dataclasses.replace(policy.task.config.evaluate.generate, temperature=0.0)
+    assert [written[1].text] == policy.generate(adapter, [talk], settings=greedy)
+    assert json.loads(format_written([talk], [written], as_json=True))["prompt"] == talk
     long = str(tiny.write_rows(tmp_path / "long.jsonl", tiny.rows(users=1)[:10]))
     many = {long: read_choices(long)}
     assert complaint(lambda: write_for(policy, ["q"], many)).startswith(f"{long}: 10 choices of a person")
@@ -50,11 +57,14 @@ def test_the_program_writes_and_names_what_does_not_fit(steered, finished, files
     said = json.loads(line)["responses"]
     assert [response["share"] for response in said] == [0, 1]
     assert all(response["text"] and response["for"] for response in said)
+    system = run(*base, f"--people={one}", "--system=word1", "--json")
+    assert json.loads(system.stdout)["prompt"][0] == {"role": "system", "content": "word1"}
+    assert_one_clear_line(run(*base, f"--people={one}", "--system="), "--system: empty")
     assert_one_clear_line(run(*base, f"--people={one},"), "--people: a name is empty")
     assert_one_clear_line(run(*base, f"--people={one}", f"--choices={two}"), "one of --choices and --people, not both")
     assert_one_clear_line(run(*base, f"--choices={one}", "--temperature=nan"), "--temperature: must be a number")
     assert_one_clear_line(run(*base, f"--choices={one}", "--prompt= "), "--prompt: empty")
-    assert_one_clear_line(run(*base, f"--choices={one}", "--max_new=300"), "--prompt='question 0': ", "lower --max_new")
+    assert_one_clear_line(run(*base, f"--choices={one}", "--max_new=300"), "prompt 'question 0': ", "lower --max_new")
     assert_one_clear_line(run(*base, f"--people={one}", "--blend=0,1"), "--blend", "two files in --people, got 1")
     nobody = tmp_path / "nobody.jsonl"
     nobody.write_text("")

@@ -1,7 +1,6 @@
 """What a configuration makes of a data set: learnt texts where people judge the same texts, features elsewhere."""
 
 import copy
-import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -185,26 +184,22 @@ def test_the_models_of_an_ensemble_train_as_each_does_alone(tmp_path, members, p
     each = separate(variables)
     first = singles[0].start("main", {"population": population})
     jax.tree.map(np.testing.assert_array_equal, each[0], first)  # the first one is the model without an ensemble
-    kernels = [np.asarray(one["params"]["target_encoder"]["dense_0"]["kernel"]).ravel()[:4] for one in each]
+    kernels = [np.asarray(one["params"]["target_encoder"]["dense_0"]["kernel"]) for one in each]
     assert len({kernel.tobytes() for kernel in kernels}) == len(each)
     tables = task.tables("train")
     batch = Batch(task.draw("main")(jax.random.split(jax.random.key(0), 4), tables), tables)
-    given = dataclasses.replace(tables, penalties=task.penalties("main"))  # as in the fits that decide
 
-    def stepped(task, params, tables, key=jax.random.key(1)):  # noqa: B008
+    def stepped(task, params):
         optimizer = task.optimizer("main")
         state = optimizer.init(params)
-        gradient = jax.grad(lambda p: task.loss("main")({"params": p}, batch._replace(tables=tables), key)[0])
+        gradient = jax.grad(lambda p: task.loss("main")({"params": p}, batch, jax.random.key(1))[0])
         for _ in range(2):
             updates, state = optimizer.update(gradient(params), state, params)
             params = optax.apply_updates(params, updates)
         return params
 
     with jax.numpy_dtype_promotion("standard"):
-        for read in (tables, given):
-            found = separate({"params": stepped(task, variables["params"], read)})
-            for got, single, one in zip(found, singles, each, strict=True):
-                expected = stepped(single, one["params"], tables)
-                jax.tree.map(
-                    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), got["params"], expected
-                )
+        found = separate({"params": stepped(task, variables["params"])})
+        for got, single, one in zip(found, singles, each, strict=True):
+            expected = stepped(single, one["params"])
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), got["params"], expected)
