@@ -58,6 +58,7 @@ class Dataset:
     featuriser: Featuriser
     truth: Truth | None = None
     report: dict[str, Any] = dataclasses.field(default_factory=dict)
+    unfinished: frozenset[int] = frozenset()  # ids of the texts whose response was cut off before its end
     trained_texts: int | None = None  # number of texts in training, if texts of other people were appended
 
     @property
@@ -205,6 +206,7 @@ def save(dataset: Dataset, directory: Path, tokens: TokenTable | None = None) ->
             "groups": dataset.groups,
             "users": {name: split.users for name, split in dataset.splits.items()},
             "report": dataset.report,
+            "unfinished": sorted(dataset.unfinished),
         }
         (target / "meta.json").write_text(json.dumps(meta, ensure_ascii=False, indent=1), encoding="utf-8")
         lines = (json.dumps(text, ensure_ascii=False) for text in dataset.texts)
@@ -271,7 +273,8 @@ def load(directory: Path) -> Dataset:
         raise UserError(f"{directory}: damaged ({error}); run launch.prepare_data again") from error
     if len(features) != len(texts):
         raise UserError(f"{directory}: {len(features)} features for {len(texts)} texts; run launch.prepare_data again")
-    return Dataset(texts, features, splits, groups, featuriser, truth, report)
+    unfinished = frozenset(meta.get("unfinished", ()))
+    return Dataset(texts, features, splits, groups, featuriser, truth, report, unfinished)
 
 
 def load_tokens(directory: Path) -> TokenTable | None:

@@ -97,14 +97,19 @@ def rows_of_levels(rated: Sequence[Rated], levels: Sequence[float]) -> list[Row]
     rows = []
     for same in together.values():
         first, value = same[0], float(np.mean([one.rating for one in same]))
+        common: dict[str, Any] = {**first.common, "unfinished": _unfinished(same)}
         for bound in levels:
             passes = value >= bound - _ROUNDING
             limit = rating_threshold(bound)
             chosen, rejected = (first.response, limit) if passes else (limit, first.response)
-            rows.append(Row(first.user, first.prompt, chosen, rejected, place=first.place, **first.common))
+            rows.append(Row(first.user, first.prompt, chosen, rejected, place=first.place, **common))
             if not passes:
                 break
     return rows
+
+
+def _unfinished(ratings: Sequence[Rated]) -> frozenset[str]:
+    return frozenset(one.response for one in ratings if one.unfinished)
 
 
 def _of_person(mine: list[Rated], gap: float, most: int, rng: np.random.Generator) -> list[Row]:
@@ -127,7 +132,8 @@ def _of_person(mine: list[Rated], gap: float, most: int, rng: np.random.Generato
                     difference = value[better] - value[worse]
                     if difference > 0 and difference >= gap - _ROUNDING and frozenset(pair) not in made:
                         first = together[better][0]
-                        common: dict[str, Any] = {**first.common, "pool": pool}
+                        unfinished = _unfinished(together[better]) | _unfinished(together[worse])
+                        common: dict[str, Any] = {**first.common, "pool": pool, "unfinished": unfinished}
                         made[frozenset(pair)] = Row(
                             first.user, better[0], better[1], worse[1], (), place=first.place, **common
                         )

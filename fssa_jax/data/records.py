@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 COLUMNS = (
     *("user_id", "prompt", "response_a", "response_b", "choice", "responses", "ranking", "response", "rating"),
     *("completion", "label"),
-    *("chosen", "rejected", "group", "split_user", "split_item", "pool", "situation"),
+    *("chosen", "rejected", "group", "split_user", "split_item", "pool", "situation", "unfinished"),
     *("instruction", "completions", "text"),
 )
 """Columns that are read; others are ignored."""

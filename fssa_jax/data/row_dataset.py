@@ -68,11 +68,13 @@ def rows_dataset(data: Rows, rows: list[Row] | None = None, scratch: Path | None
     featuriser, features = features_of_rows(data, texts, splits["train"], scratch)
     if isinstance(of_texts := featuriser_of_texts(featuriser), EncoderFeaturiser):
         report["cut_texts"] = of_texts.cut
+    unfinished = frozenset(ids[row.prompt, response] for row in rows for response in row.unfinished)
     if not thresholds:
-        return Dataset(texts, features, splits, groups, featuriser, report=report)
+        return Dataset(texts, features, splits, groups, featuriser, report=report, unfinished=unfinished)
     known = texts_of(splits["train"].table)
     wider = ThresholdFeaturiser.of(featuriser, thresholds, features, known[known < len(texts)])
-    return Dataset(texts + thresholds, wider.extended(features), splits, groups, wider, report=report)
+    features = wider.extended(features)
+    return Dataset(texts + thresholds, features, splits, groups, wider, report=report, unfinished=unfinished)
 
 
 def digest_of_rows(data: Rows) -> str:

@@ -11,8 +11,9 @@ A row has `user_id` and one of these; `prompt` is a text or a list of messages, 
 | response, label | of a text alone: true or "up" if it is liked, false or "down" if not; `completion` as in TRL's KTO |
 | response, rating | see data/ratings.py |
 
-Optional columns are group, split_user, split_item, pool and situation. A bad row is an error that names file, row and
-column.
+Optional columns are group, split_user, split_item, pool and situation; and unfinished, which says of each response, in
+the order of the columns, whether it was cut off before its end: [false, true], or true for a text alone. A bad row is
+an error that names file, row and column.
 """
 
 import dataclasses
@@ -57,8 +58,8 @@ class Row:
 
     Where a text is judged alone, a `Threshold` takes the place of the other response: it is rejected if the text is
     liked, and chosen if not. `others` are further responses that were not chosen, in a choice of one of more than two.
-    `weight` is ½ for each of the two choices that a tie is kept as. `split` is the split that the source itself puts
-    the row in.
+    `weight` is ½ for each of the two choices that a tie is kept as. `unfinished` are those of the responses that were
+    cut off before their end. `split` is the split that the source itself puts the row in.
     """
 
     user: str
@@ -67,6 +68,7 @@ class Row:
     rejected: Response
     others: tuple[str, ...] = ()
     weight: float = 1.0
+    unfinished: frozenset[str] = frozenset()
     group: str = ""
     split_user: str = ""
     split_item: str = ""
@@ -93,7 +95,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Rated:
-    """A response with a person's rating; `common` are the optional columns."""
+    """A response with a person's rating; `common` are the optional columns, but for `unfinished`."""
 
     user: str
     prompt: str
@@ -101,6 +103,7 @@ class Rated:
     rating: float
     common: Mapping[str, Any]
     place: str
+    unfinished: bool = False
 
 
 @dataclasses.dataclass
@@ -207,14 +210,18 @@ def parse_record(values: Any, place: str, split: str, schema: Schema) -> list[Ro
         asked = None if is_missing(values.get("prompt")) else values["prompt"]
         prompt, chosen, rejected = split_pair(asked, values["chosen"], values["rejected"], place)
         choices = [(prompt, [chosen, rejected])]
+        unfinished = _unfinished(values, [chosen, rejected], place)
     else:
         prompt = _prompt(values.get("prompt"), place)
-        choices = [(prompt, ordered) for ordered in _ordered(values, place, schema)]
+        responses, ordered = _ordered(values, place, schema)
+        choices = [(prompt, one) for one in ordered]
+        unfinished = _unfinished(values, responses, place)
     made = []
     for prompt, (chosen, rejected, *others) in choices:
         for name, text in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
             _check_text(name, text, place)
-        row = Row(user, prompt, chosen, rejected, tuple(others), place=place, **common)
+        mine = unfinished & {chosen, rejected, *others}
+        row = Row(user, prompt, chosen, rejected, tuple(others), unfinished=mine, place=place, **common)
         made.append(row)
     return made
 
@@ -232,7 +239,8 @@ def _thumb(user: str, values: Mapping[str, Any], place: str, common: Mapping[str
             "response is liked, false where it is not"
         )
     chosen, rejected = (response, THUMB) if _LABELS[word] else (THUMB, response)
-    return Row(user, prompt, chosen, rejected, place=place, **common)
+    unfinished = _unfinished(values, [response], place)
+    return Row(user, prompt, chosen, rejected, unfinished=unfinished, place=place, **common)
 
 
 def _with_response(values: Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -247,19 +255,40 @@ def _with_response(values: Mapping[str, Any], place: str) -> dict[str, Any]:
     return {**values, "response": given}
 
 
-def _ordered(values: Mapping[str, Any], place: str, schema: Schema) -> list[list[str]]:
-    """The responses of each choice of a record, the chosen one first."""
+def _unfinished(values: Mapping[str, Any], responses: Sequence[str], place: str) -> frozenset[str]:
+    """The responses that column `unfinished` says were cut off; it has a value for each, in their order."""
+    value = values.get("unfinished")
+    if is_missing(value):
+        return frozenset()
+    if isinstance(value, str) and value.lstrip().startswith("["):  # a cell of a CSV file
+        try:
+            value = json.loads(value.lower())
+        except (ValueError, RecursionError):
+            value = None
+    each = list(value) if isinstance(value, list | tuple) else [value]
+    words = [_LABELS.get(re.sub(r"\.0+$", "", str(one).strip().lower())) for one in each]
+    if len(words) != len(responses) or None in words:
+        wanted = "true or false" if len(responses) == 1 else f"a list of {len(responses)} values, true or false"
+        raise UserError(
+            f"{place}: column 'unfinished' must be {wanted}, got {str(values['unfinished'])[:40]!r}; write true for a "
+            "response that was cut off before its end"
+        )
+    return frozenset(response for response, cut in zip(responses, words, strict=True) if cut)
+
+
+def _ordered(values: Mapping[str, Any], place: str, schema: Schema) -> tuple[list[str], list[list[str]]]:
+    """The responses of a record in their order, and those of each of its choices, the chosen one first."""
     if schema == "choices":
         responses = [_filled(name, values[name], place) for name in ("response_a", "response_b")]
         if responses[0] == responses[1]:
             raise UserError(f"{place}: columns 'response_a' and 'response_b' are identical; remove the row")
-        return [responses if _choice(values["choice"], place) == 0 else responses[::-1]]
+        return responses, [responses if _choice(values["choice"], place) == 0 else responses[::-1]]
     if schema == "one_of_n":
         responses = _list("responses", values["responses"], place)
         index = _index(values["choice"], len(responses), place)
-        return [[responses[index], *responses[:index], *responses[index + 1 :]]]
+        return responses, [[responses[index], *responses[:index], *responses[index + 1 :]]]
     ranked = _list("ranking", values["ranking"], place)
-    return [ranked[i:] for i in range(len(ranked) - 1)]
+    return ranked, [ranked[i:] for i in range(len(ranked) - 1)]
 
 
 def _choice(value: Any, place: str) -> int:
@@ -332,7 +361,8 @@ def parse_rating(values: Any, place: str, split: str) -> Rated:
     prompt = _prompt(values.get("prompt"), place)
     for name, text in (("prompt", prompt), ("response", response)):
         _check_text(name, text, place)
-    return Rated(user, prompt, response, rating, _common(values, place) | {"split": split}, place)
+    unfinished = bool(_unfinished(values, [response], place))
+    return Rated(user, prompt, response, rating, _common(values, place) | {"split": split}, place, unfinished)
 
 
 def _common(values: Mapping[str, Any], place: str) -> dict[str, Any]:

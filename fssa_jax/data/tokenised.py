@@ -1,7 +1,7 @@
 """Tokenises the texts of a data set, and drops choices about texts that are too long."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import jax
 import numpy as np
@@ -17,8 +17,12 @@ from fssa_jax.types import ChoiceTable
 _log = logging.getLogger(__name__)
 
 
-def tokenise(base: Base, texts: Sequence[Text], max_length: int, truncate: Truncate) -> TokenTable:
+def tokenise(
+    base: Base, texts: Sequence[Text], max_length: int, truncate: Truncate, unfinished: Collection[int] = ()
+) -> TokenTable:
     """Tokenises all texts; texts that are too long are left out or cut. Thresholds have no tokens.
+
+    Texts with a number in `unfinished` have no end-of-turn token.
 
     Raises:
       UserError: max_length exceeds the positions of the model.
@@ -27,7 +31,8 @@ def tokenise(base: Base, texts: Sequence[Text], max_length: int, truncate: Trunc
     if max_length > limit:
         raise UserError(f"config.policy.max_length: {max_length} is more than the {limit} positions of the model")
     before = base.tokenizer.spelled
-    table = encode_table(base.tokenizer, without_thresholds(texts), max_length=max_length, truncate=truncate)
+    some = without_thresholds(texts)
+    table = encode_table(base.tokenizer, some, max_length=max_length, truncate=truncate, unfinished=unfinished)
     if number := base.tokenizer.spelled - before:
         _log.warning("%d prompts or responses contain the string of a special token, which is encoded as text", number)
     return table

@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fssa_jax.config import BayesEncoder, DiscretePrior, NpBtl, Part, RewardConfig, RewardTraining
-from fssa_jax.data.dataset import Dataset, has_lists
+from fssa_jax.data.dataset import Dataset, has_lists, seen_in_training
 from fssa_jax.evaluate.held_out import HeldOut
 from fssa_jax.evaluate.stacking import mixed, stack
 from fssa_jax.experiment.folds import CALL, POPULATION_STEPS, FoldFits
@@ -62,10 +62,14 @@ def candidates(config: RewardConfig, dataset: Dataset) -> dict[str, RewardConfig
         compared = has_lists(dataset) or dataset.thresholds.sum() > 1
         names = ["ids" if compared else "texts", "hybrid", *names]
     out = {}
+    # What n texts are to people has n dimensions at most.
+    width = max(min(_TEXTS_WIDTH, int(seen_in_training(dataset).sum())), _WIDTH)
     for name in names:
         for strength in _STRENGTHS[:1] if name in ("texts", "ids") else _STRENGTHS:
             label = name if strength == 1 else f"{name} × {strength:g}"
-            out[label] = _candidate(copy.deepcopy(config), name, strength, known, _choices(dataset))
+            option = _candidate(copy.deepcopy(config), name, strength, known, _choices(dataset))
+            option.model.width = width if name in ("texts", "ids") else _WIDTH
+            out[label] = option
     return out
 
 
@@ -73,7 +77,6 @@ def _candidate(config: Any, name: str, strength: float, known: bool, choices: in
     by_id = name in ("texts", "ids")
     config.model.response = "none" if by_id else "linear"
     config.model.members, config.model.parts = 1, ()  # the fits that decide are of single models
-    config.model.width = _TEXTS_WIDTH if by_id else _WIDTH
     config.model.encoder.observations = ("responses",) if name == "texts" else ("difference",)
     if name == "kinds":
         config.model.encoder.prior = DiscretePrior(_KINDS)

@@ -64,7 +64,8 @@ def make(config: Config, path: Path) -> Workdir:
     base, tokens = None, None
     if not isinstance(config, RewardConfig):
         base = _base(config, dataset, path)
-        tokens = tokenise(base, dataset.texts, config.policy.max_length, config.policy.truncate)
+        settings = config.policy
+        tokens = tokenise(base, dataset.texts, settings.max_length, settings.truncate, dataset.unfinished)
         only_with_tokens(dataset, tokens)
     if isinstance(config, PolicyConfig):
         only_pairs_to_predict(dataset, ("val", "test"))

@@ -69,7 +69,13 @@ def prepare(
     prepared.report["warnings"] = data_warnings(prepared)
     tokens = None
     if loaded is not None:
-        tokens = encode_table(loaded, without_thresholds(prepared.texts), max_length=max_length, truncate=truncate)
+        tokens = encode_table(
+            loaded,
+            without_thresholds(prepared.texts),
+            max_length=max_length,
+            truncate=truncate,
+            unfinished=prepared.unfinished,
+        )
         prepared.report["tokens"] = {"tokenizer": tokenizer, "max_length": max_length, "truncate": truncate}
         prepared.report["too_long_texts"] = tokens.too_long
     parallel.wait_for_all("embedded")  # the vectors in `scratch` are read by every process

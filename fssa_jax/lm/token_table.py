@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import numpy as np
@@ -41,7 +41,7 @@ def encode_table(
     *,
     max_length: int,
     truncate: Truncate = "drop",
-    end_of_turn: bool = True,
+    unfinished: Collection[int] = (),
 ) -> TokenTable:
     """Tokenises all texts (prompt, response) into one table.
 
@@ -50,6 +50,8 @@ def encode_table(
       max_length: maximum tokens per row.
       truncate: for longer rows: "drop" leaves them out and lists them; "left" cuts the beginning of what the user
         wrote; "right" cuts the end of the response.
+      unfinished: numbers of the texts whose response was cut off: they have no end-of-turn token, which would teach a
+        model to stop there.
 
     A row that would lose its whole response, or more than what the user wrote, is left out too.
 
@@ -64,7 +66,7 @@ def encode_table(
             rows.append(None)
             continue
         prompt, response = text
-        row: Encoded | None = tokenizer.encode(prompt, response, end_of_turn=end_of_turn)
+        row: Encoded | None = tokenizer.encode(prompt, response, end_of_turn=number not in unfinished)
         assert row is not None
         if len(row.tokens) > max_length:
             too_long.append(number)

@@ -301,6 +301,9 @@ def _list_terms(
     # Masked twice: the gradient of an infinite exponential would be NaN.
     p = jnp.where(offered, jnp.exp(log_p[..., None] - jnp.where(offered, margins, 0)), 0)
     mean = jnp.einsum("...oa,...oai->...oi", p, directions)
-    precision = jnp.einsum("...o,...oa,...oai,...oaj->...ij", weights, p, directions, directions)
-    shared = jnp.einsum("...o,...oi,...oj->...ij", weights, mean, mean)
+    # As products of matrices (all responses, m), which is faster than one product of four arrays.
+    flat = directions.reshape(*directions.shape[:-3], -1, directions.shape[-1])
+    weighted = flat * (weights[..., None] * p).reshape(*flat.shape[:-1], 1)
+    precision = jnp.einsum("...oi,...oj->...ij", weighted, flat)
+    shared = jnp.einsum("...oi,...oj->...ij", weights[..., None] * mean, mean)
     return jnp.einsum("...o,...oi->...i", weights, mean), precision - shared
