@@ -51,6 +51,7 @@ def with_people(
         "left_out_rows": dict(dropped),
     }
     texts, features = append_texts(dataset, number)
+    cut = {number[row.prompt, response] for row in rows for response in row.unfinished}
     # The true rewards of other people are unknown, even on a built-in benchmark.
     wider = dataclasses.replace(
         dataset,
@@ -59,6 +60,7 @@ def with_people(
         groups=groups,
         truth=None,
         report=report,
+        unfinished=dataset.unfinished | {i for i in cut if i >= len(dataset.texts)},
         trained_texts=dataset.known_texts,
     )
     log_left_out(wider)

@@ -184,7 +184,9 @@ class Workdir:
         if not isinstance(task, PolicyTask):
             return dataclasses.replace(self, task=dataclasses.replace(task, dataset=dataset)), split
         settings = task.config.policy
-        new = tokenise(task.base, dataset.texts[len(task.dataset.texts) :], settings.max_length, settings.truncate)
+        before = len(task.dataset.texts)
+        cut = {i - before for i in dataset.unfinished}
+        new = tokenise(task.base, dataset.texts[before:], settings.max_length, settings.truncate, cut)
         tokens = join_tables(task.tokens, new)
         split.table, lost = table_with_tokens(split.table, tokens, dataset.thresholds)
         split.table, only_read = pairs_to_predict(split.table, dataset.thresholds)

@@ -46,8 +46,9 @@ class Ensemble(RewardModel):
     @classmethod
     def of(cls, models: Sequence[RewardModel], weights: Sequence[float]) -> "Ensemble":
         """An ensemble of models, with weights that are divided by their sum."""
-        names = [name for name in RewardModel.__dataclass_fields__ if name not in ("parent", "name", "encoder")]
+        names = [name for name in RewardModel.__dataclass_fields__ if name not in ("parent", "name")]
         first = {name: getattr(models[0], name) for name in names}
+        first["encoder"] = models[0].encoder and models[0].encoder.clone(parent=None)  # it has no parameters here
         first["target"] = next((model.target for model in models if model.target != "none"), "none")
         return cls(**first, each=tuple(models), shares=tuple(float(w) / float(sum(weights)) for w in weights))
 

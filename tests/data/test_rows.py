@@ -249,3 +249,42 @@ def test_no_usable_row_is_an_error_that_says_why(tmp_path):
 def test_the_choice_says_which_response_was_chosen(choice):
     assert parse_row(GOOD | {"choice": choice}, "here") == Row("ann", "p", "yes", "no", place="here")
     assert parse_row(GOOD | {"choice": 1}, "here") == Row("ann", "p", "no", "yes", place="here")
+
+
+UNFINISHED = {
+    "choices": (GOOD | {"choice": 1, "unfinished": [False, True]}, {"no"}),
+    "words of a table": (GOOD | {"unfinished": "[True, false]"}, {"yes"}),
+    "pairs": ({"user_id": "ann", "prompt": "p", "chosen": "x", "rejected": "y", "unfinished": [1, 0]}, {"x"}),
+    "one of n": ({"user_id": "a", "responses": ["x", "y", "z"], "choice": 2, "unfinished": [0, 1, 1.0]}, {"y", "z"}),
+    "thumbs": ({"user_id": "a", "response": "x", "label": False, "unfinished": True}, {"x"}),
+    "one of a list": ({"user_id": "a", "response": "x", "label": True, "unfinished": ["true"]}, {"x"}),
+    "missing": (GOOD | {"unfinished": None}, set()),
+}
+
+
+@pytest.mark.parametrize("kind", UNFINISHED)
+def test_a_row_says_which_responses_were_cut_off(tmp_path, kind):
+    values, expected = UNFINISHED[kind]
+    [row] = read_rows(write(tmp_path / "rows.jsonl", [values]))[0]
+    assert row.unfinished == expected
+
+
+def test_every_choice_of_a_ranking_and_of_ratings_knows_which_were_cut_off(tmp_path):
+    ranking = {"user_id": "a", "ranking": ["x", "y", "z"], "unfinished": [True, False, False]}
+    first, second = read_rows(write(tmp_path / "ranking.jsonl", [ranking]))[0]
+    assert (first.unfinished, second.unfinished) == ({"x"}, set())
+    rated = [{"user_id": "a", "response": r, "rating": n, "unfinished": r == "y"} for n, r in enumerate("xyz")]
+    pairs = read_rows(write(tmp_path / "rated.jsonl", rated))[0]
+    assert pairs
+    assert all(row.unfinished == {"y"} & {row.chosen, row.rejected} for row in pairs)
+    levels = read_rows(write(tmp_path / "rated.jsonl", rated), ratings="levels")[0]
+    assert {response for row in levels for response in row.unfinished} == {"y"}
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [(True, "a list of 2 values"), ([True], "a list of 2 values"), ([0, 2], "a list"), ("[0", "a list")],
+)
+def test_what_does_not_say_which_response_was_cut_off_is_a_bad_row(value, wanted):
+    message = complaint(parse_row, GOOD | {"unfinished": value}, "here")
+    assert message.startswith(f"here: column 'unfinished' must be {wanted}")

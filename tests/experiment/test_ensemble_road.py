@@ -56,3 +56,4 @@ def test_a_policy_reads_people_with_both(workdir, tmp_path):
     choices = [("question 0", "word1 word2", "word3"), ("question 1", "word4", "word5 word6")]
     read = fssa_jax.load(workdir).infer(choices).mean
     np.testing.assert_allclose(policy.infer(choices).mean, read, rtol=1e-4, atol=1e-6)
+    assert not policy.task.conditioner().sampled  # policies read people at the mean of z

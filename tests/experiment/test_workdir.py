@@ -121,6 +121,36 @@ def test_a_template_gets_the_date_on_which_the_work_directory_was_made(finished,
     assert Workdir.open(tmp_path / "run").task.base.tokenizer.date == "2024-07-26"
 
 
+def test_a_response_that_was_cut_off_is_never_closed(finished, tmp_path):
+    """Neither in training, nor after the data set was stored, nor of people who come later."""
+    rows, base = tiny.rows(), tiny_policy.base(tmp_path / "base")
+    rows[3]["unfinished"] = [True, False]
+    path = tiny.write_rows(tmp_path / "rows.jsonl", rows)
+    make(tiny_policy.config(path, base), tmp_path / "run")
+    work = Workdir.open(tmp_path / "run")
+    tokens, tokenizer = work.task.tokens, work.task.base.tokenizer
+
+    def closed(work):
+        tokens = work.task.tokens
+        return {
+            text[1]: tokens.tokens[i, tokens.ends[i] - 1] in tokenizer.stop_tokens
+            for i, text in enumerate(work.dataset.texts)
+            if tokens.lengths[i]
+        }
+
+    found = closed(work)
+    assert not found.pop(rows[3]["response_a"])
+    assert all(found.values())
+    i = work.dataset.texts.index((rows[3]["prompt"], rows[3]["response_a"]))
+    said = tokenizer.decode([tokens.tokens[i, tokens.starts[i] : tokens.ends[i]].tolist()])[0]
+    assert said.strip() == rows[3]["response_a"]
+    others = [{**row, "user_id": f"new {row['user_id']}"} for row in tiny.rows(users=3, seed=7)]
+    others[2]["unfinished"] = [False, True]
+    wider, _ = work.with_people(str(tiny.write_rows(tmp_path / "others.jsonl", others)))
+    later = closed(wider)
+    assert [text for text, ends in later.items() if not ends] == [rows[3]["response_a"], others[2]["response_b"]]
+
+
 def test_texts_that_spell_a_special_token_are_counted(made, caplog):
     tokenise(made.task.base, [("p", "word1 <|end|> word2"), ("p", "word1")], 64, "drop")
     assert "1 prompts or responses contain the string of a special token" in caplog.text
