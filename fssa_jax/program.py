@@ -11,6 +11,7 @@ import typing
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
+from typing import Any
 
 import jax
 from absl import app, flags
@@ -39,6 +40,9 @@ def parse_numbers(flag: str, values: Sequence[str]) -> list[float]:
         raise UserError(f"--{flag}: needs numbers such as 0,.25,.5,.75,1; got {','.join(values)}") from error
 
 
+SAMPLING = ("temperature", "top_p", "max_new")
+
+
 def check_text(flag: str, text: str) -> None:
     """Raises `UserError` for the text of a flag that is empty or not UTF-8."""
     if not text.strip():
@@ -47,6 +51,25 @@ def check_text(flag: str, text: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UserError(f"--{flag}: not UTF-8 at character {error.start}; save it as UTF-8") from error
+
+
+def define_sampling_flags(default: str) -> None:
+    """The flags of `sampling_given`; `default` says what they are otherwise."""
+    flags.DEFINE_float("temperature", None, f"sampling temperature; 0 is greedy; default: {default}", lower_bound=0.0)
+    flags.DEFINE_float("top_p", None, f"nucleus sampling with this total probability; default: {default}", 0.01, 1.0)
+    flags.DEFINE_integer("max_new", None, f"maximum tokens per response; default: {default}", lower_bound=1)
+
+
+def sampling_given() -> dict[str, Any]:
+    """The sampling flags that were given, by name.
+
+    Raises:
+      UserError: a temperature that is no finite number.
+    """
+    f = flags.FLAGS
+    if not math.isfinite(f.temperature or 0.0):
+        raise UserError(f"--temperature: must be a number from 0 up, got {f.temperature}")
+    return {name: f[name].value for name in SAMPLING if f[name].present}
 
 
 def define_process_flags() -> None:

@@ -14,6 +14,7 @@ a killed run. On several hosts with a shared disk, run it with --coordinator on 
 """
 
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -29,13 +30,11 @@ _INSTRUCTIONS = flags.DEFINE_string("instructions", "", "file of instructions")
 _INSTRUCT = flags.DEFINE_enum("instruct", "system", ["system", "user"], "where an instruction goes")
 _OUT = flags.DEFINE_string("out", "", "JSONL file to write")
 _N = flags.DEFINE_integer("n", 1, "responses per prompt and instruction", lower_bound=1)
-_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "sampling temperature; 0 is greedy", lower_bound=0.0)
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "nucleus sampling with this total probability", 0.01, 1.0)
-_MAX_NEW = flags.DEFINE_integer("max_new", 128, "maximum tokens per response", lower_bound=1)
 _CUT = flags.DEFINE_bool("cut", False, "end responses that reach --max_new after their last whole sentence")
 _SEED = flags.DEFINE_integer("seed", 0, "seed of all responses", 0, 2**32 - 1)
 _BATCH = flags.DEFINE_integer("batch", 64, "responses that are written at a time", lower_bound=1)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "type of the weights and of the computation")
+program.define_sampling_flags("1, 1 and 128")
 program.define_process_flags()
 flags.adopt_module_key_flags(program)
 
@@ -47,14 +46,10 @@ def main() -> None:
     out = Path(_OUT.value)
     if out.exists():
         raise UserError(f"{out}: exists; give another --out")
-    settings = SampleSettings(
-        _N.value,
-        Sampling(_TEMPERATURE.value, top_p=_TOP_P.value),
-        _MAX_NEW.value,
-        _CUT.value,
-        _INSTRUCT.value,  # type: ignore[arg-type]
-        _SEED.value,
-    )
+    given: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "max_new": 128} | program.sampling_given()
+    sampling = Sampling(given["temperature"], top_p=given["top_p"])
+    where: Any = _INSTRUCT.value
+    settings = SampleSettings(_N.value, sampling, given["max_new"], _CUT.value, where, _SEED.value)
     instructions = read_instructions(_INSTRUCTIONS.value) if _INSTRUCTIONS.value else []
     items = items_of(read_prompts(_PROMPTS.value), instructions, settings)
     program.join_processes()

@@ -3,14 +3,13 @@
   python -m launch.steer --workdir=runs/styles --choices=choices.jsonl --responses=responses.jsonl
   python -m launch.steer --workdir=runs/policy --choices=choices.jsonl --prompt="How do I get started with chess?"
   python -m launch.steer --workdir=runs/policy --choices=choices.jsonl --prompt="And chess?" --system="Be brief."
+  python -m launch.steer --workdir=runs/policy --choices=choices.jsonl --prompt="And chess?" --best_of=8
   python -m launch.steer --workdir=runs/policy --people=a.jsonl,b.jsonl --blend=0,.25,.5,.75,1 --prompt="…"
 
 choices, people: rows of prompt, response_a, response_b, choice (0 = a, 1 = b), one file per person; also of prompt,
 response, and label or rating, where the model was trained on these. responses: rows of prompt, response. Responses to
 the same prompt are ranked against each other. All are JSONL(.gz), CSV, Parquet or a `datasets` directory.
 """
-
-import math
 
 from absl import flags
 
@@ -20,7 +19,7 @@ from fssa_jax.experiment.workdir import load
 from fssa_jax.people.choices import read_choices, read_responses
 from fssa_jax.people.person import PersonPolicy
 from fssa_jax.people.rank import format_rankings, rank
-from fssa_jax.people.side_by_side import format_written, write_for
+from fssa_jax.people.side_by_side import check_shares, format_written, write_for
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "work directory that launch.train wrote")
 _CHOICES = flags.DEFINE_string("choices", None, "file of the person's choices")
@@ -30,16 +29,14 @@ _PROMPT = flags.DEFINE_multi_string("prompt", [], "prompt to write a response to
 _SYSTEM = flags.DEFINE_string("system", "", "system message in front of --prompt")
 _PEOPLE = flags.DEFINE_list("people", [], "files of choices, one per person; writes for each person")
 _BLEND = flags.DEFINE_list("blend", [], "weights of the second person, to write for mixtures of two --people")
-flags.DEFINE_float(
-    "temperature", None, "sampling temperature; 0 is greedy; default: as in the evaluation", lower_bound=0.0
+program.define_sampling_flags("as in the evaluation")
+_BEST_OF = flags.DEFINE_integer(
+    "best_of", 1, "write so many responses, and give the one that the person's reward model prefers", lower_bound=1
 )
-flags.DEFINE_float(
-    "top_p", None, "nucleus sampling with this total probability; default: as in the evaluation", 0.01, 1.0
-)
-flags.DEFINE_integer("max_new", None, "maximum tokens per response; default: as in the evaluation", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "seed of the sampling", lower_bound=0)
 _TRACE = flags.DEFINE_bool("trace", False, "also show how each choice changed the ranking")
 _JSON = flags.DEFINE_bool("json", False, "print one JSON object per prompt instead of a table")
+flags.adopt_module_key_flags(program)
 
 
 def main() -> None:
@@ -48,21 +45,19 @@ def main() -> None:
         raise UserError("--workdir and one of --choices and --people, not both, are needed; see --help")
     if bool(_RESPONSES.value) == bool(_PROMPT.value):
         raise UserError("give either --responses, to rank them, or --prompt, to write to it; see --help")
-    sampling = ("temperature", "top_p", "max_new")
-    unused = ("trace",) if _PROMPT.value else ("people", "blend", *sampling, "seed", "system")
-    for name in unused:
-        if flags.FLAGS[name].present:
-            kind, other = ("--prompt", "--responses") if _PROMPT.value else ("--responses", "--prompt")
-            raise UserError(f"--{name}: has no effect with {kind}; it is for {other}")
+    unused = ("trace",) if _PROMPT.value else ("people", "blend", *program.SAMPLING, "seed", "system", "best_of")
+    kind, other = ("--prompt", "--responses") if _PROMPT.value else ("--responses", "--prompt")
+    if name := next((name for name in unused if flags.FLAGS[name].present), None):
+        raise UserError(f"--{name}: has no effect with {kind}; it is for {other}")
     if _PROMPT.value:
-        _write(sampling)
+        _write()
         return
     responses, person = read_responses(_RESPONSES.value or ""), load(_WORKDIR.value, _BASE.value)
     choices = read_choices(_CHOICES.value or "", person.levels)
     print(format_rankings(len(choices), rank(person, choices, responses, _TRACE.value), _TRACE.value, _JSON.value))
 
 
-def _write(sampling: tuple[str, ...]) -> None:
+def _write() -> None:
     """Answers --prompt; checks everything that can be checked before loading the model."""
     files = _PEOPLE.value or [_CHOICES.value or ""]
     if not all(file.strip() for file in files):
@@ -72,13 +67,8 @@ def _write(sampling: tuple[str, ...]) -> None:
     if flags.FLAGS["system"].present:
         program.check_text("system", _SYSTEM.value)
     shares = program.parse_numbers("blend", _BLEND.value)
-    if shares and len(files) != 2:
-        raise UserError(f"--blend: mixtures of two people need two files in --people, got {len(files)}")
-    if outside := [t for t in shares if not 0 <= t <= 1]:
-        raise UserError(f"--blend: {outside[0]:g} is no share of the second person; give numbers from 0 to 1")
-    given = {name: flags.FLAGS[name].value for name in sampling if flags.FLAGS[name].present}
-    if not math.isfinite(given.get("temperature") or 0.0):
-        raise UserError(f"--temperature: must be a number from 0 up, got {given['temperature']}")
+    check_shares(shares, len(files))
+    given = program.sampling_given()
     policy = load(_WORKDIR.value or "", _BASE.value)
     if not isinstance(policy, PersonPolicy):
         raise UserError(
@@ -88,7 +78,9 @@ def _write(sampling: tuple[str, ...]) -> None:
     counted = not _PEOPLE.value
     system = [{"role": "system", "content": _SYSTEM.value}] if _SYSTEM.value else []
     prompts = [[*system, {"role": "user", "content": prompt}] for prompt in _PROMPT.value]
-    written = write_for(policy, prompts, people, shares=shares, counted=counted, sampling=given, seed=_SEED.value)
+    written = write_for(
+        policy, prompts, people, shares=shares, counted=counted, sampling=given, seed=_SEED.value, number=_BEST_OF.value
+    )
     print(format_written(prompts, written, _JSON.value))
 
 

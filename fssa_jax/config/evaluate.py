@@ -38,6 +38,11 @@ class Generation:
     """Sampling temperature; 0 takes the most likely token."""
     top_p: float = number(1.0, above=0, most=1)
     """Nucleus sampling: sample from the most likely tokens whose probabilities sum to this."""
+    best_of: tuple[int, ...] = (4, 16)
+    """The baseline without training: of so many samples, of the base and of the policy, the one that the reward model
+    prefers. Needs a reward model that reads new texts; () for none."""
+    best_of_prompts: int = positive(32)
+    """Maximum number of prompts for this baseline."""
 
 
 @dataclasses.dataclass

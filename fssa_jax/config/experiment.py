@@ -186,6 +186,8 @@ def _check_model(settings: NpBtl, place: str) -> None:
 
 def _check_policy(config: PolicyConfig) -> None:
     _check_k(config.evaluate)
+    if any(n < 1 for n in config.evaluate.generate.best_of):
+        raise UserError(f"config.evaluate.generate.best_of: must be ≥ 1 each, got {config.evaluate.generate.best_of}")
     if not config.policy.base:
         raise UserError(
             "config.policy.base: give the directory or hub name of a checkpoint, such as the model of an sft run"

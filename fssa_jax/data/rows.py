@@ -47,7 +47,7 @@ ALLOWED = {
 }
 _OF_CHOICES: tuple[Schema, ...] = ("choices", "pairs", "one_of_n", "ranking", "thumbs")
 _CHOICES = {"0": 0, "a": 0, "false": 0, "response_a": 0, "1": 1, "b": 1, "true": 1, "response_b": 1}
-_LABELS = dict.fromkeys(("1", "true", "up", "yes"), True) | dict.fromkeys(("0", "false", "down", "no"), False)
+_YES, _NO = ("1", "true", "up", "yes"), ("0", "false", "down", "no")
 _TIES = ("tie", "tied", "draw", "equal", "both", "0.5")
 _UNANSWERED = ("", "skip", "skipped", "none", "neither", "unsure", "nan", "null")
 
@@ -233,12 +233,12 @@ def _thumb(user: str, values: Mapping[str, Any], place: str, common: Mapping[str
     word = "" if is_missing(value) else re.sub(r"\.0+$", "", str(value).strip().lower())
     if word in _UNANSWERED:
         raise Undecided("no answer")
-    if word not in _LABELS:
+    if word not in (*_YES, *_NO):
         raise UserError(
             f"{place}: column 'label' must be true (up) or false (down), got {str(value)[:40]!r}; write true where the "
             "response is liked, false where it is not"
         )
-    chosen, rejected = (response, THUMB) if _LABELS[word] else (THUMB, response)
+    chosen, rejected = (response, THUMB) if word in _YES else (THUMB, response)
     unfinished = _unfinished(values, [response], place)
     return Row(user, prompt, chosen, rejected, unfinished=unfinished, place=place, **common)
 
@@ -266,14 +266,14 @@ def _unfinished(values: Mapping[str, Any], responses: Sequence[str], place: str)
         except (ValueError, RecursionError):
             value = None
     each = list(value) if isinstance(value, list | tuple) else [value]
-    words = [_LABELS.get(re.sub(r"\.0+$", "", str(one).strip().lower())) for one in each]
-    if len(words) != len(responses) or None in words:
+    words = [re.sub(r"\.0+$", "", str(one).strip().lower()) for one in each]
+    if len(words) != len(responses) or not set(words) <= {*_YES, *_NO}:
         wanted = "true or false" if len(responses) == 1 else f"a list of {len(responses)} values, true or false"
         raise UserError(
             f"{place}: column 'unfinished' must be {wanted}, got {str(values['unfinished'])[:40]!r}; write true for a "
             "response that was cut off before its end"
         )
-    return frozenset(response for response, cut in zip(responses, words, strict=True) if cut)
+    return frozenset(response for response, word in zip(responses, words, strict=True) if word in _YES)
 
 
 def _ordered(values: Mapping[str, Any], place: str, schema: Schema) -> tuple[list[str], list[list[str]]]:

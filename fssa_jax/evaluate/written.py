@@ -1,7 +1,7 @@
 """Generated responses for held-out people: policy versus base, population policy and specialists."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from fssa_jax.data.benchmarks import styles
 from fssa_jax.data.dataset import Split, choice_records, featuriser_of_texts
 from fssa_jax.data.features import GivenFeaturiser
 from fssa_jax.evaluate.bayes import posterior
+from fssa_jax.evaluate.best_of import Judge, best_of, kl_bound
 from fssa_jax.evaluate.episodes import episodes_of, first_users
 from fssa_jax.evaluate.style_scores import best_reward, styles_of, summary, true_reward
 from fssa_jax.lm.writer import Samples, Writer, sampled_kl
@@ -85,7 +86,7 @@ def written_for(
     has_specialist = np.isin(group, trained_groups)[asked.rows]
     writer = Writer(task.base, Sampling(generation.temperature, top_p=generation.top_p), generation.max_new, cut=True)
     plain = Writer(task.base, Sampling(1.0), generation.max_new, cut=True)
-    judge = None if known or not reads else _reward_model(task, main, main.predictor.latents(episodes, k_most))
+    judge = _reward_model(task, main, main.predictor.latents(episodes, k_most)) if reads else None
     written: dict[str, Samples] = {}
     rewards: dict[str, np.ndarray] = {}
 
@@ -133,6 +134,11 @@ def written_for(
             by_posterior, best = _without_loss(task, episodes, group, int(k), generation)
             for key, reward in (("bayes_reward_of_known", by_posterior), ("reward_of_known", out["reward"])):
                 out[key] = reward / best if best > 0 else None
+    if judge is not None and generation.best_of:
+        few = asked.only(np.arange(len(asked.prompts)) < generation.best_of_prompts)
+        z = main.predictor.latents(episodes, k_most)[few.rows]
+        of = {"base": None, "policy": main.adapt(z)}
+        report["best_of"] = {name: _best_of(plain, judge, few, generation.best_of, a, seed) for name, a in of.items()}
     report["cut_prompts"] = writer.cut_prompts(asked.prompts)
     if reads and len(people) > 1:
         report["blend"] = blend(main, main.predictor.latents(episodes, k_most), writer, asked, seed)
@@ -147,6 +153,20 @@ def written_for(
             },
         },
     )
+
+
+def _best_of(
+    writer: Writer, judge: Judge, asked: _Asked, ns: Sequence[int], adapters: AdapterTree | None, seed: int
+) -> dict[str, Any]:
+    """Scores of the best of n samples at temperature 1, for every n; and the reward of one sample, for comparison."""
+    best = best_of(writer, judge, asked.prompts, asked.rows, sorted({1, *ns}), adapters, seed)
+    report: dict[str, Any] = {"responses": len(asked.prompts)}
+    for n, samples in best.items():
+        out: dict[str, Any] = {"model_reward": float(judge(samples, asked.rows).mean()), "kl_bound": kl_bound(n)}
+        if asked.weights is not None:
+            out |= summary(*styles_of(samples), asked.weights)
+        report[str(n)] = out
+    return report
 
 
 def _asked(task: PolicyTask, episodes: Episode, number: int, weights: np.ndarray | None) -> _Asked:
@@ -170,10 +190,8 @@ def win_rate(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(((ours > theirs) + 0.5 * (ours == theirs)).mean())
 
 
-def _reward_model(
-    task: PolicyTask, main: TrainedPolicy, z: np.ndarray
-) -> Callable[[Samples, np.ndarray], np.ndarray] | None:
-    """(samples, index of each person) ↦ rewards at z under the reward model that the policy was trained with, in nats.
+def _reward_model(task: PolicyTask, main: TrainedPolicy, z: np.ndarray) -> Judge | None:
+    """Rewards at z under the reward model that the policy was trained with.
 
     None if there is no reward model, or if it cannot read new texts.
     """

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fssa_jax.config import Generation
-from fssa_jax.data.dataset import number_texts, seen_in_training
-from fssa_jax.data.features import Text
+from fssa_jax.data.dataset import featuriser_of_texts, number_texts, seen_in_training
+from fssa_jax.data.features import GivenFeaturiser, Text
 from fssa_jax.data.thresholds import check_thresholds, is_threshold, text_of, thresholds_of
 from fssa_jax.errors import UserError
 from fssa_jax.lm.peft import save_lora
@@ -315,6 +315,59 @@ class PersonPolicy(PersonModel):
         chosen = settings or self.task.config.evaluate.generate
         writer = Writer(base, Sampling(chosen.temperature, top_p=chosen.top_p), chosen.max_new)
         return writer(asked, adapters, seed).texts
+
+    def best_of(
+        self,
+        latent: DiagGaussian,
+        prompts: Sequence[Any],
+        number: int = 8,
+        *,
+        seed: int = 0,
+        settings: Generation | None = None,
+    ) -> list[list[tuple[str, float]]]:
+        """Samples `number` responses to each prompt for a person, and ranks them by the person's reward model.
+
+        Returns:
+          Per prompt (response, reward in nats at the mean of the latent), the best first; equal responses once.
+
+        Raises:
+          UserError: a latent of several people, or a reward model that cannot read new texts; see `generate`.
+
+        >>> [ranked] = policy.best_of(latent, ["question 0"], 4)
+        >>> ranked[0][1] >= ranked[-1][1]
+        True
+        """
+        if len(latent.mean) != 1:
+            raise UserError(f"a latent of {len(latent.mean)} people: write for one person at a time")
+        if number < 1:
+            raise UserError(f"best of {number}: give a number of responses from 1 up")
+        featuriser = featuriser_of_texts(self.task.dataset.featuriser)
+        if self.reward.target == "none" or isinstance(featuriser, GivenFeaturiser):
+            raise UserError(
+                "the reward model cannot read new texts, so it cannot rank what is written; train np_btl with "
+                "--config.model.learn_texts=no and features of texts"
+            )
+        asked = [as_prompt(prompt, f"prompt {i}") for i, prompt in enumerate(prompts)]
+        adapters = self.adapt(latent)
+        each = [self.generate(adapters, prompts, seed=seed + i, settings=settings) for i in range(number)]
+        out = []
+        for prompt, texts in zip(asked, zip(*each, strict=True), strict=True):
+            distinct = list(dict.fromkeys(texts))
+            read = self.task.dataset.featuriser.transform([(prompt, text) for text in distinct])
+            rewards = np.asarray(self._model_rewards(self._variables, jnp.asarray(read), latent.mean))
+            order = np.argsort(-rewards, kind="stable")
+            out.append([(distinct[i], float(rewards[i])) for i in order])
+        return out
+
+    @cached_property
+    def _model_rewards(self) -> Any:
+        """(variables, features (n, d), z (1, m)) ↦ (n,) rewards of the reward model."""
+        conditioner = self.task.conditioner()
+
+        def of_model(module: Any, read: jax.Array, z: jax.Array) -> jax.Array:
+            return module.reward_model.rewards(read[None], z[None])[0, 0, :, 0]
+
+        return lambda variables, read, z: conditioner.apply(variables, read, z, method=of_model)
 
     def export(self, latent: DiagGaussian, directory: str | Path, name: str = "") -> Path:
         """Writes the adapter of one person as a LoRA in the format of PEFT, for use with the base in other libraries.

@@ -16,11 +16,15 @@ from fssa_jax.types import DiagGaussian
 
 @dataclasses.dataclass
 class Written:
-    """A response and the name of the person it was written for."""
+    """A response and the name of the person it was written for.
+
+    `share` is the weight of the second person in a mixture, `ranked` all (response, reward) that it is the best of.
+    """
 
     name: str
     text: str
-    share: float | None = None  # weight of the second person in a mixture
+    share: float | None = None
+    ranked: list[tuple[str, float]] = dataclasses.field(default_factory=list)
 
 
 def write_for(
@@ -32,6 +36,7 @@ def write_for(
     counted: bool = False,
     sampling: Mapping[str, Any] | None = None,
     seed: int = 0,
+    number: int = 1,
 ) -> list[list[Written]]:
     """Per prompt: a response before any choice and one per person; or, with `shares`, one per mixture of two people.
 
@@ -43,6 +48,7 @@ def write_for(
       shares: weights of the second of two people, one per mixture.
       sampling: settings of `Generation` that differ from the policy's evaluation.
       seed: of generation.
+      number: responses are the best of so many under the person's reward model.
 
     Raises:
       UserError: a prompt that does not fit, or invalid choices; the message names the person.
@@ -62,10 +68,22 @@ def write_for(
     for prompt in prompts:
         written = []
         for name, latent, share in named:
+            if number > 1:
+                [ranked] = policy.best_of(latent, [prompt], number, seed=seed, settings=settings)
+                written.append(Written(name, ranked[0][0], share, ranked))
+                continue
             text = policy.generate(policy.adapt(latent), [prompt], seed=seed, settings=settings)[0]
             written.append(Written(name, text, share))
         out.append(written)
     return out
+
+
+def check_shares(shares: Sequence[float], people: int) -> None:
+    """Raises `UserError` for --blend of other than two people, or of weights outside [0, 1]."""
+    if shares and people != 2:
+        raise UserError(f"--blend: mixtures of two people need two files in --people, got {people}")
+    if outside := [t for t in shares if not 0 <= t <= 1]:
+        raise UserError(f"--blend: {outside[0]:g} is no share of the second person; give numbers from 0 to 1")
 
 
 def _inferred(policy: PersonPolicy, name: str, choices: Sequence[Choice]) -> DiagGaussian:
@@ -76,15 +94,33 @@ def _inferred(policy: PersonPolicy, name: str, choices: Sequence[Choice]) -> Dia
 
 
 def format_written(prompts: Sequence[Any], written: list[list[Written]], as_json: bool) -> str:
-    """All responses as text, or one JSON object per prompt: {"prompt", "responses": [{"for", "share", "text"}, …]}."""
+    """All responses as text, or one JSON object per prompt: {"prompt", "responses": [{"for", "share", "text"}, …]}.
+
+    Of the best of several, all are listed: {…, "ranked": [{"text", "reward"}, …]}.
+    """
     lines = []
     for i, (given, responses) in enumerate(zip(prompts, written, strict=True)):
         prompt = as_prompt(given, f"prompt {i}")
         if as_json:
-            said = [{"for": response.name, "share": response.share, "text": response.text} for response in responses]
+            said = [_as_json(response) for response in responses]
             messages = messages_of(prompt)
             shown = prompt if len(messages) == 1 else messages
             lines.append(json.dumps({"prompt": shown, "responses": said}, ensure_ascii=False))
         else:
-            lines += [readable(prompt), *(f"  {response.name}:\n    {response.text}" for response in responses)]
+            lines += [readable(prompt), *map(_as_text, responses)]
     return "\n".join(lines if as_json else (printable(line, keep="\n\t") for line in lines))
+
+
+def _as_json(response: Written) -> dict[str, Any]:
+    out: dict[str, Any] = {"for": response.name, "share": response.share, "text": response.text}
+    if response.ranked:
+        out["ranked"] = [{"text": text, "reward": round(reward, 4)} for text, reward in response.ranked]
+    return out
+
+
+def _as_text(response: Written) -> str:
+    if not response.ranked:
+        return f"  {response.name}:\n    {response.text}"
+    rewards = [reward for _, reward in response.ranked]
+    among = f"best of {len(rewards)}, reward {rewards[0]:+.2f}, the others down to {rewards[-1]:+.2f}"
+    return f"  {response.name} ({among}):\n    {response.text}"

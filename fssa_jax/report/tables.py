@@ -66,6 +66,7 @@ _COLUMNS = {
     "plain_movement": ("at temperature 1: moves by", 100, ".1f", " points"),
     "plain_well_formed": ("at temperature 1: well-formed", 100, ".1f", " %"),
     "kl": ("KL", 1, ".2f", ""),
+    "kl_bound": ("KL at most", 1, ".2f", ""),
 }
 
 
@@ -76,6 +77,8 @@ def generation_table(report: dict[str, Any]) -> list[list[str]]:
         return []
     rows = [(name, generation[name]) for name in ("base", "population", "specialist") if name in generation]
     rows += [(f"policy, k = {k}", out) for k, out in generation["policy"].items()]
+    for name, of_n in generation.get("best_of", {}).items():
+        rows += [(f"{name}, best of {n}" if n != "1" else f"{name}, one sample", of_n[n]) for n in of_n if n.isdigit()]
     columns = {name: how for name, how in _COLUMNS.items() if any(out.get(name) is not None for _, out in rows)}
     table = [["", *(label for label, *_ in columns.values())]]
     for label, out in rows:

@@ -142,8 +142,8 @@ def test_a_response_that_was_cut_off_is_never_closed(finished, tmp_path):
     assert not found.pop(rows[3]["response_a"])
     assert all(found.values())
     i = work.dataset.texts.index((rows[3]["prompt"], rows[3]["response_a"]))
-    said = tokenizer.decode([tokens.tokens[i, tokens.starts[i] : tokens.ends[i]].tolist()])[0]
-    assert said.strip() == rows[3]["response_a"]
+    whole = tokenizer.encode(rows[3]["prompt"], rows[3]["response_a"], end_of_turn=False)
+    assert tokens.tokens[i, : tokens.ends[i]].tolist() == whole.tokens
     others = [{**row, "user_id": f"new {row['user_id']}"} for row in tiny.rows(users=3, seed=7)]
     others[2]["unfinished"] = [False, True]
     wider, _ = work.with_people(str(tiny.write_rows(tmp_path / "others.jsonl", others)))

@@ -3,11 +3,13 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 import fssa_jax
 from fssa_jax.people.choices import read_choices
 from fssa_jax.people.side_by_side import Written, format_written, write_for
+from fssa_jax.types import DiagGaussian
 from tests import tiny
 from tests.mistakes import complaint
 from tests.programs import assert_one_clear_line, run
@@ -47,6 +49,41 @@ def test_a_person_writes_before_and_after_and_two_people_blend(steered, files, t
     assert str(empty) in complaint(read_choices, str(empty))
 
 
+def test_the_best_of_several_is_what_the_reward_model_prefers(steered, files):
+    policy = fssa_jax.load(steered)
+    latent = policy.infer(read_choices(files[0]))
+    settings = dataclasses.replace(policy.task.config.evaluate.generate, temperature=1.5, max_new=6)
+    talk = [{"role": "system", "content": "word1"}, {"role": "user", "content": "question 0"}]
+    ranked = policy.best_of(latent, ["question 0", talk], 5, seed=3, settings=settings)
+    assert len(ranked) == 2
+    texts = [[text for text, _ in one] for one in ranked]
+    assert all(len(set(one)) == len(one) > 1 for one in texts)
+    rewards = [[reward for _, reward in one] for one in ranked]
+    assert all(sorted(one, reverse=True) == one for one in rewards)
+    singles = [
+        policy.generate(policy.adapt(latent), ["question 0"], seed=3 + i, settings=settings)[0] for i in range(5)
+    ]
+    assert set(texts[0]) == set(singles)
+    # The reward model that the policy was trained with reads the same texts in the same order.
+    reward = fssa_jax.load(policy.task.config.encoder.init_from)
+    z = DiagGaussian(latent.mean, latent.scale)
+    whole = [(text, value) for text, value in ranked[0] if text.strip()]
+    expected = reward.score(z, [("question 0", text) for text, _ in whole])
+    found = np.array([value for _, value in whole])
+    np.testing.assert_allclose(found - found[0], expected - expected[0], atol=1e-4)
+    [one] = write_for(policy, ["question 0"], {"a": read_choices(files[0])}, number=5, seed=3)
+    assert [len(w.ranked) > 1 for w in one] == [True, True]
+    assert one[1].text == one[1].ranked[0][0]
+    assert "best of" in format_written(["question 0"], [one], as_json=False)
+    listed = json.loads(format_written(["question 0"], [one], as_json=True))["responses"][1]["ranked"]
+    assert [item["text"] for item in listed] == [text for text, _ in one[1].ranked]
+    assert "from 1 up" in complaint(policy.best_of, latent, ["q"], 0)
+    two = policy.infer_people([[], []])
+    assert "one person at a time" in complaint(policy.best_of, two, ["q"])
+    policy.reward = policy.reward.clone(target="none")
+    assert "cannot read new texts" in complaint(policy.best_of, latent, ["q"])
+
+
 @pytest.mark.experiments
 def test_the_program_writes_and_names_what_does_not_fit(steered, finished, files, tmp_path):
     one, two = files
@@ -60,6 +97,9 @@ def test_the_program_writes_and_names_what_does_not_fit(steered, finished, files
     system = run(*base, f"--people={one}", "--system=word1", "--json")
     assert json.loads(system.stdout)["prompt"][0] == {"role": "system", "content": "word1"}
     assert_one_clear_line(run(*base, f"--people={one}", "--system="), "--system: empty")
+    best = run(*base, f"--people={one}", "--best_of=3", "--temperature=1", "--json")
+    assert json.loads(best.stdout)["responses"][1]["ranked"], best.stderr
+    assert_one_clear_line(run(*base, f"--people={one}", "--best_of=0"), "--best_of")
     assert_one_clear_line(run(*base, f"--people={one},"), "--people: a name is empty")
     assert_one_clear_line(run(*base, f"--people={one}", f"--choices={two}"), "one of --choices and --people, not both")
     assert_one_clear_line(run(*base, f"--choices={one}", "--temperature=nan"), "--temperature: must be a number")
