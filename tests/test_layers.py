@@ -82,12 +82,14 @@ ROOMS: dict[str, list[list[str]]] = {
     ],
     "evaluate": [
         [
+            "attributes",
             "bayes",
             "best_of",
             "chance",
             "controls",
             "episodes",
             "in_context",
+            "quality",
             "stacking",
             "style_scores",
             "verdict",

@@ -39,6 +39,7 @@ def config(rows: Path | str, base: Path | str, reward: Path | str = "", **train:
     e = c.evaluate
     e.k, e.draws, e.bootstrap, e.shuffles, e.users, e.targets = (0, 1, 3), 1, 20, 1, 6, 3
     e.in_context_users, e.generate.people, e.generate.prompts, e.generate.max_new = 2, 4, 1, 8
+    e.generate.best_of, e.generate.best_of_prompts, e.generate.topic_encoder = (2, 3), 2, ""
     return c
 
 

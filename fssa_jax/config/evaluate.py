@@ -1,6 +1,7 @@
 """How held-out people are scored."""
 
 import dataclasses
+from typing import Literal
 
 from fssa_jax.config.fields import group, number, positive
 
@@ -24,6 +25,9 @@ class Evaluation:
     """The control takes the context of another person of the same group."""
 
 
+Attribute = Literal["long", "list", "exclamation", "question", "emoji", "second_person", "contraction", "formal"]
+
+
 @dataclasses.dataclass
 class Generation:
     """Responses that the evaluation generates."""
@@ -43,6 +47,12 @@ class Generation:
     prefers. Needs a reward model that reads new texts; () for none."""
     best_of_prompts: int = positive(32)
     """Maximum number of prompts for this baseline."""
+    attributes: tuple[Attribute, ...] = (
+        *("long", "list", "exclamation", "question", "emoji", "second_person", "contraction", "formal"),
+    )
+    """Attributes of responses whose movement between people who want opposites is measured; evaluate/attributes.py."""
+    topic_encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
+    """Sentence encoder that tells how far responses keep to what the user said, where it is at hand; empty for none."""
 
 
 @dataclasses.dataclass

@@ -1,7 +1,7 @@
 """Generated responses for held-out people: policy versus base, population policy and specialists."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,12 +9,17 @@ import numpy as np
 
 from fssa_jax.config import Generation, PolicyEvaluation, Styles
 from fssa_jax.data.benchmarks import styles
-from fssa_jax.data.dataset import Split, choice_records, featuriser_of_texts
+from fssa_jax.data.dataset import Split, choice_records, featuriser_of_texts, seen_in_training
 from fssa_jax.data.features import GivenFeaturiser
+from fssa_jax.evaluate.attributes import attribute_report, has, median_words, opposed, tastes
 from fssa_jax.evaluate.bayes import posterior
 from fssa_jax.evaluate.best_of import Judge, best_of, kl_bound
 from fssa_jax.evaluate.episodes import episodes_of, first_users
+from fssa_jax.evaluate.quality import Embed, quality
 from fssa_jax.evaluate.style_scores import best_reward, styles_of, summary, true_reward
+from fssa_jax.lm.hub import at_hand
+from fssa_jax.lm.messages import messages_of
+from fssa_jax.lm.text_encoder import EmbedSettings, TextEncoder
 from fssa_jax.lm.writer import Samples, Writer, sampled_kl
 from fssa_jax.models.conditioner import Conditioner
 from fssa_jax.ops.adapters import AdapterTree
@@ -87,6 +92,7 @@ def written_for(
     writer = Writer(task.base, Sampling(generation.temperature, top_p=generation.top_p), generation.max_new, cut=True)
     plain = Writer(task.base, Sampling(1.0), generation.max_new, cut=True)
     judge = _reward_model(task, main, main.predictor.latents(episodes, k_most)) if reads else None
+    measured = _measures(task, split, people, asked, generation)
     written: dict[str, Samples] = {}
     rewards: dict[str, np.ndarray] = {}
 
@@ -100,6 +106,7 @@ def written_for(
         itself = plain(to.prompts, adapters, seed)
         if adapters is not None:
             out["kl"] = float(sampled_kl(task.base, itself, adapters).mean())
+        out |= measured(samples, to)
         if to.weights is not None:
             style, well = styles_of(samples)
             out |= summary(style, well, to.weights)
@@ -153,6 +160,35 @@ def written_for(
             },
         },
     )
+
+
+def _measures(
+    task: PolicyTask, split: Split, people: np.ndarray, asked: _Asked, settings: Generation
+) -> Callable[[Samples, _Asked], dict[str, Any]]:
+    """What is measured of responses on any data: attributes, their movement between opposed people, and quality."""
+    texts = task.dataset.texts
+    judged = np.flatnonzero(seen_in_training(task.dataset))
+    long = median_words([texts[i][1] for i in judged])
+    names = () if asked.weights is not None else settings.attributes  # `styles` has its own
+    side = opposed(tastes(split, texts, names, people, long))
+    encoder = settings.topic_encoder
+    embed = _embed(encoder) if encoder and at_hand(encoder) else None
+
+    def measured(samples: Samples, to: _Asked) -> dict[str, Any]:
+        questions = [messages_of(prompt)[-1]["content"] for prompt in to.prompts]
+        out = quality(task.base, samples, questions, embed)
+        if names:
+            found = has(names, samples.texts, long)
+            draws = task.config.evaluate.bootstrap
+            out |= attribute_report(names, found, side, to.rows, to.prompts, draws, task.config.seed)
+        return out
+
+    return measured
+
+
+def _embed(name: str) -> Embed:
+    encoder = TextEncoder(EmbedSettings(name))
+    return lambda said: encoder.embed([("", text) for text in said])
 
 
 def _best_of(

@@ -52,6 +52,7 @@ def _half_width(cell: dict[str, float]) -> float:
 
 
 _COLUMNS = {
+    "attribute_movement": ("attributes move by", 100, ".0f", " points"),
     "movement": ("moves by", 100, ".1f", " points"),
     "reward": ("true reward", 1, ".2f", ""),
     "reward_of_specialists": ("relative to specialists", 100, ".0f", " %"),
@@ -66,6 +67,12 @@ _COLUMNS = {
     "plain_movement": ("at temperature 1: moves by", 100, ".1f", " points"),
     "plain_well_formed": ("at temperature 1: well-formed", 100, ".1f", " %"),
     "kl": ("KL", 1, ".2f", ""),
+    "words": ("words", 1, ".0f", ""),
+    "finished": ("finished", 100, ".0f", " %"),
+    "nll_per_token": ("NLL per token", 1, ".2f", ""),
+    "topic": ("topic", 1, ".2f", ""),
+    "distinct": ("distinct", 100, ".0f", " %"),
+    "without_loops": ("without loops", 100, ".0f", " %"),
     "kl_bound": ("KL at most", 1, ".2f", ""),
 }
 
@@ -83,11 +90,19 @@ def generation_table(report: dict[str, Any]) -> list[list[str]]:
     table = [["", *(label for label, *_ in columns.values())]]
     for label, out in rows:
         cells = [
-            "" if out.get(name) is None else f"{scale * out[name]:{digits}}{unit}"
-            for name, (_, scale, digits, unit) in columns.items()
+            _generation_cell(out.get(name), scale, digits, unit) for name, (_, scale, digits, unit) in columns.items()
         ]
         table.append([label, *cells])
     return table
+
+
+def _generation_cell(value: Any, scale: float, digits: str, unit: str) -> str:
+    """A number, or one with its interval."""
+    if value is None:
+        return ""
+    if isinstance(value, dict):
+        return f"{scale * value['mean']:{digits}} ±{scale / 2 * (value['high'] - value['low']):{digits}}{unit}"
+    return f"{scale * value:{digits}}{unit}"
 
 
 def format_generation(report: dict[str, Any]) -> str:

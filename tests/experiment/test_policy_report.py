@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from fssa_jax.config import BayesEncoder, DiscretePrior, SetEncoder
+from fssa_jax.config import BayesEncoder, DiscretePrior, Generation, SetEncoder
 from fssa_jax.data.tokenised import tokenise
 from fssa_jax.evaluate.episodes import episodes_of
 from fssa_jax.evaluate.latent import drift
@@ -69,6 +69,15 @@ def test_the_report_is_whole(steered):
         assert 0 <= out["model_win_rate_over_base"] <= 1
         assert 0 <= out["model_win_rate_over_population"] <= 1
     assert "wins over base (reward model)" in (directory / "report.html").read_text()
+    # Measured on any data: attributes, quality, and the best of several samples under the reward model.
+    for out in (generation["base"], *generation["policy"].values()):
+        assert set(out["attributes"]) == set(Generation().attributes)
+        assert out["nll_per_token"] > 0
+        assert 0 <= out["without_loops"] <= 1
+    for of_n in generation["best_of"].values():
+        assert of_n["1"]["model_reward"] <= of_n["2"]["model_reward"] <= of_n["3"]["model_reward"]
+        assert of_n["responses"] == 2
+    assert "policy, best of 3" in format_generation(report)
     for name in ("person_a.jsonl", "person_b.jsonl"):
         assert len(read_choices(str(directory / name))) == 3
     page = (directory / "report.html").read_text()
@@ -111,6 +120,9 @@ def test_an_encoder_that_counts_choices_is_told_from_those_that_read_them(work):
 
 
 def test_what_is_written_is_a_table_with_the_columns_that_there_are():
+    moved = {"generation": {"responses": 4, "people": 2, "base": {}, "policy": {"3": {}}}}
+    moved["generation"]["policy"]["3"]["attribute_movement"] = {"mean": 0.25, "low": 0.05, "high": 0.45}
+    assert generation_table(moved)[2][1] == "25 ±20 points"
     row = {"movement": 0.5, "reward": 1.234, "well_formed": 1.0, "win_rate_over_base": 0.75, "kl": 0.1}
     base = {"movement": None, "reward": 0.0, "well_formed": 1.0}
     report = {"generation": {"responses": 4, "people": 2, "base": base, "policy": {"3": row}}}
