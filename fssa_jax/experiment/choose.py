@@ -3,9 +3,10 @@
 With `config.auto=yes` the following are decided, and nothing else, by the NLL of people who were not trained on: the
 validation people, or all but the test people in folds (experiment/folds.py).
 
-1. The population model, after `POPULATION_STEPS` steps: the weight of the penalty on its linear part, one of
-   `_POPULATION` per choice in training, and then, for known texts, that of the penalty on what is learnt per text, one
-   of `_PER_TEXT` per choice; before, it is the first of these.
+1. The population model, after `POPULATION_STEPS` steps: the weight of the penalty on its linear part, of `_POPULATION`
+   per choice in training; then, for known texts, that of the penalty on what is learnt per text, of `_PER_TEXT` per
+   choice, which is the middle one of these before; and then that on the linear part again. Each is the best of these,
+   of further ones outside while the first or the last is best, and of those half-way to its neighbours.
 2. The main model: one of the candidates below, each with the penalties on its representation of texts times one of
    `_STRENGTHS`, after one of `_STEPS` steps.
    * texts: a learnt embedding per text, from a matrix factorisation; a choice is a liked and a disliked response. For
@@ -27,7 +28,7 @@ on each weight.
 
 import copy
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -44,7 +45,8 @@ from fssa_jax.tasks.task import MAIN, POPULATION
 
 _log = logging.getLogger(__name__)
 
-_POPULATION, _PER_TEXT = (0.1, 1.0, 10.0, 100.0), (1.5, 0.4, 6.0)
+_POPULATION, _PER_TEXT = (0.1, 1.0, 10.0, 100.0), (0.4, 1.6, 6.4)
+_POPULATION_FACTOR, _BEYOND = 10.0, 3
 _STRIDE = 50  # steps between predictions of short fits
 _STEPS, _STRENGTHS = (50, 100, 150), (1.0, 10.0)
 _WIDTH, _TEXTS_WIDTH, _KINDS = 16, 64, 64
@@ -178,11 +180,36 @@ def _with_population(work: Workdir, fits: FoldFits) -> tuple[RewardConfig, dict[
             scores[name] = _nll(held_out.log_p(predictor), held_out)
         return scores[name]
 
-    per_text = _PER_TEXT[0]
-    linear = min(_POPULATION, key=lambda each: nll(each, per_text))
+    per_text = _PER_TEXT[1]
+    linear = _best(_POPULATION, lambda each: nll(each, per_text))
     if known:
-        per_text = min(_PER_TEXT, key=lambda each: nll(linear, each))
+        per_text = _best(_PER_TEXT, lambda each: nll(linear, each))
+        # What is learnt per text takes over from the features, or leaves more to them.
+        around = (_rounded(linear / _POPULATION_FACTOR), linear, _rounded(linear * _POPULATION_FACTOR))
+        linear = _best(around, lambda each: nll(each, per_text))
     return penalised(linear, per_text), scores
+
+
+def _best(values: Sequence[float], score: Callable[[float], float]) -> float:
+    """The value with the lowest score, of equidistant ones in logarithms.
+
+    While the best is the first or the last, the next one outside is tried, at most `_BEYOND` times; then the two
+    half-way to its neighbours.
+    """
+    factor, found = values[1] / values[0], {value: score(value) for value in values}
+
+    def add(value: float) -> float:
+        found.setdefault(value, score(value))
+        return min(found, key=lambda each: found[each])
+
+    best = min(found, key=lambda each: found[each])
+    for _ in range(_BEYOND):
+        if best not in (min(found), max(found)):
+            break
+        best = add(_rounded(best / factor if best == min(found) else best * factor))
+    for half in (best / factor**0.5, best * factor**0.5):
+        add(_rounded(half))
+    return min(found, key=lambda each: found[each])
 
 
 class _Found(NamedTuple):
