@@ -75,6 +75,10 @@ class PolicyTraining(_TokenLoop):
     """Training steps of the population policy, DPO on everybody; 0 for none."""
     specialist_steps: int = number(0, least=0)
     """Training steps of the specialists, one adapter per group; 0 for none."""
+    validation_users: int = positive(128)
+    """Maximum number of people in a validation. It scores every response of every target at each k of `evaluate.k`."""
+    validation_targets: int = positive(12)
+    """Maximum number of choices per person in a validation."""
 
 
 @dataclasses.dataclass

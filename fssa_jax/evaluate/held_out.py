@@ -9,7 +9,7 @@ from fssa_jax.data.dataset import Split
 from fssa_jax.evaluate.episodes import eligible_users, episodes_of, first_users
 from fssa_jax.evaluate.latent import context_effect, latent_health
 from fssa_jax.evaluate.warnings import collapse_warnings
-from fssa_jax.ops.choices import choice_weights
+from fssa_jax.ops.choices import choice_weights, real_responses
 from fssa_jax.tasks.predictor import Predictor
 from fssa_jax.types import Episode
 
@@ -63,6 +63,12 @@ class HeldOut:
         weight = np.asarray(choice_weights(self.episodes.targets))
         total = weight.sum(-1, keepdims=True)
         return weight / np.where(total > 0, total, 1)
+
+    @property
+    def sequences(self) -> int:
+        """The number of responses of targets, at all k."""
+        targets = self.episodes.targets
+        return int((np.asarray(real_responses(targets)).sum(-1) * np.asarray(targets.mask)).sum()) * len(self.ks)
 
     def _means(self, values: np.ndarray) -> np.ndarray:
         """(ks,) means over people of (ks, people, targets), or (ks, people)."""

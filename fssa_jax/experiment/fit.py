@@ -1,5 +1,6 @@
 """Trains one model of an experiment to its end, or resumes it."""
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -17,7 +18,7 @@ from fssa_jax.train.state import learning_rates, start_state
 from fssa_jax.train.step import draw_rows, make_step
 from fssa_jax.types import PyTree
 
-_POLICY_USERS, _POLICY_TARGETS = 128, 12  # maximum for the validation of policies
+_log = logging.getLogger(__name__)
 
 Validate = Callable[[PyTree], tuple[dict[str, float], list[str]]]
 
@@ -75,6 +76,12 @@ def validation(task: AnyTask, name: str) -> Validate:
         return task.validate
     split = task.dataset.splits["val"]
     predictor = task.predictor(name, split)
-    some = {"users": _POLICY_USERS, "targets": _POLICY_TARGETS} if isinstance(task, PolicyTask) else {}
+    some: dict[str, int] = {}
+    if isinstance(task, PolicyTask):
+        train = task.config.train
+        some = {"users": train.validation_users, "targets": train.validation_targets}
     held_out = HeldOut.of(split, task.config.evaluate.k, reads=task.reads(name), **some)
+    if some:
+        said = "%s: each validation scores %d sequences (config.train.validation_users, validation_targets)"
+        _log.info(said, name, held_out.sequences)
     return lambda variables: held_out.scores(predictor(variables))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 from fssa_jax.config import NewEncoder, NoEncoder
 from fssa_jax.errors import Stopped
 from fssa_jax.experiment.evaluate import evaluate_workdir
+from fssa_jax.experiment.fit import validation
 from fssa_jax.experiment.make import make
 from fssa_jax.experiment.train import fit, train
 from fssa_jax.experiment.warm_start import teacher_variables
@@ -134,3 +136,16 @@ def test_what_is_to_be_written_must_fit_into_the_base(finished, tiny_base, tmp_p
     message = complaint(make, config, tmp_path / "run")
     assert message.startswith("config.evaluate.generate.max_new: 256 tokens and a prompt do not fit into the 256 ")
     make(change(config, {"evaluate.generate.people": 0}), tmp_path / "run")  # nothing is written
+
+
+def test_the_size_of_a_validation_is_a_setting_and_is_said(steered, caplog):
+    task = Workdir.open(steered).task
+    assert task.config.evaluate.k == (0, 1, 3)
+    train = dataclasses.replace(task.config.train, validation_users=2, validation_targets=1)
+    small = dataclasses.replace(task, config=dataclasses.replace(task.config, train=train))
+    with caplog.at_level(logging.INFO):
+        scores, _ = validation(small, "main")(small.start("main", {}))
+        validation(small, "population")
+    assert "main: each validation scores 12 sequences" in caplog.text  # 2 people × 1 choice × 2 responses × 3 k
+    assert "population: each validation scores 4 sequences" in caplog.text
+    assert np.isfinite(scores["val/nll"])
