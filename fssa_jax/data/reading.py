@@ -172,6 +172,7 @@ def _once(rows: Iterable[Row], report: RowReport, on_error: str) -> list[Row]:
         if before is row:
             continue
         report.duplicates += 1
+        first[key] = dataclasses.replace(before, unfinished=before.unfinished | row.unfinished)
         differs = next((name for name in ALLOWED if getattr(before, name) != getattr(row, name)), None)
         if differs:
             message = (

@@ -210,12 +210,12 @@ def parse_record(values: Any, place: str, split: str, schema: Schema) -> list[Ro
         asked = None if is_missing(values.get("prompt")) else values["prompt"]
         prompt, chosen, rejected = split_pair(asked, values["chosen"], values["rejected"], place)
         choices = [(prompt, [chosen, rejected])]
-        unfinished = _unfinished(values, [chosen, rejected], place)
+        unfinished = unfinished_of(values, [chosen, rejected], place)
     else:
         prompt = _prompt(values.get("prompt"), place)
         responses, ordered = _ordered(values, place, schema)
         choices = [(prompt, one) for one in ordered]
-        unfinished = _unfinished(values, responses, place)
+        unfinished = unfinished_of(values, responses, place)
     made = []
     for prompt, (chosen, rejected, *others) in choices:
         for name, text in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
@@ -239,7 +239,7 @@ def _thumb(user: str, values: Mapping[str, Any], place: str, common: Mapping[str
             "response is liked, false where it is not"
         )
     chosen, rejected = (response, THUMB) if word in _YES else (THUMB, response)
-    unfinished = _unfinished(values, [response], place)
+    unfinished = unfinished_of(values, [response], place)
     return Row(user, prompt, chosen, rejected, unfinished=unfinished, place=place, **common)
 
 
@@ -255,7 +255,7 @@ def _with_response(values: Mapping[str, Any], place: str) -> dict[str, Any]:
     return {**values, "response": given}
 
 
-def _unfinished(values: Mapping[str, Any], responses: Sequence[str], place: str) -> frozenset[str]:
+def unfinished_of(values: Mapping[str, Any], responses: Sequence[str], place: str) -> frozenset[str]:
     """The responses that column `unfinished` says were cut off; it has a value for each, in their order."""
     value = values.get("unfinished")
     if is_missing(value):
@@ -361,7 +361,7 @@ def parse_rating(values: Any, place: str, split: str) -> Rated:
     prompt = _prompt(values.get("prompt"), place)
     for name, text in (("prompt", prompt), ("response", response)):
         _check_text(name, text, place)
-    unfinished = bool(_unfinished(values, [response], place))
+    unfinished = bool(unfinished_of(values, [response], place))
     return Rated(user, prompt, response, rating, _common(values, place) | {"split": split}, place, unfinished)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from fssa_jax.data.conversations import split_pair
 from fssa_jax.data.records import BadRecord, Record
-from fssa_jax.data.rows import Row, RowReport
+from fssa_jax.data.rows import Row, RowReport, unfinished_of
 from fssa_jax.errors import UserError
 from fssa_jax.lm.messages import readable
 from fssa_jax.progress import each
@@ -46,6 +46,7 @@ class _Pair:
     second: str
     prefers_first: tuple[bool, ...]
     split: str = ""
+    unfinished: frozenset[str] = frozenset()
 
 
 def ultrafeedback_rows(
@@ -144,12 +145,18 @@ def crowd_rows(
         report.prompts += 1
         try:
             before, a, b = split_pair(prompt or None, chosen, rejected, record.place)
-            if a.strip() == b.strip():
+            a, b = a.strip(), b.strip()
+            if a == b:
                 raise UserError(f"{record.place}: the responses are identical")
         except UserError:
             report.unreadable += 1
             continue
-        pairs.append(_Pair(before, a.strip(), b.strip(), (True,), getattr(record, "split", "")))
+        try:
+            cut = unfinished_of(record.values if isinstance(record, Record) else {}, [a, b], record.place)
+        except UserError as error:
+            _bad(str(error), reading, on_error)
+            continue
+        pairs.append(_Pair(before, a, b, (True,), getattr(record, "split", ""), cut))
     report.pairs = len(pairs)
     if not pairs:
         raise UserError("no record whose two conversations share all but the last response")
@@ -219,6 +226,7 @@ def _rows(pairs: list[_Pair], labels: Sequence[str], rng: np.random.Generator, s
                         pair.prompt,
                         chosen,
                         rejected,
+                        unfinished=pair.unfinished,
                         group=label,
                         split_user=split,
                         split_item=split,

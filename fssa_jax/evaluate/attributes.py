@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 
 from fssa_jax.data.dataset import Split
 from fssa_jax.data.features import Text
+from fssa_jax.data.thresholds import is_threshold
 
 _EMOJI = re.compile("[\U0001f300-\U0001faff\U00002600-\U000027bf\U0001f1e6-\U0001f1ff\u2b50\u2b55]")
 _LIST = re.compile(r"^\s*(?:[-*•–]|\d+[.)])\s+\S", re.MULTILINE)
@@ -62,16 +63,22 @@ def tastes(
 ) -> Float[np.ndarray, "people attributes"]:
     """(1 + n⁺) / (2 + n) of every person: of their n choices that an attribute decides, n⁺ are of what has it.
 
-    NaN without such choices. All of a person's choices count.
+    NaN without such choices. All of a person's choices between texts count; one of a list is compared with each of the
+    others. Thumbs and ratings do not count: how easily a person likes anything is no taste for an attribute.
     """
     table = split.table
-    chosen, rejected, mask = (np.asarray(x)[people] for x in (table.chosen, table.rejected, table.mask))
-    used = np.unique(np.concatenate([chosen[mask], rejected[mask]]))
+    chosen, mask = (np.asarray(x)[people] for x in (table.chosen, table.mask))
+    others = np.asarray(table.rejected)[people][..., None]
+    if table.others is not None:
+        others = np.concatenate([others, np.asarray(table.others)[people]], axis=-1)
+    alone = np.array([is_threshold(text) for text in texts])
+    real = mask[..., None] & (others >= 0) & ~alone[others] & ~alone[chosen][..., None]
+    used = np.unique(np.concatenate([np.broadcast_to(chosen[..., None], others.shape)[real], others[real]]))
     found = np.zeros((len(texts), len(attributes)), bool)
     found[used] = has(attributes, [texts[i][1] for i in used], long)
-    mine, other = found[chosen], found[rejected]  # (people, 2, rows, attributes)
-    decided = (mine != other) & mask[..., None]
-    number, wanted = decided.sum((1, 2)), (decided & mine).sum((1, 2))
+    mine, other = found[chosen][..., None, :], found[others]  # (people, 2, rows, others, attributes)
+    decided = (mine != other) & real[..., None]
+    number, wanted = decided.sum((1, 2, 3)), (decided & mine).sum((1, 2, 3))
     return np.where(number >= _LEAST_CHOICES, (1 + wanted) / (2 + number), np.nan)
 
 

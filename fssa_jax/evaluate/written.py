@@ -9,8 +9,7 @@ import numpy as np
 
 from fssa_jax.config import Generation, PolicyEvaluation, Styles
 from fssa_jax.data.benchmarks import styles
-from fssa_jax.data.dataset import Split, choice_records, featuriser_of_texts, seen_in_training
-from fssa_jax.data.features import GivenFeaturiser
+from fssa_jax.data.dataset import Split, choice_records, seen_in_training
 from fssa_jax.evaluate.attributes import attribute_report, has, median_words, opposed, tastes
 from fssa_jax.evaluate.bayes import posterior
 from fssa_jax.evaluate.best_of import Judge, best_of, kl_bound
@@ -20,12 +19,12 @@ from fssa_jax.evaluate.style_scores import best_reward, styles_of, summary, true
 from fssa_jax.lm.hub import at_hand
 from fssa_jax.lm.messages import messages_of
 from fssa_jax.lm.text_encoder import EmbedSettings, TextEncoder
-from fssa_jax.lm.writer import Samples, Writer, sampled_kl
+from fssa_jax.lm.writer import Samples, Writer, said, sampled_kl
 from fssa_jax.models.conditioner import Conditioner
 from fssa_jax.ops.adapters import AdapterTree
 from fssa_jax.ops.episodes import truncate_context
 from fssa_jax.ops.sampling import Sampling
-from fssa_jax.tasks.policy import PolicyTask
+from fssa_jax.tasks.policy import PolicyTask, reads_new_texts
 from fssa_jax.tasks.predictor import Predictor
 from fssa_jax.types import Episode, PyTree
 
@@ -146,6 +145,9 @@ def written_for(
         z = main.predictor.latents(episodes, k_most)[few.rows]
         of = {"base": None, "policy": main.adapt(z)}
         report["best_of"] = {name: _best_of(plain, judge, few, generation.best_of, a, seed) for name, a in of.items()}
+        for out in report["best_of"]["base"].values():  # of the policy, the divergence from its own samples
+            if isinstance(out, dict):
+                out["kl_bound"] = kl_bound(out["n"])
     report["cut_prompts"] = writer.cut_prompts(asked.prompts)
     if reads and len(people) > 1:
         report["blend"] = blend(main, main.predictor.latents(episodes, k_most), writer, asked, seed)
@@ -198,7 +200,7 @@ def _best_of(
     best = best_of(writer, judge, asked.prompts, asked.rows, sorted({1, *ns}), adapters, seed)
     report: dict[str, Any] = {"responses": len(asked.prompts)}
     for n, samples in best.items():
-        out: dict[str, Any] = {"model_reward": float(judge(samples, asked.rows).mean()), "kl_bound": kl_bound(n)}
+        out: dict[str, Any] = {"n": n, "model_reward": float(judge(samples, asked.rows).mean())}
         if asked.weights is not None:
             out |= summary(*styles_of(samples), asked.weights)
         report[str(n)] = out
@@ -231,13 +233,11 @@ def _reward_model(task: PolicyTask, main: TrainedPolicy, z: np.ndarray) -> Judge
 
     None if there is no reward model, or if it cannot read new texts.
     """
-    taught = getattr(task.config.encoder, "init_from", "")
-    reads = task.reward is not None and task.reward.target != "none"
-    if not taught or not reads or isinstance(featuriser_of_texts(task.dataset.featuriser), GivenFeaturiser):
+    if not reads_new_texts(task):
         return None
 
     def rewards(samples: Samples, rows: np.ndarray) -> np.ndarray:
-        read = task.dataset.featuriser.transform(list(zip(samples.prompts, samples.texts, strict=True)))
+        read = task.dataset.featuriser.transform(list(zip(samples.prompts, map(said, samples.texts), strict=True)))
         out: Any = main.conditioner.apply(
             main.variables,
             jnp.asarray(read),

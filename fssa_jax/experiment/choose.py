@@ -125,9 +125,16 @@ def choose(work: Workdir, fits: FoldFits) -> Workdir:
             nll = _nll(predicted, held_out)
             if name not in found or nll < found[name].nll:
                 found[name] = _Found(nll, steps, predicted)
-    shares = _shares(found, held_out.weight)
-    name = max(shares, key=lambda name: shares[name])
-    chosen = _averaged(options, shares) if len(shares) > 1 else options[name]
+    name = min(found, key=lambda name: found[name].nll)
+    chosen, shares = options[name], {name: 1.0}
+    stacked = _shares(found, held_out.weight)
+    if len(stacked) > 1:
+        averaged = _averaged(options, stacked)
+        # Scored as it will be trained: for one number of steps, and with the means of scales and lapses.
+        log_p_of = [log_p(averaged, steps) for steps in sorted({one.steps for one in found.values()})]
+        best = min(log_p_of, key=lambda each: _nll(each, held_out))
+        if _is_better(best, found[name].log_p, held_out.weight):
+            chosen, shares = averaged, stacked
     if isinstance(work.config.model, NpBtl) and isinstance(chosen.model, NpBtl):
         chosen.model = replace(chosen.model, members=work.config.model.members)
     facts = {
@@ -145,8 +152,7 @@ def choose(work: Workdir, fits: FoldFits) -> Workdir:
     if len(fits.folds) > 1:
 
         def score(steps: int) -> float:
-            each = np.stack([log_p(options[name], steps) for name in shares])
-            return _nll(mixed(each, np.array(list(shares.values()))), held_out)
+            return _nll(log_p(chosen, steps), held_out)
 
         facts["steps"], facts["most_steps"] = _length(config.train, score), chosen.train.steps
         train, calls = chosen.train, -(-facts["steps"] // chosen.train.steps_per_call)
@@ -221,19 +227,23 @@ class _Found(NamedTuple):
 
 
 def _shares(found: Mapping[str, _Found], weight: np.ndarray) -> dict[str, float]:
-    """The weights of the candidates that are averaged, the largest first; of the best one alone, 1."""
+    """The weights of the candidates to average, the largest first; of the best one alone, 1."""
     names = sorted(found, key=lambda name: found[name].nll)
     log_p = np.stack([found[name].log_p for name in names])
     shares = stack(log_p, weight)
     kept = [i for i in np.argsort(-shares, kind="stable")[:_MOST_PARTS] if shares[i] >= _LEAST_SHARE]
     shares = stack(log_p[kept], weight)
-    # Per person, for the standard error: people are independent, their choices are not.
-    gains = ((mixed(log_p[kept], shares) - log_p[0]) * weight).sum(-1).mean(0)
-    error = gains.std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else np.inf
-    if len(kept) < 2 or not gains.mean() > max(error, _LEAST_GAIN):
+    if len(kept) < 2 or not _is_better(mixed(log_p[kept], shares), log_p[0], weight):
         return {names[0]: 1.0}
     pairs = sorted(zip(kept, shares, strict=True), key=lambda pair: -pair[1])
     return {names[i]: _rounded(share) for i, share in pairs}
+
+
+def _is_better(log_p: np.ndarray, other: np.ndarray, weight: np.ndarray) -> bool:
+    """Whether predictions gain more than `_LEAST_GAIN` and one standard error over people, who are independent."""
+    gains = ((log_p - other) * weight).sum(-1).mean(0)
+    error = gains.std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else np.inf
+    return bool(gains.mean() > max(error, _LEAST_GAIN))
 
 
 def _averaged(options: Mapping[str, RewardConfig], shares: Mapping[str, float]) -> RewardConfig:

@@ -87,16 +87,21 @@ def with_choice(config: RewardConfig, before: RewardConfig, chosen: Mapping[str,
       chosen: the decisions of its run.json.
     """
     config = copy.deepcopy(config)
-    encoder: Any = before.model
-    if isinstance(getattr(encoder, "encoder", None), BayesEncoder):
-        config.model = copy.deepcopy(before.model)
+    own: Any = config.model
+    kept: Any = copy.deepcopy(before.model)
+    if isinstance(getattr(kept, "encoder", None), BayesEncoder) and isinstance(
+        getattr(own, "encoder", None), BayesEncoder
+    ):
+        encoder = dataclasses.replace(own.encoder, observations=kept.encoder.observations, prior=kept.encoder.prior)
+        decided = {"response": kept.response, "width": kept.width, "parts": kept.parts}
+        config.model = dataclasses.replace(own, encoder=encoder, **decided)
     config.optim.learning_rate = before.optim.learning_rate
     config.train.factor_steps = before.train.factor_steps
     for penalty in ("response_penalty", "population_penalty", "text_penalty", "text_bias_penalty"):
         setattr(config.objective, penalty, getattr(before.objective, penalty))
     if "steps" in chosen:  # their number was decided too
-        decided = ("steps", "population_steps", "steps_per_call", "validate_every", "checkpoint_every", "patience")
-        for setting in decided:
+        of_training = ("steps", "population_steps", "steps_per_call", "validate_every", "checkpoint_every", "patience")
+        for setting in of_training:
             setattr(config.train, setting, getattr(before.train, setting))
     return config
 

@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import shutil
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +29,7 @@ from fssa_jax.train import parallel
 
 _log = logging.getLogger(__name__)
 
-_SENTENCE = re.compile(r"[.!?…。！？]+[\"'”’)\]]*(?=\s|$)|\n")
+_SENTENCE = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s|$)|[。！？]+[”’」』）]*|\n")
 _NUMBER = re.compile(r"(^|\n)\s*\d+$")  # of an item of a list, whose full stop ends no sentence
 _SETTINGS = "settings.json"
 
@@ -72,11 +73,12 @@ def items_of(prompts: Sequence[str], instructions: Sequence[str], settings: Samp
       UserError: an instruction as a system message for a prompt that has one.
     """
     out = []
-    for i, prompt in enumerate(prompts):
-        for j, instruction in enumerate(instructions or [""]):
+    for prompt in prompts:
+        for instruction in instructions or [""]:
             asked = with_instruction(prompt, instruction, settings.place)
             for number in range(settings.number):
-                state = np.random.SeedSequence((settings.seed, i, j, number)).generate_state(1)
+                key = (settings.seed, zlib.crc32(prompt.encode()), zlib.crc32(instruction.encode()), number)
+                state = np.random.SeedSequence(key).generate_state(1)
                 out.append(Item(prompt, instruction, number, asked, int(state[0]) >> 1))
     return out
 
@@ -162,6 +164,7 @@ def _begin(directory: Path, base: Base, items: Sequence[Item], settings: SampleS
     """Makes the directory of the parts, or checks that it is of the same run."""
     texts = [[item.prompt, item.instruction, item.number] for item in items]
     values: dict[str, Any] = {"base": base.fingerprint, "batch": batch, "items": texts, **dataclasses.asdict(settings)}
+    values |= {"dtype": str(base.decoder.dtype), "date": base.tokenizer.date if base.tokenizer.dated else ""}
     sealed = with_checksum(values)["crc32"]
     file = directory / _SETTINGS
     if file.exists():
@@ -171,8 +174,8 @@ def _begin(directory: Path, base: Base, items: Sequence[Item], settings: SampleS
             raise UserError(f"{directory}: damaged ({error}); remove it, and everything is sampled again") from error
         if before != sealed:
             raise UserError(
-                f"{directory}: was begun with another base, other prompts or settings; give these, or another --out, "
-                "or remove it"
+                f"{directory}: was begun with another base, other prompts or settings, another --batch or number of "
+                "devices, or on another day for a template that asks for it; give these, or another --out, or remove it"
             )
         _log.info("%s: goes on after %d parts", directory, len(list(directory.glob("*.jsonl"))))
     elif jax.process_index() == 0:
@@ -207,7 +210,7 @@ def _tokens_of(base: Base, tokens: Sequence[int], text: str) -> int:
     low, high = 1, len(tokens)
     while low < high:
         middle = (low + high) // 2
-        if len(base.tokenizer.decode([tokens[:middle]])[0].lstrip()) >= len(text):
+        if base.tokenizer.decode([tokens[:middle]])[0].lstrip().startswith(text):
             high = middle
         else:
             low = middle + 1

@@ -203,11 +203,6 @@ class ChatTokenizer:
     def _frame(self, messages: list[dict[str, str]]) -> tuple[str, str]:
         raw = self.raw
         if not getattr(raw, "chat_template", None):
-            if any(message["role"] == "system" for message in messages):
-                raise UserError(
-                    f"{raw.name_or_path}: has no chat template, so it cannot take a system message; leave it out, or "
-                    "give an instruction-tuned model"
-                )
             self._warn(
                 "%s has no chat template: texts are the prompt, a blank line, the response and the end token",
                 raw.name_or_path,

@@ -10,7 +10,7 @@ import numpy as np
 from fssa_jax.errors import UserError
 from fssa_jax.lm.base import Base
 from fssa_jax.lm.generate import generate
-from fssa_jax.lm.messages import readable
+from fssa_jax.lm.messages import messages_of, readable
 from fssa_jax.lm.scoring import Texts, each_log_prob_of, log_probs_of
 from fssa_jax.ops.adapters import AdapterTree
 from fssa_jax.ops.padding import bucket
@@ -88,10 +88,24 @@ class Writer:
         return Samples(list(prompts), texts, ids, out.tokens, out.stopped_by)
 
 
+def said(text: str) -> str:
+    """A response as a reward model reads it: nothing, which no row of data holds, is three dots."""
+    return text if text.strip() else "…"
+
+
 def check_room(base: Base, prompts: Iterable[str], max_new: int) -> None:
-    """Raises `UserError` for a prompt that does not fit into the model's positions together with `max_new` tokens."""
+    """Raises `UserError` for a prompt that does not fit into the model's positions together with `max_new` tokens.
+
+    Also for a system message that no chat template says how to write.
+    """
     positions = base.decoder.config.max_length
+    plain = not getattr(base.tokenizer.raw, "chat_template", None)
     for prompt in dict.fromkeys(prompts):
+        if plain and any(message["role"] == "system" for message in messages_of(prompt)):
+            raise UserError(
+                f"{base.directory}: has no chat template, so it cannot take a system message; leave it out, or give an "
+                "instruction-tuned model"
+            )
         number = len(base.tokenizer.prompt(prompt).tokens)
         if number + max_new > positions:
             raise UserError(

@@ -14,21 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from fssa_jax.config import Generation
-from fssa_jax.data.dataset import featuriser_of_texts, number_texts, seen_in_training
-from fssa_jax.data.features import GivenFeaturiser, Text
+from fssa_jax.data.dataset import number_texts, seen_in_training
+from fssa_jax.data.features import Text
 from fssa_jax.data.thresholds import check_thresholds, is_threshold, text_of, thresholds_of
 from fssa_jax.errors import UserError
 from fssa_jax.lm.peft import save_lora
 from fssa_jax.lm.scoring import device_texts, table_log_probs
 from fssa_jax.lm.token_table import TokenTable, encode_table
-from fssa_jax.lm.writer import Writer
+from fssa_jax.lm.writer import Writer, said
 from fssa_jax.models.decoder import place_sizes
 from fssa_jax.models.rewards import RewardModel
 from fssa_jax.ops.adapters import PLACES, AdapterTree, adapter_rows, check_adapters
 from fssa_jax.ops.padding import bucket
 from fssa_jax.ops.sampling import Sampling
 from fssa_jax.people.choices import Choice, as_choices, as_prompt, as_texts, texts_of_choices
-from fssa_jax.tasks.policy import PolicyTables, PolicyTask
+from fssa_jax.tasks.policy import PolicyTables, PolicyTask, reads_new_texts
 from fssa_jax.tasks.policy_scorer import PolicyScorer
 from fssa_jax.tasks.predictor import Infer, make_inference
 from fssa_jax.tasks.reward import RewardTask
@@ -341,11 +341,11 @@ class PersonPolicy(PersonModel):
             raise UserError(f"a latent of {len(latent.mean)} people: write for one person at a time")
         if number < 1:
             raise UserError(f"best of {number}: give a number of responses from 1 up")
-        featuriser = featuriser_of_texts(self.task.dataset.featuriser)
-        if self.reward.target == "none" or isinstance(featuriser, GivenFeaturiser):
+        if not reads_new_texts(self.task):
             raise UserError(
-                "the reward model cannot read new texts, so it cannot rank what is written; train np_btl with "
-                "--config.model.learn_texts=no and features of texts"
+                "the policy has no trained reward model that reads new texts, so it cannot rank what is written; train "
+                "np_btl with --config.model.learn_texts=no and features of texts, and name it in "
+                "config.encoder.init_from"
             )
         asked = [as_prompt(prompt, f"prompt {i}") for i, prompt in enumerate(prompts)]
         adapters = self.adapt(latent)
@@ -353,7 +353,7 @@ class PersonPolicy(PersonModel):
         out = []
         for prompt, texts in zip(asked, zip(*each, strict=True), strict=True):
             distinct = list(dict.fromkeys(texts))
-            read = self.task.dataset.featuriser.transform([(prompt, text) for text in distinct])
+            read = self.task.dataset.featuriser.transform([(prompt, said(text)) for text in distinct])
             rewards = np.asarray(self._model_rewards(self._variables, jnp.asarray(read), latent.mean))
             order = np.argsort(-rewards, kind="stable")
             out.append([(distinct[i], float(rewards[i])) for i in order])

@@ -122,5 +122,5 @@ def _as_text(response: Written) -> str:
     if not response.ranked:
         return f"  {response.name}:\n    {response.text}"
     rewards = [reward for _, reward in response.ranked]
-    among = f"best of {len(rewards)}, reward {rewards[0]:+.2f}, the others down to {rewards[-1]:+.2f}"
+    among = f"best of {len(rewards)} that differ, reward {rewards[0]:+.2f}, the others down to {rewards[-1]:+.2f}"
     return f"  {response.name} ({among}):\n    {response.text}"

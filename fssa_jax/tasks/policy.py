@@ -28,7 +28,8 @@ from fssa_jax.config import (
     RobustDpo,
     WarmEncoder,
 )
-from fssa_jax.data.dataset import Dataset, Split
+from fssa_jax.data.dataset import Dataset, Split, featuriser_of_texts
+from fssa_jax.data.features import GivenFeaturiser
 from fssa_jax.errors import UserError
 from fssa_jax.lm.base import Base
 from fssa_jax.lm.scoring import Texts, device_texts, text_log_probs
@@ -403,3 +404,14 @@ def policy_loss(
         return losses, sft_loss(log_p[0], tokens[0], targets.mask, targets.weight).mean()
 
     return loss
+
+
+def reads_new_texts(task: PolicyTask) -> bool:
+    """Whether the policy has a reward model that was trained, and that reads what is written.
+
+    One from `init_from` was trained. One that is new is trained only by its auxiliary loss.
+    """
+    encoder: Any = task.config.encoder
+    trained = bool(getattr(encoder, "init_from", "")) or getattr(encoder, "auxiliary_weight", 0) > 0
+    given = isinstance(featuriser_of_texts(task.dataset.featuriser), GivenFeaturiser)
+    return trained and task.reward is not None and task.reward.target != "none" and not given

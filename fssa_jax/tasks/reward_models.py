@@ -110,6 +110,11 @@ def resolve_model(settings: Any, dataset: Dataset, quiet: bool = False) -> Any:
     encoder = settings.encoder if isinstance(settings, NpBtl) else None
     if isinstance(encoder, configs.BayesEncoder) and (lists or settings.learn_texts == "no"):
         encoder.observations = ("difference",)
+        for part in getattr(settings, "parts", ()):
+            part.observations = ("difference",)
+    if settings.learn_texts == "no":
+        for part in getattr(settings, "parts", ()):
+            part.response = "linear" if part.response == "none" else part.response
     if isinstance(settings, Dpl) and lists:
         raise UserError("config.model: DPL is for choices between two responses, but these are among more; use BTL")
     return settings
@@ -122,8 +127,8 @@ def model_settings(config: Any) -> Any:
 
 def check_lists(settings: Any, place: str) -> None:
     """Raises `UserError` for a model that cannot read or predict choices of one among more than two responses."""
-    encoder = getattr(settings, "encoder", None)
-    likes = isinstance(encoder, configs.BayesEncoder) and "responses" in encoder.observations
+    encoders = [one.encoder for one, _ in members_of(settings)] if isinstance(settings, NpBtl) else []
+    likes = any(isinstance(one, configs.BayesEncoder) and "responses" in one.observations for one in encoders)
     if likes or isinstance(settings, Dpl):
         raise UserError(
             f"{place}: choices among more than two responses, but the model was trained on choices between two; train "

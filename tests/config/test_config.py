@@ -99,6 +99,9 @@ def test_models_that_are_averaged_survive_their_file_and_are_checked(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(configs.to_json(config))
     assert read(path) == config
+    config.model.population, config.auto = "mlp", "no"
+    assert "share no population=mlp" in complaint(configs.check, config)
+    config = rows.get_config("np_btl")
     for part, key in [
         (Part(weight=0.0), "parts[1].weight: "),
         (Part(width=2.5), "parts[1].width: "),

@@ -10,7 +10,9 @@ import pyarrow.parquet
 import pytest
 
 from fssa_jax.data.reading import read_rows
+from fssa_jax.data.records import Record
 from fssa_jax.data.rows import Row, parse_row
+from fssa_jax.data.schemas import crowd_rows
 from tests import tiny
 from tests.mistakes import complaint
 
@@ -288,3 +290,18 @@ def test_every_choice_of_a_ranking_and_of_ratings_knows_which_were_cut_off(tmp_p
 def test_what_does_not_say_which_response_was_cut_off_is_a_bad_row(value, wanted):
     message = complaint(parse_row, GOOD | {"unfinished": value}, "here")
     assert message.startswith(f"here: column 'unfinished' must be {wanted}")
+
+
+def test_repeated_rows_and_rows_without_people_say_it_too(tmp_path):
+    twice = [GOOD, GOOD | {"unfinished": [True, False]}]
+    rows, report = read_rows(write(tmp_path / "twice.jsonl", twice))
+    assert (len(rows), report.duplicates, rows[0].unfinished) == (1, 1, {"yes"})
+    records = [
+        Record(f"here:{i}", {"prompt": f"p{i}", "chosen": "x", "rejected": f"y{i}", "unfinished": [False, True]})
+        for i in range(200)
+    ]
+    crowd, _ = crowd_rows(records)
+    assert crowd
+    assert all(row.unfinished == {row.rejected} for row in crowd)
+    bad = [Record("here:1", {"prompt": "p", "chosen": "x", "rejected": "y", "unfinished": True})]
+    assert "column 'unfinished' must be a list of 2 values" in complaint(crowd_rows, bad)

@@ -7,6 +7,7 @@ import pytest
 
 from fssa_jax.config.evaluate import Attribute
 from fssa_jax.data.dataset import Split, make_table
+from fssa_jax.data.thresholds import THUMB
 from fssa_jax.evaluate import attributes
 from fssa_jax.evaluate.attributes import attribute_report, has, median_words, opposed, tastes
 
@@ -58,6 +59,16 @@ def test_a_taste_is_how_often_what_has_the_attribute_was_chosen():
     found = tastes(split, texts, ("exclamation", "question"), np.arange(3), long=9)
     np.testing.assert_allclose(found, [[4 / 5, 1 / 3], [1 / 3, 2 / 3], [np.nan, np.nan]])
     np.testing.assert_allclose(tastes(split, texts, ("question",), np.array([1]), 9), [[2 / 3]])
+
+
+def test_thumbs_are_no_taste_and_all_of_a_list_counts():
+    texts = [("p", "Yes!"), ("p", "No."), ("p", "So."), THUMB.text]
+    liked = np.array([[0, 3], [0, 3]], np.int32)  # thumbs up for what exclaims
+    of_three = np.array([[0, 1, 2]], np.int32)
+    choices = [[liked, liked], [of_three, of_three[:0]]]
+    split = Split(["a", "b"], make_table(choices, [0, 0]))
+    found = tastes(split, texts, ("exclamation",), np.arange(2), long=9)
+    np.testing.assert_allclose(found, [[np.nan], [3 / 4]])
 
 
 def test_too_few_people_are_not_opposed():

@@ -24,6 +24,7 @@ from fssa_jax.experiment.sample import (
 )
 from fssa_jax.lm.base import load_base
 from fssa_jax.lm.messages import join_messages, messages_of
+from fssa_jax.lm.writer import Writer
 from fssa_jax.ops.sampling import Sampling
 from tests import tiny_policy
 from tests.mistakes import complaint
@@ -77,6 +78,8 @@ def test_a_response_depends_on_its_own_seed_alone(base, whole, tmp_path):
     different = [row["response"] for row in rows_of(tmp_path / "other.jsonl")]
     assert sum(a != row["response"] for a, row in zip(different, whole, strict=True)) > 5
     assert len({item.seed for item in items}) == len(items)
+    turned = items_of(PROMPTS[::-1], [], SETTINGS)
+    assert {(i.prompt, i.number): i.seed for i in turned} == {(i.prompt, i.number): i.seed for i in items}
 
 
 def test_log_probs_are_those_of_the_tokens_after_the_instruction(base, tmp_path):
@@ -115,7 +118,9 @@ def test_a_killed_run_goes_on_where_it_was(base, whole, tmp_path, monkeypatch):
     assert not out.exists()
     monkeypatch.undo()
     other = dataclasses.replace(SETTINGS, max_new=6)
-    assert "begun with another base, other prompts or settings" in complaint(sample, base, items, other, out, 3)
+    half = dataclasses.replace(base, decoder=dataclasses.replace(base.decoder, dtype=jnp.dtype("bfloat16")))
+    for wrong in ((base, items, other, out, 3), (base, items, SETTINGS, out, 4), (half, items, SETTINGS, out, 3)):
+        assert "begun with another base, other prompts or settings" in complaint(sample, *wrong)
     assert sample(base, items, SETTINGS, out, batch=3) == 4  # of ten, six were there
     assert [row["response"] for row in rows_of(out)] == [row["response"] for row in whole]
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
@@ -130,7 +135,14 @@ def test_responses_that_reach_the_limit_end_after_a_sentence(base, tmp_path, mon
     rows = rows_of(tmp_path / "out.jsonl")
     cut = [row for row in rows if row["finish"] == "sentence"]
     assert cut
-    assert all(row["unfinished"] and 0 < len(row["log_probs"]) < 7 for row in cut)
+    for row in cut:
+        [item] = [item for item in items if (item.prompt, item.number) == (row["prompt"], row["number"])]
+        [tokens] = Writer(base, settings.sampling, 7)([item.asked], None, seeds=[item.seed]).tokens
+        texts = [base.tokenizer.decode([tokens[:n]])[0].lstrip() for n in range(8)]
+        number = len(row["log_probs"])  # the fewest tokens that hold the text
+        assert texts[number].startswith(row["response"])
+        assert not texts[number - 1].startswith(row["response"])
+    assert all(row["unfinished"] for row in cut)
     assert "length" not in {row["finish"] for row in rows if len(row["response"]) > 2}
 
 
@@ -141,6 +153,8 @@ def test_responses_that_reach_the_limit_end_after_a_sentence(base, tmp_path, mon
         ("He said “no.” And the", "He said “no.”"),
         ("1. bread\n2. mi", "1. bread"),
         ("It costs 3.50 and", "It costs 3.50 and"),
+        ("你好。我是一个", "你好。"),
+        ("“真的？”他", "“真的？”"),
         ("no end", "no end"),
         ("", ""),
         ("Whole.", "Whole."),

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 import fssa_jax
+from fssa_jax.config import NewEncoder
 from fssa_jax.people.choices import read_choices
 from fssa_jax.people.side_by_side import Written, format_written, write_for
+from fssa_jax.tasks.policy import reads_new_texts
 from fssa_jax.types import DiagGaussian
 from tests import tiny
 from tests.mistakes import complaint
@@ -80,8 +82,12 @@ def test_the_best_of_several_is_what_the_reward_model_prefers(steered, files):
     assert "from 1 up" in complaint(policy.best_of, latent, ["q"], 0)
     two = policy.infer_people([[], []])
     assert "one person at a time" in complaint(policy.best_of, two, ["q"])
-    policy.reward = policy.reward.clone(target="none")
-    assert "cannot read new texts" in complaint(policy.best_of, latent, ["q"])
+    new = NewEncoder(model=reward.task.config.model)
+    for encoder in (new, dataclasses.replace(new, auxiliary_weight=1.0)):
+        task = dataclasses.replace(policy.task, config=dataclasses.replace(policy.task.config, encoder=encoder))
+        assert reads_new_texts(task) == bool(encoder.auxiliary_weight)  # otherwise its rewards are never trained
+    policy.task = dataclasses.replace(policy.task, config=dataclasses.replace(policy.task.config, encoder=new))
+    assert "no trained reward model that reads new texts" in complaint(policy.best_of, latent, ["q"])
 
 
 @pytest.mark.experiments
