@@ -20,7 +20,7 @@ say "3 of 4: a policy that the choices steer (NP-DPO)"
 "$venv/bin/python" -m launch.train --config=configs/styles.py:np_dpo_lora_core --workdir="$run/policy" \
   --config.policy.base="$run/base/model" --config.encoder.init_from="$run/reward" --config.train.specialist_steps=0 \
   --config.train.steps=400 --config.evaluate.users=100 --config.evaluate.targets=10 --config.evaluate.shuffles=1 \
-  --config.evaluate.in_context_users=6
+  --config.evaluate.in_context_users=6 --config.evaluate.generate.best_of_prompts=8
 "$venv/bin/python" -m launch.evaluate --workdir="$run/policy"
 say "4 of 4: two people who want the opposite"
 "$venv/bin/python" -c '

@@ -45,7 +45,7 @@ class Generation:
     best_of: tuple[int, ...] = (4, 16)
     """The baseline without training: of so many samples, of the base and of the policy, the one that the reward model
     prefers. Needs a reward model that reads new texts; () for none."""
-    best_of_prompts: int = positive(32)
+    best_of_prompts: int = positive(16)
     """Maximum number of prompts for this baseline."""
     attributes: tuple[Attribute, ...] = (
         *("long", "list", "exclamation", "question", "emoji", "second_person", "contraction", "formal"),
