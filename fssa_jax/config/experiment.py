@@ -169,6 +169,8 @@ def _check_model(settings: NpBtl, place: str) -> None:
             raise UserError(f"{place}.members: {what}; give 1")
         if settings.parts:
             raise UserError(f"{place}.parts: {what}; leave it out")
+    if len(settings.parts) == 1:
+        raise UserError(f"{place}.parts: one model is no average; give its settings in {place}, or two parts or more")
     if settings.parts and settings.population == "mlp":
         raise UserError(f"{place}.parts: models of different widths share no population=mlp; give population=linear")
     for i, part in enumerate(settings.parts):

@@ -232,6 +232,7 @@ def _shares(found: Mapping[str, _Found], weight: np.ndarray) -> dict[str, float]
     log_p = np.stack([found[name].log_p for name in names])
     shares = stack(log_p, weight)
     kept = [i for i in np.argsort(-shares, kind="stable")[:_MOST_PARTS] if shares[i] >= _LEAST_SHARE]
+    kept = [i for i, share in zip(kept, stack(log_p[kept], weight), strict=True) if share >= _LEAST_SHARE] or kept[:1]
     shares = stack(log_p[kept], weight)
     if len(kept) < 2 or not _is_better(mixed(log_p[kept], shares), log_p[0], weight):
         return {names[0]: 1.0}

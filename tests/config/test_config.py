@@ -99,6 +99,9 @@ def test_models_that_are_averaged_survive_their_file_and_are_checked(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(configs.to_json(config))
     assert read(path) == config
+    one = copy.deepcopy(config)
+    one.model.parts = one.model.parts[:1]
+    assert "one model is no average" in complaint(configs.check, one)
     config.model.population, config.auto = "mlp", "no"
     assert "share no population=mlp" in complaint(configs.check, config)
     config = rows.get_config("np_btl")

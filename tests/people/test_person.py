@@ -166,7 +166,7 @@ def test_every_call_has_an_example():
     """They run in test_examples.py."""
     for kind, names in (
         (PersonModel, ["", "infer", "infer_people", "score"]),
-        (PersonPolicy, ["", "adapt", "generate"]),
+        (PersonPolicy, ["", "adapt", "best_of", "generate"]),
     ):
         tests = doctest.DocTestFinder(exclude_empty=True).find(kind, name="it")
         assert [t.name.partition(".")[2] for t in tests if t.examples] == names
