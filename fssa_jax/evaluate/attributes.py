@@ -27,7 +27,7 @@ _FORMAL = re.compile(
     r"subsequently|therefore|thus|whereas|in addition|in conclusion|it is (?:important|essential|advisable))\b",
     re.IGNORECASE,
 )
-_LEAST_PEOPLE, _LEAST_CHOICES = 2, 1
+_LEAST_PEOPLE = 2
 
 _READ: dict[str, Callable[[str], bool]] = {
     "list": lambda text: len(_LIST.findall(text)) > 1,
@@ -79,7 +79,7 @@ def tastes(
     mine, other = found[chosen][..., None, :], found[others]  # (people, 2, rows, others, attributes)
     decided = (mine != other) & real[..., None]
     number, wanted = decided.sum((1, 2, 3)), (decided & mine).sum((1, 2, 3))
-    return np.where(number >= _LEAST_CHOICES, (1 + wanted) / (2 + number), np.nan)
+    return np.where(number > 0, (1 + wanted) / (2 + number), np.nan)
 
 
 def opposed(taste: Float[np.ndarray, "people attributes"]) -> Int[np.ndarray, "people attributes"]:

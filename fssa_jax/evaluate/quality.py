@@ -59,14 +59,15 @@ def quality(base: Base, samples: Samples, questions: Sequence[str], embed: Embed
 
     Returns:
       `nll_per_token`: of the responses under the base, in nats. `distinct`: the mean share of distinct trigrams.
-      `without_loops`: the share without `loops`. `topic`: the mean cosine of response and question, with `embed`.
+      `without_loops`: the share without `loops`. An empty response counts as 0 in both.
+      `topic`: the mean cosine of response and question, with `embed`.
       `words`: the mean number of words.
     """
     each = sampled_log_probs(base, samples)
     out: dict[str, Any] = {
         "nll_per_token": -float(sum(one.sum() for one in each) / max(sum(map(len, each)), 1)),
-        "distinct": float(np.mean([distinct(text) for text in samples.texts])),
-        "without_loops": float(np.mean([not loops(text) for text in samples.texts])),
+        "distinct": float(np.mean([distinct(text) if text.strip() else 0.0 for text in samples.texts])),
+        "without_loops": float(np.mean([bool(text.strip()) and not loops(text) for text in samples.texts])),
         "words": float(np.mean([len(text.split()) for text in samples.texts])),
     }
     said = [i for i, text in enumerate(samples.texts) if text.strip() and questions[i].strip()]

@@ -1,5 +1,7 @@
 """Measures of what is written: what a text that is broken does to each of them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -49,3 +51,8 @@ def test_the_base_finds_its_own_samples_likelier_than_others(tmp_path):
     said = [("bread" in q, "bread" in t) for q, t in zip(prompts, hot.texts, strict=True) if t.strip()]
     assert found[1]["topic"] == pytest.approx(np.mean([1.0 if a == b else 0.6 for a, b in said]))
     assert "topic" not in quality(base, cold, prompts, None)
+    silent = dataclasses.replace(cold, texts=["", *cold.texts[1:]])  # to say nothing is not to say it well
+    before, after = (quality(base, samples, prompts, None) for samples in (cold, silent))
+    first = cold.texts[0]
+    assert after["distinct"] == pytest.approx(before["distinct"] - distinct(first) / 12)
+    assert after["without_loops"] == pytest.approx(before["without_loops"] - (not loops(first)) / 12)
