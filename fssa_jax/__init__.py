@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fssa_jax.errors import UserError as UserError
-    from fssa_jax.experiment.workdir import load as load
+    from fssa_jax.experiment.load import load as load
     from fssa_jax.lm.generate import generate as generate
     from fssa_jax.models.bayes_encoder import BayesEncoder as BayesEncoder
     from fssa_jax.models.bert import BertEncoder as BertEncoder
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 # The public names, by the module that defines them.
 _NAMES = {
     "errors": ("UserError",),
-    "experiment.workdir": ("load",),
+    "experiment.load": ("load",),
     "lm.generate": ("generate",),
     "models.bayes_encoder": ("BayesEncoder",),
     "models.bert": ("BertEncoder",),

@@ -1,10 +1,15 @@
-"""Writes a language model as a Hugging Face directory: config.json, tokenizer and safetensors.
+"""Writes a language model as a Hugging Face directory, or what steers one as a small directory of its own.
 
   python -m launch.convert --gguf=model.gguf --out=models/mine
   python -m launch.convert --gguf=smollm2 --out=models/smollm2
+  python -m launch.convert --steering=runs/policy --out=steering/mine
 
-Quantised weights are written as float32, or as --dtype says. Programs also read GGUF files themselves, as
---config.policy.base=model.gguf.
+gguf: the directory has config.json, tokenizer and safetensors. Quantised weights are written as float32, or as --dtype
+says. Programs also read GGUF files themselves, as --config.policy.base=model.gguf.
+
+steering: the work directory of a policy. What is written has the encoder, the hypernetwork and the featuriser of texts,
+and some pairs of responses to ask about. It has no people and no language model. launch.chat and launch.steer take it
+like a work directory.
 """
 
 from pathlib import Path
@@ -13,18 +18,26 @@ from absl import flags
 
 from fssa_jax import program
 from fssa_jax.errors import UserError
+from fssa_jax.experiment.steering import save_steering
+from fssa_jax.experiment.workdir import Workdir
 from fssa_jax.lm.base import load_base
 from fssa_jax.lm.safetensors import save_params
 
 _GGUF = flags.DEFINE_string("gguf", "", "file to read, or smollm2 for the installed package")
+_STEERING = flags.DEFINE_string("steering", "", "work directory of a policy")
+_NOTES = flags.DEFINE_string("notes", "", "paragraph for the card of the steering weights")
 _OUT = flags.DEFINE_string("out", "", "directory to write")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16", "float16"], "type of the weights")
 
 
 def main() -> None:
-    """Reads --gguf and writes --out."""
-    if not _GGUF.value or not _OUT.value:
-        raise UserError("--gguf and --out are needed; see --help")
+    """Reads --gguf or --steering and writes --out."""
+    if bool(_GGUF.value) == bool(_STEERING.value) or not _OUT.value:
+        raise UserError("--out and one of --gguf and --steering, not both, are needed; see --help")
+    if _STEERING.value:
+        size = save_steering(Workdir.open(Path(_STEERING.value)), Path(_OUT.value), notes=_NOTES.value)
+        print(f"Written to {_OUT.value}: {size / 1e6:.1f} MB, for --steering of launch.chat.")
+        return
     base = load_base(_GGUF.value, _DTYPE.value)
     save_params(Path(_OUT.value), base.variables, base.decoder.config, base.directory)
     print(f"Written to {_OUT.value}: a base for --config.policy.base, and a checkpoint for transformers.")

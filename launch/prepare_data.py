@@ -9,8 +9,8 @@
   python -m launch.prepare_data --source=rows.csv --to=trl --out=rows.jsonl
 
 source: JSONL, JSON, CSV, TSV (plain or gzipped), Parquet, a folder of these, a `datasets` directory or hub name; or
-styles, synthetic, synthetic_published. Supported schemas (docs/data.md): choices of one of two or of n, TRL's pairs,
-rankings, ratings, UltraFeedback, and pairs of conversations without people (HH-RLHF).
+styles, chat, synthetic, synthetic_published. Supported schemas (docs/data.md): choices of one of two or of n, TRL's
+pairs, rankings, ratings, UltraFeedback, and pairs of conversations without people (HH-RLHF).
 
 If a run is killed, the same command resumes it and keeps the finished embeddings. On several hosts with a shared disk,
 run the same command with --coordinator on each: every process embeds its share, the first one writes the result. Train

@@ -31,6 +31,9 @@ _INSTRUCT = flags.DEFINE_enum("instruct", "system", ["system", "user"], "where a
 _OUT = flags.DEFINE_string("out", "", "JSONL file to write")
 _N = flags.DEFINE_integer("n", 1, "responses per prompt and instruction", lower_bound=1)
 _CUT = flags.DEFINE_bool("cut", False, "end responses that reach --max_new after their last whole sentence")
+_LOG_PROBS = flags.DEFINE_bool(
+    "log_probs", True, "write the log-probabilities of tokens; they take a third of the time"
+)
 _SEED = flags.DEFINE_integer("seed", 0, "seed of all responses", 0, 2**32 - 1)
 _BATCH = flags.DEFINE_integer("batch", 64, "responses that are written at a time", lower_bound=1)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "type of the weights and of the computation")
@@ -49,7 +52,7 @@ def main() -> None:
     given: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "max_new": 128} | program.sampling_given()
     sampling = Sampling(given["temperature"], top_p=given["top_p"])
     where: Any = _INSTRUCT.value
-    settings = SampleSettings(_N.value, sampling, given["max_new"], _CUT.value, where, _SEED.value)
+    settings = SampleSettings(_N.value, sampling, given["max_new"], _CUT.value, where, _SEED.value, _LOG_PROBS.value)
     instructions = read_instructions(_INSTRUCTIONS.value) if _INSTRUCTIONS.value else []
     items = items_of(read_prompts(_PROMPTS.value), instructions, settings)
     program.join_processes()

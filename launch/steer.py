@@ -15,7 +15,7 @@ from absl import flags
 
 from fssa_jax import program
 from fssa_jax.errors import UserError
-from fssa_jax.experiment.workdir import load
+from fssa_jax.experiment.load import load
 from fssa_jax.people.choices import read_choices, read_responses
 from fssa_jax.people.person import PersonPolicy
 from fssa_jax.people.rank import format_rankings, rank

@@ -1,5 +1,6 @@
 """Typed settings of an experiment: one dataclass per kind, so that meaningless combinations cannot be expressed."""
 
+from fssa_jax.config.data import Chat as Chat
 from fssa_jax.config.data import Data as Data
 from fssa_jax.config.data import Rows as Rows
 from fssa_jax.config.data import Styles as Styles

@@ -37,11 +37,15 @@ class _Source:
 class _Texts(_Source):
     features: Literal["auto", "given", "encoder", "tfidf"] = "auto"
     """`given`: vectors from a file; `encoder`: see `text_encoder`; `tfidf`: TF-IDF and truncated SVD. `auto`: vectors
-    next to the rows if there are any, else a text encoder that is on this machine, else tfidf; for styles tfidf."""
+    next to the rows if there are any, else a text encoder that is on this machine, else tfidf; for styles and chat
+    tfidf."""
     components: int = positive(64)
     """Components of the truncated SVD of tfidf."""
     text_encoder: TextEncoder = group(TextEncoder)
     """The pretrained model, for features `encoder`."""
+    manner: bool = False
+    """Counts of marks of manner, such as lists, emoji, contractions and lengths, are features next to those of encoder
+    and tfidf; see data/manner.py."""
 
 
 @dataclasses.dataclass
@@ -99,6 +103,20 @@ class Styles(_Texts):
 
 
 @dataclasses.dataclass
+class Chat(_Texts):
+    """Responses of SmolLM2 judged by simulated people, so the Bayes limit is known; see data/benchmarks/chat.py."""
+
+    manner: bool = True
+    """As for rows: people differ by manner here."""
+    components: int = positive(16)
+    """As for rows."""
+    train_users: int = positive(10_000)
+    """Number of training users."""
+    eval_users: int = positive(400)
+    """Number of validation users, and of test users."""
+
+
+@dataclasses.dataclass
 class Synthetic(_Source):
     """The paper's two kinds of user on y in [0, 1]; see data/benchmarks/synthetic.py."""
 
@@ -110,4 +128,4 @@ class Synthetic(_Source):
     """Number of validation users, and of test users."""
 
 
-Data = Rows | UltraFeedback | Styles | Synthetic
+Data = Rows | UltraFeedback | Styles | Chat | Synthetic

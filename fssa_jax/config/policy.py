@@ -27,6 +27,8 @@ class Film:
 
     places: tuple[Literal["query", "key", "value", "out", "gate", "up", "down", "residual"], ...] = ("residual",)
     """Projections, or the residual stream after every block, as published."""
+    layers: int = number(0, least=0)
+    """Number of layers that are adapted, the last ones; 0 for all."""
     hidden: int = number(0, least=0)
     """Hidden units per scale and shift, concatenated with z; 0 for linear in z, as published."""
     shared: SharedLora = group(SharedLora)
@@ -39,6 +41,8 @@ class LoraCore:
 
     places: tuple[Projection, ...] = ("query", "value", "out", "gate", "up", "down")
     """Adapted projections."""
+    layers: int = number(0, least=0)
+    """As in `Film`."""
     rank: int = positive(8)
     """Rank of A and B."""
     core: Literal["diagonal", "full"] = "diagonal"
@@ -53,6 +57,8 @@ class Lora:
 
     places: tuple[Projection, ...] = ("query", "value", "out", "gate", "up", "down")
     """Adapted projections."""
+    layers: int = number(0, least=0)
+    """As in `Film`."""
     rank: int = positive(8)
     """Rank of A and B."""
     width: int = positive(64)
@@ -141,6 +147,9 @@ class SteeredModel(_LanguageModel):
 
     adapter: Adapter = group(Film)
     """The adapter that steers the model."""
+    cache_states: Literal["auto", "no", "yes"] = "auto"
+    """Keep the states below the adapted layers, which no adapter changes, of all texts in memory, computed once. `auto`
+    does if they take at most a quarter of it."""
 
 
 @dataclasses.dataclass

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from fssa_jax.config import Data, Rows, Styles, Synthetic
+from fssa_jax.config import Chat, Data, Rows, Styles, Synthetic
 from fssa_jax.config.fields import flat, to_dict
 from fssa_jax.data import dataset as datasets
-from fssa_jax.data.benchmarks import styles, synthetic
+from fssa_jax.data.benchmarks import chat, styles, synthetic
 from fssa_jax.data.dataset import SPLITS, Dataset, Split, Truth, arrays_of, make_table
 from fssa_jax.data.features import NumberFeaturiser, Text
 from fssa_jax.data.featurise import features_of_texts
@@ -29,6 +29,8 @@ def load_dataset(data: Data, context: int, targets: int, scratch: Path | None = 
     """
     if isinstance(data, Styles):
         return styles_dataset(data, context, targets, scratch)
+    if isinstance(data, Chat):
+        return chat_dataset(data, context, targets, scratch)
     if isinstance(data, Synthetic):
         return synthetic_dataset(data, context, targets)
     if not data.path:
@@ -105,7 +107,7 @@ def styles_dataset(data: Styles, context: int, targets: int, scratch: Path | Non
         raise UserError("config.data.features: styles makes its own texts; give tfidf or encoder")
     rng = np.random.default_rng(data.split_seed)
     texts, style_of, prompt_of = styles.texts()
-    weights, log_prior = styles.people()
+    weights, log_prior = styles.PEOPLE.every()
     number = {tuple(w): i for i, w in enumerate(weights.tolist())}
     prompts = styles.prompt_splits()
     splits = {}
@@ -119,17 +121,67 @@ def styles_dataset(data: Styles, context: int, targets: int, scratch: Path | Non
         if name != "train":
             mine[1::2] = -mine[0::2][: count // 2]
             asked[1::2] = asked[0::2][: count // 2]
-        pools = [styles.choose(rng, mine, pairs, style_of) for pairs in (shown, asked)]
+        pools = [styles.PEOPLE.choose(rng, mine, pairs, style_of) for pairs in (shown, asked)]
         person = [number[tuple(w)] for w in (mine + 0.0).tolist()]
         choices = [[np.stack([pools[p][0][u], pools[p][1][u]], -1) for p in (0, 1)] for u in range(count)]
-        users = [f"{name}-{u}: {styles.person_name(weights[i])}" for u, i in enumerate(person)]
+        users = [f"{name}-{u}: {styles.PEOPLE.name(weights[i])}" for u, i in enumerate(person)]
         splits[name] = Split(users, make_table(choices, person))
     known = np.flatnonzero(np.isin(prompt_of, prompts["train"]))
     featuriser, features = features_of_texts(data, data.features == "encoder", texts, known, scratch)
-    rewards = styles.SCALE * (style_of.astype(np.float32) - 0.5) @ weights.T
-    names = [styles.person_name(w) for w in weights]
+    rewards = styles.PEOPLE.rewards(style_of, weights)
+    names = [styles.PEOPLE.name(w) for w in weights]
     report = {"source": "styles", "users": {n: len(s.users) for n, s in splits.items()}, "texts": len(texts)}
     return Dataset(texts, features, splits, names, featuriser, Truth(rewards, log_prior), report)
+
+
+def chat_dataset(data: Chat, context: int, targets: int, scratch: Path | None = None) -> Dataset:
+    """The `chat` benchmark: train_users for training, eval_users each for validation and testing.
+
+    In the held-out splits users 2i and 2i + 1 have opposite weights and share their targets. Features are tfidf and
+    manner unless the settings say otherwise.
+
+    Raises:
+      UserError: the settings ask for given vectors, or the encoder cannot be loaded.
+    """
+    if data.features == "given":
+        raise UserError("config.data.features: chat has its own texts; give tfidf or encoder")
+    rng = np.random.default_rng(data.split_seed)
+    known = chat.chat_texts()
+    found, people = known.found, chat.PEOPLE
+    weights, log_prior = people.every()
+    number = {tuple(w): i for i, w in enumerate(weights.tolist())}
+    splits = {}
+    for name in SPLITS:
+        count = data.train_users if name == "train" else data.eval_users
+        mine = weights[rng.choice(len(weights), count, p=np.exp(log_prior) / np.exp(log_prior).sum())]
+        # Context and targets of a person share no prompt. In training every person has prompts of their own; held-out
+        # people share the two halves, because the controls give them one another's contexts.
+        halves = np.array_split(rng.permutation(known.splits[name]), 2)
+        pools = []
+        if name == "train":
+            cut = len(halves[0])
+            order = rng.permuted(np.tile(known.splits[name], (count, 1)), axis=1)
+            halves = [order[:, :cut], order[:, cut:]]
+        for half, rows in zip(halves, (max(context, 1), targets), strict=True):
+            asked = (
+                half if half.ndim == 1 else np.take_along_axis(half, rng.integers(0, half.shape[1], (count, rows)), 1)
+            )
+            pools.append(chat.draw_pairs(rng, asked, (count, rows), known.prompt, found))
+        if name != "train":
+            mine[1::2] = -mine[0::2][: count // 2]
+            pools[1][1::2] = pools[1][0::2][: count // 2]
+        chosen = [people.choose(rng, mine, pairs, found) for pairs in pools]
+        person = [number[tuple(w)] for w in (mine + 0.0).tolist()]
+        choices = [[np.stack([chosen[p][0][u], chosen[p][1][u]], -1) for p in (0, 1)] for u in range(count)]
+        users = [f"{name}-{u}: {people.name(weights[i])}" for u, i in enumerate(person)]
+        splits[name] = Split(users, make_table(choices, person))
+    trained = np.flatnonzero(np.isin(known.prompt, known.splits["train"]))
+    featuriser, features = features_of_texts(data, data.features == "encoder", known.texts, trained, scratch)
+    truth = Truth(people.rewards(found, weights), log_prior)
+    report = {"source": "chat", "users": {n: len(s.users) for n, s in splits.items()}, "texts": len(known.texts)}
+    unfinished = frozenset(np.flatnonzero(known.unfinished).tolist())
+    names = [people.name(w) for w in weights]
+    return Dataset(known.texts, features, splits, names, featuriser, truth, report, unfinished)
 
 
 def synthetic_dataset(data: Synthetic, context: int, targets: int) -> Dataset:

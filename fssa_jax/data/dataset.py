@@ -17,6 +17,7 @@ from fssa_jax.data.features import (
     Text,
     TfidfFeaturiser,
 )
+from fssa_jax.data.manner import MannerFeaturiser
 from fssa_jax.data.quantities import QuantityFeaturiser
 from fssa_jax.data.thresholds import THUMB, ThresholdFeaturiser, is_threshold, thresholds_of
 from fssa_jax.errors import UserError
@@ -141,8 +142,8 @@ def number_texts(texts: Iterable[Text], known: Sequence[Text] = ()) -> dict[Text
 
 
 def featuriser_of_texts(featuriser: Any) -> Any:
-    """The innermost featuriser: that of texts, without columns for thresholds and quantities."""
-    while isinstance(featuriser, (ThresholdFeaturiser, QuantityFeaturiser)):
+    """The innermost featuriser: that of texts, without columns for thresholds, quantities and manner."""
+    while isinstance(featuriser, (ThresholdFeaturiser, QuantityFeaturiser, MannerFeaturiser)):
         featuriser = featuriser.texts
     return featuriser
 
@@ -202,7 +203,7 @@ def save(dataset: Dataset, directory: Path, tokens: TokenTable | None = None) ->
     with whole_directory(directory) as target:
         meta = {
             "format": _FORMAT,
-            "featuriser": _KINDS[type(featuriser_of_texts(dataset.featuriser))],
+            "featuriser": featuriser_kind(dataset.featuriser),
             "groups": dataset.groups,
             "users": {name: split.users for name, split in dataset.splits.items()},
             "report": dataset.report,
@@ -256,16 +257,7 @@ def load(directory: Path) -> Dataset:
         if (directory / "truth.npz").exists():
             with np.load(directory / "truth.npz", allow_pickle=False) as arrays:
                 truth = Truth(arrays["rewards"], arrays["log_prior"])
-        featuriser: Featuriser
-        if meta["featuriser"] == "tfidf":
-            featuriser = TfidfFeaturiser.load(directory)
-        elif meta["featuriser"] == "encoder":
-            featuriser = EncoderFeaturiser.load(directory)
-        elif meta["featuriser"] == "number":
-            featuriser = NumberFeaturiser()
-        else:
-            featuriser = GivenFeaturiser(texts, features, str(directory))
-        featuriser = ThresholdFeaturiser.load(directory, QuantityFeaturiser.load(directory, featuriser))
+        featuriser = load_featuriser(directory, meta["featuriser"], texts, features)
         groups, report = meta["groups"], meta["report"]
     except UserError:
         raise
@@ -275,6 +267,25 @@ def load(directory: Path) -> Dataset:
         raise UserError(f"{directory}: {len(features)} features for {len(texts)} texts; run launch.prepare_data again")
     unfinished = frozenset(meta.get("unfinished", ()))
     return Dataset(texts, features, splits, groups, featuriser, truth, report, unfinished)
+
+
+def load_featuriser(directory: Path, kind: str, texts: list[Text], features: np.ndarray) -> Featuriser:
+    """The featuriser that was saved in a directory; `texts` and `features` are for one of given vectors."""
+    if kind == "tfidf":
+        of_texts: Any = TfidfFeaturiser.load(directory)
+    elif kind == "encoder":
+        of_texts = EncoderFeaturiser.load(directory)
+    elif kind == "number":
+        of_texts = NumberFeaturiser()
+    else:
+        of_texts = GivenFeaturiser(texts, features, str(directory))
+    of_texts = QuantityFeaturiser.load(directory, MannerFeaturiser.load(directory, of_texts))
+    return ThresholdFeaturiser.load(directory, of_texts)
+
+
+def featuriser_kind(featuriser: Featuriser) -> str:
+    """What `load_featuriser` is told of a featuriser that was saved."""
+    return _KINDS[type(featuriser_of_texts(featuriser))]
 
 
 def load_tokens(directory: Path) -> TokenTable | None:

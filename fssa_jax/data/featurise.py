@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fssa_jax.config import Rows, Styles
+from fssa_jax.config import Chat, Rows, Styles
 from fssa_jax.data.dataset import Split, texts_of
 from fssa_jax.data.features import EncoderFeaturiser, Featuriser, Text, TfidfFeaturiser, find_vectors, read_vectors
+from fssa_jax.data.manner import MannerFeaturiser
 from fssa_jax.data.quantities import QuantityFeaturiser
 from fssa_jax.errors import UserError
 from fssa_jax.lm.hub import at_hand, is_here
@@ -36,7 +37,7 @@ def features_of_rows(
 
 
 def features_of_texts(
-    data: Rows | Styles, encode: bool, texts: list[Text], known: np.ndarray, scratch: Path | None
+    data: Rows | Styles | Chat, encode: bool, texts: list[Text], known: np.ndarray, scratch: Path | None
 ) -> tuple[Featuriser, np.ndarray]:
     """Features from a pretrained model or tfidf; `known` are the rows of the training texts."""
     if not encode:
@@ -61,15 +62,19 @@ def features_of_texts(
 
 
 def _finished(
-    data: Rows | Styles, featuriser: Featuriser, features: np.ndarray, texts: list[Text], known: np.ndarray
+    data: Rows | Styles | Chat, featuriser: Featuriser, features: np.ndarray, texts: list[Text], known: np.ndarray
 ) -> tuple[Featuriser, np.ndarray]:
-    """With the columns of quantities, and checked."""
+    """With the columns of manner and of quantities, and checked."""
+    if data.manner:
+        wider = MannerFeaturiser.of(featuriser, features, texts, known)
+        if isinstance(wider, MannerFeaturiser):
+            featuriser, features = wider, wider.extended(features, texts)
     if isinstance(data, Rows) and data.quantities:
         wider = QuantityFeaturiser.of(featuriser, features, texts, known)
         if isinstance(wider, QuantityFeaturiser):
             _log.info("features: the numbers of %s as well", ", ".join(map(repr, wider.units)))
             featuriser, features = wider, wider.extended(features, texts)
-    return featuriser, _checked(features, texts, getattr(data, "path", "styles"))
+    return featuriser, _checked(features, texts, getattr(data, "path", type(data).__name__.lower()))
 
 
 def _checked(features: np.ndarray, texts: list[Text], source: str) -> np.ndarray:

@@ -4,8 +4,7 @@ Nobody has to say what people want. A person's taste for an attribute is how oft
 among their choices between one that has it and one that lacks it.
 """
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,44 +12,10 @@ from jaxtyping import Bool, Float, Int
 
 from fssa_jax.data.dataset import Split
 from fssa_jax.data.features import Text
+from fssa_jax.data.manner import has
 from fssa_jax.data.thresholds import is_threshold
 
-_EMOJI = re.compile("[\U0001f300-\U0001faff\U00002600-\U000027bf\U0001f1e6-\U0001f1ff\u2b50\u2b55]")
-_LIST = re.compile(r"^\s*(?:[-*•–]|\d+[.)])\s+\S", re.MULTILINE)
-_SECOND_PERSON = re.compile(r"\b(?:you|your|yours|yourself|yourselves)\b", re.IGNORECASE)
-_CONTRACTION = re.compile(
-    r"\b\w+(?:n['’]t|['’](?:re|ve|ll|m|d))\b|\b(?:it|that|there|he|she|what|who|let|here|how|where)['’]s\b",
-    re.IGNORECASE,
-)
-_FORMAL = re.compile(
-    r"\b(?:accordingly|additionally|consequently|furthermore|hence|however|moreover|nevertheless|nonetheless|regarding|"
-    r"subsequently|therefore|thus|whereas|in addition|in conclusion|it is (?:important|essential|advisable))\b",
-    re.IGNORECASE,
-)
 _LEAST_PEOPLE = 2
-
-_READ: dict[str, Callable[[str], bool]] = {
-    "list": lambda text: len(_LIST.findall(text)) > 1,
-    "exclamation": lambda text: "!" in text,
-    "question": lambda text: "?" in text,
-    "emoji": lambda text: _EMOJI.search(text) is not None,
-    "second_person": lambda text: _SECOND_PERSON.search(text) is not None,
-    "contraction": lambda text: _CONTRACTION.search(text) is not None,
-    "formal": lambda text: _FORMAL.search(text) is not None,
-}
-
-
-def has(attributes: Sequence[str], texts: Sequence[str], long: float) -> Bool[np.ndarray, "texts attributes"]:
-    """Whether each text has each attribute; "long" is more than `long` words.
-
-    >>> from fssa_jax.evaluate.attributes import has
-    >>> has(("long", "question", "contraction"), ["You won't?", "One two three four."], long=3).tolist()
-    [[False, True, True], [True, False, False]]
-    """
-    read = _READ | {"long": lambda text: len(text.split()) > long}
-    return np.array([[read[name](text) for name in attributes] for text in texts], bool).reshape(
-        len(texts), len(attributes)
-    )
 
 
 def median_words(texts: Sequence[str]) -> float:

@@ -58,7 +58,7 @@ def in_context_predictor(task: PolicyTask) -> Predictor:
             for i, row in enumerate(part):
                 tokens[i, : len(row.tokens)] = row.tokens
                 starts[i], ends[i] = row.start, row.end
-            filled = Texts(*(jnp.asarray(x) for x in (tokens, starts, ends)))
+            filled = Texts(jnp.asarray(tokens), jnp.asarray(starts), jnp.asarray(ends))
             scored = log_probs_of(base.decoder, base.variables, filled, jnp.arange(number))
             out.append(np.asarray(scored)[: len(part)])
             finished()

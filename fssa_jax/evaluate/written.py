@@ -8,14 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from fssa_jax.config import Generation, PolicyEvaluation, Styles
-from fssa_jax.data.benchmarks import styles
+from fssa_jax.data.benchmarks import people_of
+from fssa_jax.data.benchmarks.simulated import SimulatedPeople
 from fssa_jax.data.dataset import Split, choice_records, seen_in_training
-from fssa_jax.evaluate.attributes import attribute_report, has, median_words, opposed, tastes
+from fssa_jax.data.manner import has
+from fssa_jax.evaluate.attributes import attribute_report, median_words, opposed, tastes
 from fssa_jax.evaluate.bayes import posterior
 from fssa_jax.evaluate.best_of import Judge, best_of, kl_bound
 from fssa_jax.evaluate.episodes import episodes_of, first_users
 from fssa_jax.evaluate.quality import Embed, quality
-from fssa_jax.evaluate.style_scores import best_reward, styles_of, summary, true_reward
+from fssa_jax.evaluate.simulated_scores import best_reward, styles_of, summary, true_reward
 from fssa_jax.lm.hub import at_hand
 from fssa_jax.lm.messages import messages_of
 from fssa_jax.lm.text_encoder import EmbedSettings, TextEncoder
@@ -57,7 +59,7 @@ class Written:
 class _Asked:
     """Prompts to answer, one per row, and the index of the person who asks.
 
-    `weights` (rows, attributes) are the person's true weights on `styles`, None on other data.
+    `weights` (rows, attributes) are the person's true weights on the attributes of a benchmark, None on other data.
     """
 
     prompts: list[str]
@@ -76,22 +78,23 @@ def written_for(
     """Generates responses for people at every k, to the prompts of their own targets, and scores them.
 
     plain_… and kl are measured on samples at temperature 1 from all tokens, independent of `settings.generate`. On
-    `styles` responses are scored under the true weights; elsewhere by the reward model that the policy was trained
-    with, given all choices of the person. Specialists answer only people whose group has training people.
+    `styles` and `chat` responses are scored under the true weights; elsewhere by the reward model that the policy was
+    trained with, given all choices of the person. Specialists answer only people whose group has training people.
     """
     main, k_most, generation = policies["main"], max(settings.k), settings.generate
     reads, seed = main.predictor.reads, task.config.seed
     people = first_users(split, users, generation.people // 2 * 2 or 1)
     episodes = episodes_of(split, people, seed, k_most)
     group = np.asarray(split.table.group)[people]
-    known = task.dataset.truth is not None and isinstance(task.config.data, Styles)
-    asked = _asked(task, episodes, generation.prompts, styles.people()[0][group] if known else None)
+    known = people_of(task.config.data) if task.dataset.truth is not None else None
+    weights = known.every()[0][group] if known else None
+    asked = _asked(task, episodes, generation.prompts, weights)
     trained_groups = np.unique(np.asarray(task.dataset.splits["train"].table.group))
     has_specialist = np.isin(group, trained_groups)[asked.rows]
     writer = Writer(task.base, Sampling(generation.temperature, top_p=generation.top_p), generation.max_new, cut=True)
     plain = Writer(task.base, Sampling(1.0), generation.max_new, cut=True)
     judge = _reward_model(task, main, main.predictor.latents(episodes, k_most)) if reads else None
-    measured = _measures(task, split, people, asked, generation)
+    measured = _measures(task, split, people, weights, generation)
     written: dict[str, Samples] = {}
     rewards: dict[str, np.ndarray] = {}
 
@@ -106,12 +109,12 @@ def written_for(
         if adapters is not None:
             out["kl"] = float(sampled_kl(task.base, itself, adapters).mean())
         out |= measured(samples, to)
-        if to.weights is not None:
-            style, well = styles_of(samples)
-            out |= summary(style, well, to.weights)
-            of_itself = summary(*styles_of(itself), to.weights)
+        if known and to.weights is not None:
+            style, well = styles_of(known, samples)
+            out |= summary(known, style, well, to.weights)
+            of_itself = summary(known, *styles_of(known, itself), to.weights)
             out |= {f"plain_{key}": of_itself[key] for key in ("movement", "reward", "well_formed")}
-            rewards[name] = true_reward(style, to.weights)
+            rewards[name] = true_reward(known, style, to.weights)
         elif judge is not None:
             rewards[name] = judge(samples, to.rows)
             out["model_reward"] = float(rewards[name].mean())
@@ -136,25 +139,29 @@ def written_for(
         if known and "specialist" in rewards:
             best = float(rewards["specialist"].mean())
             out["reward_of_specialists"] = float(rewards[name][has_specialist].mean()) / best if best > 0 else None
-        if known and reads and task.config.objective.beta * generation.temperature:
-            by_posterior, best = _without_loss(task, episodes, group, int(k), generation)
+        # Only the base of `styles` writes every style equally often, as this assumes.
+        equal, warm = isinstance(task.config.data, Styles), task.config.objective.beta * generation.temperature
+        if known and equal and reads and warm:
+            by_posterior, best = _without_loss(task, known, episodes, group, int(k), generation)
             for key, reward in (("bayes_reward_of_known", by_posterior), ("reward_of_known", out["reward"])):
                 out[key] = reward / best if best > 0 else None
     if judge is not None and generation.best_of:
         few = asked.only(np.arange(len(asked.prompts)) < generation.best_of_prompts)
         z = main.predictor.latents(episodes, k_most)[few.rows]
         of = {"base": None, "policy": main.adapt(z)}
-        report["best_of"] = {name: _best_of(plain, judge, few, generation.best_of, a, seed) for name, a in of.items()}
+        report["best_of"] = {
+            name: _best_of(plain, judge, known, few, generation.best_of, a, seed) for name, a in of.items()
+        }
         for out in report["best_of"]["base"].values():  # of the policy, the divergence from its own samples
             if isinstance(out, dict):
                 out["kl_bound"] = kl_bound(out["n"])
     report["cut_prompts"] = writer.cut_prompts(asked.prompts)
     if reads and len(people) > 1:
-        report["blend"] = blend(main, main.predictor.latents(episodes, k_most), writer, asked, seed)
+        report["blend"] = blend(main, known, main.predictor.latents(episodes, k_most), writer, asked, seed)
     return Written(
         report,
         {
-            "opposed": _opposed(task, split, people, None if not known else styles.people()[0][group]),
+            "opposed": _opposed(task, split, people, weights),
             "prompts": asked.prompts,
             "people": [split.users[i] for i in people[asked.rows]],
             "texts": {
@@ -165,14 +172,19 @@ def written_for(
 
 
 def _measures(
-    task: PolicyTask, split: Split, people: np.ndarray, asked: _Asked, settings: Generation
+    task: PolicyTask, split: Split, people: np.ndarray, weights: np.ndarray | None, settings: Generation
 ) -> Callable[[Samples, _Asked], dict[str, Any]]:
     """What is measured of responses on any data: attributes, their movement between opposed people, and quality."""
     texts = task.dataset.texts
     judged = np.flatnonzero(seen_in_training(task.dataset))
     long = median_words([texts[i][1] for i in judged])
-    names = () if asked.weights is not None else settings.attributes  # `styles` has its own
-    side = opposed(tastes(split, texts, names, people, long))
+    known = people_of(task.config.data)
+    if known is not None and weights is not None:
+        names: Sequence[str] = known.attributes
+        side = np.sign(weights).astype(int)
+    else:
+        names = settings.attributes
+        side = opposed(tastes(split, texts, names, people, long))
     encoder = settings.topic_encoder
     embed = _embed(encoder) if encoder and at_hand(encoder) else None
 
@@ -180,7 +192,7 @@ def _measures(
         questions = [messages_of(prompt)[-1]["content"] for prompt in to.prompts]
         out = quality(task.base, samples, questions, embed)
         if names:
-            found = has(names, samples.texts, long)
+            found = styles_of(known, samples)[0] > 0 if known else has(names, samples.texts, long)
             draws = task.config.evaluate.bootstrap
             out |= attribute_report(names, found, side, to.rows, to.prompts, draws, task.config.seed)
         return out
@@ -194,15 +206,21 @@ def _embed(name: str) -> Embed:
 
 
 def _best_of(
-    writer: Writer, judge: Judge, asked: _Asked, ns: Sequence[int], adapters: AdapterTree | None, seed: int
+    writer: Writer,
+    judge: Judge,
+    known: SimulatedPeople | None,
+    asked: _Asked,
+    ns: Sequence[int],
+    adapters: AdapterTree | None,
+    seed: int,
 ) -> dict[str, Any]:
     """Scores of the best of n samples at temperature 1, for every n; and the reward of one sample, for comparison."""
     best = best_of(writer, judge, asked.prompts, asked.rows, sorted({1, *ns}), adapters, seed)
     report: dict[str, Any] = {"responses": len(asked.prompts)}
     for n, samples in best.items():
         out: dict[str, Any] = {"n": n, "model_reward": float(judge(samples, asked.rows).mean())}
-        if asked.weights is not None:
-            out |= summary(*styles_of(samples), asked.weights)
+        if known and asked.weights is not None:
+            out |= summary(known, *styles_of(known, samples), asked.weights)
         report[str(n)] = out
     return report
 
@@ -250,7 +268,7 @@ def _reward_model(task: PolicyTask, main: TrainedPolicy, z: np.ndarray) -> Judge
 
 
 def _without_loss(
-    task: PolicyTask, episodes: Episode, group: np.ndarray, k: int, settings: Generation
+    task: PolicyTask, people: SimulatedPeople, episodes: Episode, group: np.ndarray, k: int, settings: Generation
 ) -> tuple[float, float]:
     """True reward, in nats, of the optimal policies under the exact posterior after k choices and the true weights.
 
@@ -259,13 +277,15 @@ def _without_loss(
     truth = task.dataset.truth
     assert truth is not None
     after = posterior(truth, truncate_context(episodes, k).context)
-    weights, temperature = styles.people()[0], task.config.objective.beta * settings.temperature
+    weights, temperature = people.every()[0], task.config.objective.beta * settings.temperature
     known = np.eye(len(weights))[group]
-    by_posterior, best = (float(best_reward(p, weights[group], temperature).mean()) for p in (after, known))
+    by_posterior, best = (float(best_reward(people, p, weights[group], temperature).mean()) for p in (after, known))
     return by_posterior, best
 
 
-def blend(main: TrainedPolicy, z: np.ndarray, writer: Writer, asked: _Asked, seed: int) -> dict[str, Any]:
+def blend(
+    main: TrainedPolicy, known: SimulatedPeople | None, z: np.ndarray, writer: Writer, asked: _Asked, seed: int
+) -> dict[str, Any]:
     """Responses that interpolate between persons 2i and 2i + 1: z = (1 − t) z_a + t z_b, on the first one's prompts.
 
     If the true weights are known, `towards_first` is the mean reward under the first person's weights at every t.
@@ -277,9 +297,9 @@ def blend(main: TrainedPolicy, z: np.ndarray, writer: Writer, asked: _Asked, see
         adapters = main.adapt((1 - t) * z[to.rows] + t * z[to.rows + 1])
         samples = writer(to.prompts, adapters, seed)
         out["texts"].append(samples.texts[0])
-        if to.weights is not None:
-            style, good = styles_of(samples)
-            towards.append(float(true_reward(style, to.weights).mean()))
+        if known and to.weights is not None:
+            style, good = styles_of(known, samples)
+            towards.append(float(true_reward(known, style, to.weights).mean()))
             well.append(float(good.mean()))
     if towards:
         out |= {"towards_first": towards, "well_formed": well}

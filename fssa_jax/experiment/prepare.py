@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from fssa_jax.config import Data, Evaluation, RewardTraining, Rows, Styles, Synthetic, UltraFeedback
+from fssa_jax.config import Chat, Data, Evaluation, RewardTraining, Rows, Styles, Synthetic, UltraFeedback
 from fssa_jax.config.fields import check_fields, group
 from fssa_jax.data import build, dataset
 from fssa_jax.data.dataset import log_left_out, log_left_out_rows
@@ -88,9 +88,9 @@ def prepare(
 def settings_of(data: UltraFeedback, source: str) -> Data:
     """The settings of a built-in benchmark, or of rows."""
     same = {"split_seed": data.split_seed}
-    if source == "styles":
+    if source in ("styles", "chat"):
         texts = {"features": data.features, "components": data.components, "text_encoder": data.text_encoder}
-        return Styles(**same, **texts)
+        return Styles(**same, **texts, manner=data.manner) if source == "styles" else Chat(**same, **texts)
     if source in ("synthetic", "synthetic_published"):
         return Synthetic(**same, published=source == "synthetic_published")
     return dataclasses.replace(data, path=source)

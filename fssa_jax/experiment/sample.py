@@ -45,6 +45,7 @@ class SampleSettings:
       cut: responses that reach the limit end after their last whole sentence, if they have one.
       place: where an instruction goes: a system message, or the end of what the user says.
       seed: of all responses.
+      log_probs: whether rows have the log-probabilities of their tokens, which take a pass of their own.
     """
 
     number: int = 1
@@ -53,6 +54,7 @@ class SampleSettings:
     cut: bool = False
     place: Literal["system", "user"] = "system"
     seed: int = 0
+    log_probs: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,8 +122,8 @@ def sample(base: Base, items: Sequence[Item], settings: SampleSettings, out: Pat
     each process samples its share of the parts, and the first one writes the result.
 
     A row has the prompt, the instruction and its number, `response`, `finish` ("stop", "length" or "sentence"),
-    `unfinished`, and `log_probs`, of every token and of the stop token, in nats at temperature 1, given the prompt with
-    its instruction.
+    `unfinished`, and, unless the settings say otherwise, `log_probs`, of every token and of the stop token, in nats at
+    temperature 1, given the prompt with its instruction.
 
     Raises:
       UserError: a prompt that leaves no room, or parts of another run.
@@ -186,22 +188,24 @@ def _begin(directory: Path, base: Base, items: Sequence[Item], settings: SampleS
 
 
 def _rows(base: Base, samples: Samples, items: Sequence[Item], settings: SampleSettings) -> list[dict[str, Any]]:
-    log_probs = sampled_log_probs(base, samples)
+    log_probs = sampled_log_probs(base, samples) if settings.log_probs else None
     out = []
     for i, item in enumerate(items):
         text, tokens, finish = samples.texts[i].strip(), samples.tokens[i], "stop"
-        values = log_probs[i]
+        number = len(tokens) + (samples.ends[i] is not None)
         if samples.ends[i] is None:
             finish = "length"
             short = cut_to_sentence(text) if settings.cut else text
             if short != text:
                 text, finish = short, "sentence"
-                values = values[: _tokens_of(base, tokens, short)]
+                number = _tokens_of(base, tokens, short)
         messages = messages_of(item.prompt)
         row: dict[str, Any] = {"prompt": item.prompt if len(messages) == 1 else messages}
         row |= {"instruction": item.instruction} if item.instruction else {}
         row |= {"number": item.number, "response": text, "finish": finish, "unfinished": finish != "stop"}
-        out.append(row | {"log_probs": [round(float(value), 4) for value in values]})
+        if log_probs is not None:
+            row["log_probs"] = [round(float(value), 4) for value in log_probs[i][:number]]
+        out.append(row)
     return out
 
 

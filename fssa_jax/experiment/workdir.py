@@ -331,31 +331,3 @@ def _load_base(path: Path, config: PolicyConfig | SftConfig, at: str, date: str)
 def is_gone(name: str) -> bool:
     """Whether an absolute path names a directory or a GGUF file that no longer exists."""
     return Path(name).is_absolute() and not is_here(name)
-
-
-def load(workdir: str | Path, base: str = "") -> PersonModel:
-    """Loads the trained model of a work directory: a reward model, or a policy, which also generates text.
-
-    Args:
-      workdir: work directory that launch.train wrote.
-      base: current directory of a policy's language model, if it has moved.
-
-    Raises:
-      UserError: not a work directory, a model that reads no choices, or no checkpoint.
-
-    >>> import fssa_jax
-    >>> model = fssa_jax.load("runs/mine")
-    >>> model.infer([("question 0", "word1 word2", "word3")]).mean.shape[0]
-    1
-    """
-    work = Workdir.open(Path(workdir), base)
-    person = work.person()
-    for warning in work.unfinished((MAIN,)):
-        _log.warning("%s", warning)
-    fitted = work.calibration()
-    if fitted is not None and fitted.step == work.best_step(MAIN) and not fitted.helps:
-        _log.warning(
-            "%s: choices were not shown to help people who were not trained on, so everybody gets the population model",
-            workdir,
-        )
-    return person

@@ -10,7 +10,7 @@ from fssa_jax.errors import UserError
 from fssa_jax.files import replaceable, whole_directory
 from fssa_jax.lm.weight_map import decoder_weights
 from fssa_jax.models.decoder import DecoderConfig
-from fssa_jax.ops.adapters import AdapterTree, lora_factors
+from fssa_jax.ops.adapters import AdapterTree, adapter_layers, lora_factors
 
 _CARD = """---
 base_model: {base}
@@ -54,16 +54,17 @@ def save_lora(directory: Path, adapters: AdapterTree, config: DecoderConfig, bas
         factors = {place: lora_factors(adapter, row) for place, adapter in adapters.items()}
     except ValueError as error:
         raise UserError(f"{directory}: {error}, so it cannot be saved as a LoRA; train lora or lora_core") from error
+    adapted = range(config.layers - adapter_layers(adapters), config.layers)
     rank = max(down.shape[-1] for down, _ in factors.values())
     tensors = {}
     for place, (down, up) in factors.items():
         missing = rank - down.shape[-1]
         a = np.pad(np.asarray(down, np.float32), ((0, 0), (0, 0), (0, missing)))
         b = np.pad(np.asarray(up, np.float32), ((0, 0), (0, missing), (0, 0)))
-        for layer in range(config.layers):
+        for i, layer in enumerate(adapted):
             name = f"base_model.model.{linears[layer, place]}"
-            tensors[f"{name}.lora_A.weight"] = np.ascontiguousarray(a[layer].T)
-            tensors[f"{name}.lora_B.weight"] = np.ascontiguousarray(b[layer].T)
+            tensors[f"{name}.lora_A.weight"] = np.ascontiguousarray(a[i].T)
+            tensors[f"{name}.lora_B.weight"] = np.ascontiguousarray(b[i].T)
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -76,6 +77,8 @@ def save_lora(directory: Path, adapters: AdapterTree, config: DecoderConfig, bas
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
+    if len(adapted) < config.layers:
+        settings["layers_to_transform"] = list(adapted)
     card = _CARD.format(base=base or "a language model", rank=rank, places=", ".join(sorted(factors)))
     with whole_directory(directory) as target:
         (target / "README.md").write_text(card, encoding="utf-8")

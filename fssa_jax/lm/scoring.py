@@ -1,6 +1,8 @@
 """Log-probabilities of responses under a language model, with adapters per row."""
 
 import dataclasses
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,16 +30,30 @@ _MANY_LOGITS = 2**25
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """A token table on the device: `tokens` (texts, length), and the start and end of each response, (texts,)."""
+    """A token table on the device.
+
+    Attributes:
+      tokens: (texts, length).
+      starts, ends: (texts,) of each response.
+      states: (texts, length, width) after the first `layers` layers, which no adapter changes; None to run them.
+      layers: number of layers that `states` spare.
+    """
 
     tokens: Leaf
     starts: Leaf
     ends: Leaf
+    states: Leaf = None
+    layers: int = dataclasses.field(default=0, metadata={"static": True})
+
+    def narrowed(self, width: int) -> "Texts":
+        """The first `width` tokens of every text."""
+        states = None if self.states is None else self.states[:, :width]
+        return dataclasses.replace(self, tokens=self.tokens[:, :width], states=states)
 
 
 def device_texts(table: TokenTable) -> Texts:
     """The token table on the device."""
-    return Texts(*(jnp.asarray(x) for x in (table.tokens, table.starts, table.ends)))
+    return Texts(jnp.asarray(table.tokens), jnp.asarray(table.starts), jnp.asarray(table.ends))
 
 
 def text_log_probs(
@@ -62,10 +78,10 @@ def text_log_probs(
     """
     if plan is not None and len(plan) > 1:
         return _by_length(decoder, variables, texts, ids, adapters, plan)
-    tokens = texts.tokens[ids]
     if plan is not None:
-        tokens = tokens[:, : max(length for _, length in plan)]
-    hidden, kernel, settings = _outputs(decoder, variables, tokens, adapters)
+        texts = texts.narrowed(max(length for _, length in plan))
+    hidden, kernel, settings = _outputs(decoder, variables, texts, ids, adapters)
+    tokens = texts.tokens[ids]
     return response_log_probs(hidden, kernel, tokens, texts.starts[ids], texts.ends[ids], **settings)
 
 
@@ -73,18 +89,19 @@ def each_log_prob(
     decoder: Decoder, variables: PyTree, texts: Texts, ids: Int[Array, " n"], adapters: AdapterTree | None = None
 ) -> Float[Array, "n t"]:
     """log π(token | before) of every token of responses; place i is of token i + 1, and 0 where that is no response."""
+    hidden, kernel, settings = _outputs(decoder, variables, texts, ids, adapters)
     tokens = texts.tokens[ids]
-    hidden, kernel, settings = _outputs(decoder, variables, tokens, adapters)
     place = jnp.arange(1, tokens.shape[1])[None]
     mask = (place >= texts.starts[ids][:, None]) & (place < texts.ends[ids][:, None])
     return token_log_probs(hidden[:, :-1], kernel, tokens[:, 1:], mask, **settings)
 
 
 def _outputs(
-    decoder: Decoder, variables: PyTree, tokens: Array, adapters: AdapterTree | None
+    decoder: Decoder, variables: PyTree, texts: Texts, ids: Array, adapters: AdapterTree | None
 ) -> tuple[Array, Array, dict[str, Any]]:
-    """The normed states of tokens, the output layer, and how logits are computed."""
-    hidden: Any = decoder.apply(variables, tokens, adapters, method="hidden")
+    """The normed states of the tokens of texts, the output layer, and how logits are computed."""
+    below = {} if texts.states is None else {"start": texts.layers, "states": texts.states[ids]}
+    hidden: Any = decoder.apply(variables, texts.tokens[ids], adapters, **below, method="hidden")
     kernel: Any = decoder.apply(variables, method="output_kernel")
     budget = _CHUNK_LOGITS.get(jax.default_backend(), _MANY_LOGITS)
     chunk = min(max(budget // decoder.config.vocabulary // 256, 1) * 256, 8192)
@@ -113,15 +130,37 @@ def table_log_probs(base: Base, table: TokenTable, variables: PyTree = None) -> 
     `variables` replace those of the base, for the same decoder.
     """
     variables = base.variables if variables is None else variables
-    budget = _BATCH_TOKENS.get(jax.devices()[0].platform, _MANY_TOKENS)
     out = np.zeros(len(table.lengths), np.float32)
+    for rows, part in _batches(table):
+        values = log_probs_of(base.decoder, variables, part, jnp.arange(len(part.starts)))
+        out[rows] = np.asarray(values)[: len(rows)]
+        finished()
+    return out
+
+
+def table_states(base: Base, table: TokenTable, layers: int) -> np.ndarray:
+    """(texts, length, width) states after the first `layers` layers, in the type of the base; 0 without tokens."""
+    out = np.zeros((*table.tokens.shape, base.decoder.config.width), base.decoder.dtype)
+    for rows, part in _batches(table):
+        states = np.asarray(_states_of(base.decoder, base.variables, part.tokens, layers))[: len(rows)]
+        out[rows, : states.shape[1]] = states
+        finished()
+    return out
+
+
+def _batches(table: TokenTable) -> Iterator[tuple[np.ndarray, Texts]]:
+    """Numbers of texts with tokens, and the texts, in batches of similar length, filled up to a few shapes."""
+    budget = _BATCH_TOKENS.get(jax.devices()[0].platform, _MANY_TOKENS)
     rows, width = np.flatnonzero(table.lengths), table.tokens.shape[1]
     for size, batch in length_batches(table.lengths[rows].tolist(), budget, limit=width):
         ids = np.resize(rows[batch], filled_rows(len(batch), batch_rows(size, budget)))
-        part = Texts(table.tokens[ids, :size], table.starts[ids], table.ends[ids])
-        out[rows[batch]] = np.asarray(log_probs_of(base.decoder, variables, part, jnp.arange(len(ids))))[: len(batch)]
-        finished()
-    return out
+        yield rows[batch], Texts(table.tokens[ids, :size], table.starts[ids], table.ends[ids])
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def _states_of(decoder: Decoder, variables: PyTree, tokens: Array, layers: int) -> Array:
+    out: Any = decoder.apply(variables, tokens, None, until=layers, method="hidden")
+    return out[0]
 
 
 log_probs_of = jax.jit(text_log_probs, static_argnums=(0,), static_argnames=("plan",))

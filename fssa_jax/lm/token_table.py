@@ -88,6 +88,12 @@ def encode_table(
     return TokenTable(tokens, starts, ends, lengths, too_long)
 
 
+def no_texts() -> TokenTable:
+    """A table without rows."""
+    nothing = np.zeros(0, np.int32)
+    return TokenTable(np.zeros((0, bucket(1)), np.int32), nothing, nothing, nothing, [])
+
+
 def join_tables(first: TokenTable, second: TokenTable) -> TokenTable:
     """Concatenates the rows of two tables."""
     width = max(first.tokens.shape[1], second.tokens.shape[1])

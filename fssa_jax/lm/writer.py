@@ -43,7 +43,7 @@ class Samples:
         for i, (_, row) in enumerate(rows):
             tokens[i, : len(row)] = row
         starts, ends = (np.array([len(part[j]) for part in rows], np.int32) for j in (0, 1))
-        return Texts(*(jnp.asarray(x) for x in (tokens, starts, ends))), ends - starts
+        return Texts(jnp.asarray(tokens), jnp.asarray(starts), jnp.asarray(ends)), ends - starts
 
 
 class Writer:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from fssa_jax.models.layers import unstack_layers
-from fssa_jax.ops.adapters import PLACES, AdapterTree, apply_adapter, check_adapters
+from fssa_jax.ops.adapters import PLACES, AdapterTree, adapter_layers, apply_adapter, check_adapters
 from fssa_jax.ops.attention import Implementation, attention
 from fssa_jax.types import PyTree
 
@@ -254,70 +254,89 @@ class Decoder(nn.Module):
         cache: Cache | None = None,
         until: int | None = None,
         collect: bool = False,
+        start: int = 0,
+        states: Float[Array, "batch t d"] | None = None,
     ) -> tuple[Float[Array, "*layers batch t d"], Cache | None]:
         """Hidden states of tokens, padded on the right.
 
         Args:
           tokens: token ids.
-          adapters: one row per sequence; see `adapters.py`. None has no cost.
+          adapters: one row per sequence; see `adapters.py`. None has no cost. Adapters of fewer layers than the model
+            are of its last layers.
           positions: of the tokens, consecutive within a row; 0, 1, … by default. With a cache the default says that
             these are the first tokens of the sequences: nothing that the cache holds is read.
           cache: keys and values of earlier tokens; new ones are written to their positions.
           until: number of layers to run, without the final norm; by default all, with it.
           collect: return the states before the first and after every layer, (layers + 1, batch, t, d), without norm.
+          start, states: the first `start` layers are not run; `states` are what they return (`until=start`). Without a
+            cache.
 
         Returns:
           The states and the cache (None without one).
 
         Raises:
-          ValueError: adapters that do not fit the shape of the model.
+          ValueError: adapters that do not fit the shape of the model, or that adapt a layer which is not run.
         """
         c = self.config
         if adapters is not None:
             check_adapters(adapters, place_sizes(c, PLACES), c.layers)
-        x = self.embedding[tokens].astype(self.dtype)
-        if c.embedding_scale != 1.0:
-            x = x * jnp.asarray(c.embedding_scale, self.dtype)
+            if c.layers - adapter_layers(adapters) < start:
+                raise ValueError(f"adapters of the last {adapter_layers(adapters)} layers: {start} layers are not run")
+        if states is None:
+            x = self.embedding[tokens].astype(self.dtype)
+            if c.embedding_scale != 1.0:
+                x = x * jnp.asarray(c.embedding_scale, self.dtype)
+        else:
+            x = states.astype(self.dtype)
         at = jnp.arange(tokens.shape[1])[None] if positions is None else positions
         angle = at[..., None].astype(jnp.float32) * jnp.asarray(c.frequencies, jnp.float32)[None, None]
         angles = (jnp.cos(angle) * c.rope_amplitude, jnp.sin(angle) * c.rope_amplitude)
         run = partial(block, config=c, angles=angles, positions=positions)
         count = c.layers if until is None else until
         if self.remat == "none" or cache is not None or collect:
-            states, cache = self._unrolled(run, x, adapters, cache, count)
+            every, cache = self._unrolled(run, x, adapters, cache, start, count)
             if collect:
-                return jnp.stack(states), cache
-            x = states[-1]
+                return jnp.stack(every), cache
+            x = every[-1]
         else:
-            x = self._scanned(run, x, adapters, count)
+            plain = count if adapters is None else max(min(c.layers - adapter_layers(adapters), count), start)
+            x = self._scanned(run, x, None, start, plain)
+            x = self._scanned(run, x, adapters, plain, count)
         if until is None:
             x = rms_norm(x, self.norm, c.norm_epsilon, c.norm_offset)
         return x, cache
 
     def _unrolled(
-        self, run: _Block, x: Array, adapters: AdapterTree | None, cache: Cache | None, count: int
+        self, run: _Block, x: Array, adapters: AdapterTree | None, cache: Cache | None, start: int, end: int
     ) -> tuple[list[Array], Cache | None]:
-        """The states before the first and after each of `count` layers; the weights are used in place."""
-        windows = self.config.windows or (None,) * self.config.layers
-        kept = [None] * count if cache is None else zip(*cache, strict=True)
-        each = unstack_layers(adapters, self.config.layers)
+        """The states before the first and after each of the layers start … end − 1; the weights are used in place."""
+        total = self.config.layers
+        windows = self.config.windows or (None,) * total
+        kept = [None] * total if cache is None else list(zip(*cache, strict=True))
+        adapted = 0 if adapters is None else adapter_layers(adapters)
+        each = [*[None] * (total - adapted), *unstack_layers(adapters, adapted)]
         states, new = [x], []
-        for layer, window, mine, adapter in zip(self.layers[:count], windows, kept, each, strict=False):
+        these = slice(start, end)
+        for layer, window, mine, adapter in zip(
+            self.layers[these], windows[these], kept[these], each[these], strict=True
+        ):
             x, mine = run(layer, x, window=window, cache=mine, adapters=adapter, implementation=self.implementation)
             states.append(x)
             new.append(mine)
         return states, None if cache is None else Cache(*zip(*new, strict=True))
 
-    def _scanned(self, run: _Block, x: Array, adapters: AdapterTree | None, count: int) -> Array:
-        """The state after `count` layers, each recomputed in the backward pass.
+    def _scanned(self, run: _Block, x: Array, adapters: AdapterTree | None, start: int, end: int) -> Array:
+        """The state after the layers start … end − 1, each recomputed in the backward pass.
 
         Unrolled, 30 layers would take ten times as long to compile, and XLA's CPU backend would recompute nothing.
         """
-        windows = (self.config.windows or (None,) * self.config.layers)[:count]
+        if start == end:
+            return x
+        windows = (self.config.windows or (None,) * self.config.layers)[start:end]
         same = len(set(windows)) == 1
         implementation = self.implementation if same else "xla"  # only "xla" takes a traced window
         limits = None if same else jnp.asarray([_FAR if w is None else w for w in windows])
-        layers = jax.tree.map(lambda *leaves: jnp.stack(leaves), *self.layers[:count])
+        layers = jax.tree.map(lambda *leaves: jnp.stack(leaves), *self.layers[start:end])
 
         def step(x: Array, scanned: tuple[PyTree, Array | None, AdapterTree | None]) -> tuple[Array, None]:
             layer, limit, adapter = scanned
@@ -326,10 +345,10 @@ class Decoder(nn.Module):
             return x, None
 
         dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
-        first = jax.tree.map(lambda leaf: leaf[:count], adapters)
+        mine = jax.tree.map(lambda leaf: leaf[: end - start], adapters)
         # The forward and the backward loop are apart: nothing of the one can be merged into the other.
         remade = jax.checkpoint(step, policy=dots, prevent_cse=False)
-        return jax.lax.scan(remade, x, (layers, limits, first))[0]
+        return jax.lax.scan(remade, x, (layers, limits, mine))[0]
 
     def output_kernel(self) -> Float[Array, "d vocabulary"]:
         """The output layer; the transposed embedding if they are tied."""

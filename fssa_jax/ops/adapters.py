@@ -146,7 +146,7 @@ def check_adapters(adapters: AdapterTree, sizes: Iterable[tuple[str, int, int]],
 
     Args:
       sizes: (place, inputs, outputs) of the places of the model.
-      layers: number of layers of the model.
+      layers: number of layers of the model. Adapters of fewer layers are of the last ones.
 
     >>> import jax.numpy as jnp
     >>> from fssa_jax.ops import Film, check_adapters
@@ -154,6 +154,7 @@ def check_adapters(adapters: AdapterTree, sizes: Iterable[tuple[str, int, int]],
     >>> check_adapters(people, [("residual", 8, 8)], layers=4)
     """
     known = {place: widths for place, *widths in sizes}
+    number = adapter_layers(adapters)
     for place, adapter in adapters.items():
         if place not in known:
             raise ValueError(f"no place {place!r} for an adapter; there are {', '.join(known)}")
@@ -161,11 +162,22 @@ def check_adapters(adapters: AdapterTree, sizes: Iterable[tuple[str, int, int]],
             first, last = (one.scale, one.scale) if isinstance(one, Film) else (one.down, one.up)
             inputs = known[place][0] if isinstance(one, Film) else first.shape[-2]
             found = (first.shape[0], inputs, last.shape[-1])
-            if found != (layers, *known[place]):
+            if found != (number, *known[place]) or not 0 < number <= layers:
                 raise ValueError(
                     f"adapters of {place!r} are for another model: {found[0]} layers of {found[1]} → {found[2]}; "
                     f"this one has {layers} of {known[place][0]} → {known[place][1]}"
                 )
+
+
+def adapter_layers(adapters: AdapterTree) -> int:
+    """Number of layers that are adapted: the last ones of a model.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax.ops import Film, adapter_layers
+    >>> adapter_layers({"residual": Film(jnp.ones((4, 2, 8)), jnp.zeros((4, 2, 8)))})
+    4
+    """
+    return next((leaf.shape[0] for leaf in jax.tree.leaves(adapters)), 0)
 
 
 def adapter_rows(adapters: AdapterTree) -> int | None:

@@ -10,6 +10,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from fssa_jax.ops._checks import check_shapes
 
+_BLOCK = 256  # tokens of a block; about the square root of a large vocabulary
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -70,13 +72,46 @@ def restrict(
     if top_k and top_k < logits.shape[-1]:
         least = jax.lax.top_k(logits, top_k)[0][:, -1:]
         logits = jnp.where(logits < least, -jnp.inf, logits)
-    if top_p < 1:
-        ordered = jnp.sort(logits, axis=-1)[:, ::-1]
-        p = jax.nn.softmax(ordered, axis=-1)
-        inside = jnp.cumsum(p, axis=-1) - p < top_p
-        least = jnp.min(jnp.where(inside, ordered, jnp.inf), axis=-1, keepdims=True)
-        logits = jnp.where(logits < least, -jnp.inf, logits)
-    return logits
+    return _nucleus(logits, top_p) if top_p < 1 else logits
+
+
+def _nucleus(logits: Float[Array, "batch vocabulary"], top_p: float) -> Float[Array, "batch vocabulary"]:
+    """Keeps a token if those that are more likely have less than `top_p` together.
+
+    The least logit that is kept is found by bisection, in 32 sums. XLA sorts ten times more slowly on a CPU.
+    """
+    p = jax.nn.softmax(logits, axis=-1)
+    without_sign = jnp.where(logits == 0, 0.0, logits.astype(jnp.float32))  # −0 is not less than 0
+    bits = jax.lax.bitcast_convert_type(without_sign, jnp.int32)
+    order = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # integers in the order of the logits
+
+    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = (low & high) + ((low ^ high) >> 1)  # without overflow
+        enough = jnp.where(order > middle[:, None], p, 0).sum(-1) < top_p
+        return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
+
+    _, least = jax.lax.fori_loop(0, 32, halve, (order.min(-1), order.max(-1)))
+    return jnp.where(order < least[:, None], -jnp.inf, logits)
+
+
+def _draw(logits: Float[Array, " vocabulary"], key: Key[Array, ""]) -> Int[Array, ""]:
+    """A token drawn from the softmax of logits: first a block of the vocabulary, then a token in it.
+
+    Two random numbers per row take the place of one Gumbel variate per token, which costs more than the logits.
+    """
+    size = min(_BLOCK, logits.shape[-1])
+    p = jnp.exp(logits.astype(jnp.float32) - logits.max())
+    blocks = jnp.pad(p, (0, -len(p) % size)).reshape(-1, size)
+    u = jax.random.uniform(key, (2,))
+
+    def inverse(p: Array, u: Array) -> Array:
+        total = jnp.cumsum(p)
+        first = (total <= u * total[-1]).sum()
+        return jnp.minimum(first, jnp.max(jnp.where(p > 0, jnp.arange(len(p)), 0)))  # rounding draws nothing impossible
+
+    block = inverse(blocks.sum(-1), u[0])
+    return block * size + inverse(blocks[block], u[1])
 
 
 def next_tokens(
@@ -109,4 +144,4 @@ def next_tokens(
     if sampling.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     logits = restrict(logits / sampling.temperature, sampling.top_k, sampling.top_p)
-    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+    return jax.vmap(_draw)(logits, keys).astype(jnp.int32)

@@ -20,7 +20,7 @@ from fssa_jax.data.thresholds import check_thresholds, is_threshold, text_of, th
 from fssa_jax.errors import UserError
 from fssa_jax.lm.peft import save_lora
 from fssa_jax.lm.scoring import device_texts, table_log_probs
-from fssa_jax.lm.token_table import TokenTable, encode_table
+from fssa_jax.lm.token_table import TokenTable, encode_table, no_texts
 from fssa_jax.lm.writer import Writer, said
 from fssa_jax.models.decoder import place_sizes
 from fssa_jax.models.rewards import RewardModel
@@ -247,7 +247,8 @@ class PersonPolicy(PersonModel):
         super().__init__(task, conditioner, task.reward, variables)
         self.limit = self.window
         self._adapt = jax.jit(lambda variables, z: conditioner.apply(variables, z, method="adapt"))
-        self._scorer: PolicyScorer = task.scorer("main", task.dataset.splits["test"])
+        none = PolicyTables(device_texts(no_texts()), base=task.base.variables)
+        self._scorer = PolicyScorer(conditioner, task.base.decoder, none, task.config.objective)
 
     def sampled_rewards(self, latent: DiagGaussian, responses: Sequence[Text]) -> np.ndarray:
         """(1, people, n) rewards β [log π(y | x, z) − log π_ref(y | x)] at the means of the latents, in nats."""

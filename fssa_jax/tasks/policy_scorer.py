@@ -1,7 +1,6 @@
 """The preferences that a policy implies, log σ(β [Δ log π − Δ log π_ref]), given the latents of people."""
 
 from copy import copy
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -40,7 +39,7 @@ class PolicyScorer:
 
     def _log_ratios(self, variables: PyTree, tables: Any, z: jax.Array, ids: jax.Array, size: int) -> jax.Array:
         adapters: Any = self.conditioner.apply(variables, z, method="adapt")
-        texts = replace(tables.texts, tokens=tables.texts.tokens[:, :size])
+        texts = tables.texts.narrowed(size)
         ratio = text_log_probs(self.decoder, tables.base, texts, ids, adapters) - tables.reference[ids]
         if self.objective.length_normalised:
             ratio = ratio / jnp.maximum(texts.ends[ids] - texts.starts[ids], 1).astype(jnp.float32)

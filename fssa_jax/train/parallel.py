@@ -1,5 +1,6 @@
 """One pure step on one device, or replicated over all devices by pmap. No other module handles devices."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -64,3 +65,9 @@ def on_all(tree: PyTree, devices: Sequence[Any]) -> PyTree:
     """The arrays on every one of the devices."""
     mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
     return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+
+def device_memory() -> int:
+    """Bytes of memory of a device; for a CPU, of the machine."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit", 0) or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -64,7 +64,7 @@ def test_texts_are_distinct_and_every_style_answers_every_prompt(texts):
 
 
 def test_the_prior_is_a_distribution_that_knows_no_side():
-    weights, log_prior = styles.people()
+    weights, log_prior = styles.PEOPLE.every()
     prior = {tuple(w): p for w, p in zip(weights.tolist(), np.exp(log_prior), strict=True)}
     assert len(prior) == 243
     assert sum(prior.values()) == pytest.approx(1, abs=1e-6)
@@ -88,7 +88,7 @@ def test_choices_follow_btl(texts):
     rng = np.random.default_rng(0)
     weights = np.array([[1, -1, 0, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]], np.float32)
     pairs = styles.draw_pairs(rng, np.arange(160), prompt_of, (3, 20_000))
-    chosen, rejected = styles.choose(rng, weights, pairs, style_of)
+    chosen, rejected = styles.PEOPLE.choose(rng, weights, pairs, style_of)
     np.testing.assert_array_equal(np.sort(np.stack([chosen, rejected], -1)), np.sort(pairs))
     # r(y) = scale · Σ w x with x = ±½, so a reward difference is scale times a whole number.
     reward = 2.5 * np.einsum("ua,una->un", weights, style_of[pairs[..., 0]] - 0.5)
@@ -121,7 +121,7 @@ def test_no_text_of_one_split_or_pool_occurs_in_another(data, texts):
 
 @pytest.mark.parametrize("name", ["val", "test"])
 def test_held_out_neighbours_want_the_opposite_of_the_same_pairs(data, name):
-    weights, _ = styles.people()
+    weights, _ = styles.PEOPLE.every()
     table = data.splits[name].table
     mine = weights[table.group]
     np.testing.assert_array_equal(mine[1::2], -mine[0:-1:2])
@@ -132,14 +132,14 @@ def test_held_out_neighbours_want_the_opposite_of_the_same_pairs(data, name):
 
 
 def test_users_are_named_by_what_they_mind(data):
-    weights, _ = styles.people()
-    assert styles.person_name(np.array([1, 0, -1, 0, 0])) == "+long −emoji"
-    assert styles.person_name(np.zeros(5)) == "indifferent"
+    weights, _ = styles.PEOPLE.every()
+    assert styles.PEOPLE.name(np.array([1, 0, -1, 0, 0])) == "+long −emoji"
+    assert styles.PEOPLE.name(np.zeros(5)) == "indifferent"
     split = data.splits["test"]
     names = [user.split(": ")[1] for user in split.users]
     assert (
         names
-        == [styles.person_name(weights[g]) for g in split.table.group]
+        == [styles.PEOPLE.name(weights[g]) for g in split.table.group]
         == [data.groups[g] for g in split.table.group]
     )
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from fssa_jax.config.evaluate import Attribute
+from fssa_jax.data import manner
 from fssa_jax.data.dataset import Split, make_table
+from fssa_jax.data.manner import has
 from fssa_jax.data.thresholds import THUMB
-from fssa_jax.evaluate import attributes
-from fssa_jax.evaluate.attributes import attribute_report, has, median_words, opposed, tastes
+from fssa_jax.evaluate.attributes import attribute_report, median_words, opposed, tastes
 
 HAVE = {
     "list": ["Buy:\n- bread\n- milk", "1. bread\n2) milk", "* a\n• b"],
@@ -41,7 +42,7 @@ def test_an_attribute_is_read_off_a_text(name):
 
 
 def test_every_attribute_of_the_configuration_can_be_read():
-    assert {"long", *attributes._READ} == set(get_args(Attribute))
+    assert {"long", *manner._READ} == set(get_args(Attribute))
     assert has((), ["a"], 0).shape == (1, 0)
     assert median_words(["a b", "a", "a b c d"]) == 2
     assert median_words([]) == 0

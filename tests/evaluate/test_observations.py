@@ -32,8 +32,8 @@ def attributes() -> np.ndarray:
 
 def truth() -> Truth:
     """Rewards of the 32 styles, and of the five thresholds after them, for each of the 243 kinds of people."""
-    weights, log_prior = styles.people()
-    rewards = styles.SCALE * attributes() @ weights.T
+    weights, log_prior = styles.PEOPLE.every()
+    rewards = styles.PEOPLE.scale * attributes() @ weights.T
     thresholds = np.broadcast_to(np.array([THUMB, *LEVELS], np.float32)[:, None], (5, len(weights)))
     return Truth(np.concatenate([rewards, thresholds]).astype(np.float32), log_prior)
 

@@ -11,9 +11,10 @@ import pytest
 from fssa_jax.config import Evaluation, NewEncoder
 from fssa_jax.data.tokenised import tokenise
 from fssa_jax.experiment.evaluate import evaluate_workdir
+from fssa_jax.experiment.load import load
 from fssa_jax.experiment.make import make
 from fssa_jax.experiment.train import train
-from fssa_jax.experiment.workdir import Workdir, load
+from fssa_jax.experiment.workdir import Workdir
 from fssa_jax.people.choices import read_choices
 from fssa_jax.people.side_by_side import write_for
 from fssa_jax.tasks.reference import stored_reference

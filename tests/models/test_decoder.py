@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fssa_jax.models.decoder import Decoder, empty_cache
+from fssa_jax.models.decoder import Decoder, empty_cache, place_sizes
+from fssa_jax.ops.adapters import Film
 from tests import small_lm
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 97, (2, 7)))
@@ -54,6 +55,38 @@ def test_some_layers_alone_are_those_of_the_whole(lm):
     for layer in (1, 2, 3):
         part, _ = model.apply(variables, TOKENS, until=layer, method="hidden")
         np.testing.assert_allclose(part, states[layer], atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_adapters_of_the_last_layers_leave_those_below_alone(lm, remat):
+    """Adapters of 2 of 3 layers are those of all with an identity in front; the states below may be given."""
+    model = Decoder(lm[0].config, remat=remat)
+    variables = lm[1]
+    places = place_sizes(model.config, ("query", "residual"))
+    keys = jax.random.split(jax.random.key(3), 4)
+    last = {
+        place: Film(1 + 0.3 * jax.random.normal(a, (2, 2, out)), 0.3 * jax.random.normal(b, (2, 2, out)))
+        for (place, _, out), a, b in zip(places, keys[:2], keys[2:], strict=True)
+    }
+    first = jax.tree.map(jnp.zeros_like, last)
+    whole = jax.tree.map(
+        lambda x, below, one: jnp.concatenate([one + below[:1], x]),
+        last,
+        first,
+        {place: Film(jnp.ones((1, 2, 1)), jnp.zeros((1, 2, 1))) for place in last},
+    )
+    expected, _ = model.apply(variables, TOKENS, whole, method="hidden")
+    out, _ = model.apply(variables, TOKENS, last, method="hidden")
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    assert np.abs(out - model.apply(variables, TOKENS, None, method="hidden")[0]).max() > 0.1
+    below, _ = model.apply(variables, TOKENS, until=1, method="hidden")
+    again, _ = model.apply(variables, TOKENS, last, start=1, states=below, method="hidden")
+    np.testing.assert_allclose(again, expected, atol=1e-5)
+    with pytest.raises(ValueError, match="last 2 layers: 2 layers are not run"):
+        model.apply(variables, TOKENS, last, start=2, states=below, method="hidden")
+    four = jax.tree.map(lambda x: jnp.concatenate([x, x]), last)
+    with pytest.raises(ValueError, match="this one has 3"):
+        model.apply(variables, TOKENS, four, method="hidden")
 
 
 @pytest.mark.parametrize(

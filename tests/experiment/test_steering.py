@@ -1,0 +1,151 @@
+"""Steering weights: one small directory that does what the work directory does, for any person."""
+
+import json
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fssa_jax
+from fssa_jax.experiment.steering import is_steering, load_steering, pairs_of, save_steering
+from fssa_jax.experiment.workdir import Workdir
+from fssa_jax.people.ask import ask
+from tests.mistakes import complaint
+from tests.programs import assert_one_clear_line, run
+
+CHOICES = [("question 0", "word3 word4 word5 word6 word7", "word1 word2"), ("question 1", "word2 word3 word9", "word8")]
+
+
+@pytest.fixture(scope="module")
+def made(steered):
+    return Workdir.open(steered)
+
+
+@pytest.fixture(scope="module")
+def weights(made, tmp_path_factory):
+    out = tmp_path_factory.mktemp("steering") / "tiny"
+    size = save_steering(made, out, pairs=5, notes="Seen by nobody.")
+    assert size == sum(file.stat().st_size for file in out.iterdir() if file.name != "README.md")
+    return out
+
+
+def test_they_do_what_the_work_directory_does(weights, steered):
+    """The same latents, adapters, scores, ranks and texts, of texts that training had and of new ones."""
+    one, other = fssa_jax.load(steered), fssa_jax.load(weights)
+    a, b = one.infer(CHOICES), other.infer(CHOICES)
+    np.testing.assert_allclose(a.mean, b.mean, atol=1e-5)
+    assert float(jnp.abs(a.mean - other.infer([]).mean).max()) > 1e-4
+    responses = [(prompt, chosen) for prompt, chosen, _ in CHOICES]
+    np.testing.assert_allclose(one.score(a, responses), other.score(b, responses), atol=1e-4)
+    prompts = ["question 3", "a new question"]
+    assert one.generate(one.adapt(a), prompts, seed=2) == other.generate(other.adapt(b), prompts, seed=2)
+    assert one.best_of(a, prompts, 3)[0][0][0] == other.best_of(b, prompts, 3)[0][0][0]
+
+
+def test_pairs_are_of_many_prompts_and_name_nobody(weights, made):
+    pairs = pairs_of(weights)
+    assert 0 < len(pairs) <= 5
+    assert all(set(pair) == {"prompt", "response_a", "response_b"} for pair in pairs)
+    assert len({pair["prompt"] for pair in pairs}) == min(len(pairs), len({p["prompt"] for p in pairs}))
+    everything = "".join(file.read_text(errors="ignore") for file in weights.iterdir())
+    assert not any(
+        user in everything for split in made.dataset.splits.values() for user in split.users if len(user) > 6
+    )
+
+
+def test_the_card_says_what_it_is(weights):
+    card = (weights / "README.md").read_text()
+    for word in ("base_model: model", "Seen by nobody.", "step ", "launch.chat --steering=tiny", "fingerprint"):
+        assert word in card
+
+
+def test_what_is_damaged_or_of_another_model_is_named(weights, made, steered, finished, tmp_path):
+    for name, change, words in (
+        ("steering.json", lambda content: content.replace('"step"', '"stop"'), "steering.json"),
+        ("steering.safetensors", lambda content: content[: len(content) // 2], "damaged"),
+        ("tfidf.json", lambda content: content[:-3], "damaged"),
+    ):
+        copy = tmp_path / name
+        shutil.copytree(weights, copy)
+        file = copy / name
+        if not file.exists():
+            continue
+        if name.endswith("json"):
+            file.write_text(change(file.read_text()))
+        else:
+            file.write_bytes(change(file.read_bytes()))
+        assert words in complaint(load_steering, copy)
+    facts = json.loads((weights / "steering.json").read_text())
+    assert facts["base"] == made.task.base.fingerprint
+    directory, _ = finished
+    assert "not the work directory of a policy" in complaint(
+        save_steering, Workdir.open(directory / "run"), tmp_path / "x"
+    )
+    assert not (tmp_path / "x").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious.txt").write_text("mine")
+    assert "holds other files" in complaint(save_steering, made, tmp_path / "mine")
+    assert not is_steering(steered)
+
+
+def answers(*given):
+    """A person who answers so, and then is gone."""
+    left = iter(given)
+
+    def read(question):
+        try:
+            return next(left)
+        except StopIteration:
+            raise EOFError from None
+
+    return read
+
+
+PAIRS = [{"prompt": f"question {i}", "response_a": f"word{i}", "response_b": f"word{i + 1} word3"} for i in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("given", "number", "choices"),
+    [
+        (("1", "2", "1", "2"), 3, [0, 1, 0]),
+        (("", "no", "2", "s", "1"), 9, [1, 0]),
+        (("1", "q", "2"), 9, [0]),
+        (("2",), 9, [1]),
+        ((), 9, []),
+        (("1",), 0, []),
+    ],
+)
+def test_a_person_chooses_skips_and_stops(given, number, choices):
+    said = []
+    rows = ask(PAIRS, number, answers(*given), said.append)
+    assert [row["choice"] for row in rows] == choices
+    assert all(row["prompt"].startswith("question") for row in rows)
+
+
+def test_a_pair_that_is_none_is_named():
+    assert complaint(ask, [*PAIRS, {"prompt": "x", "response_a": "y"}], 3).startswith("pair 4: column 'response_b'")
+
+
+def test_the_program_asks_nobody_and_writes_before_and_after(weights, tmp_path):
+    choices = tmp_path / "me.jsonl"
+    rows = [{"prompt": x, "response_a": a, "response_b": b, "choice": 0} for x, a, b in CHOICES]
+    choices.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run("chat", f"--steering={weights}", f"--choices={choices}", "--prompt=question 5", "--max_new=4")
+    assert done.returncode == 0, done.stderr
+    assert "2 choices." in done.stdout
+    assert "before any choice:" in done.stdout
+    assert "after 2 choices:" in done.stdout
+    for arguments, words in (
+        ((f"--steering={weights}", f"--choices={choices}", "--save=x.jsonl"), "--choices"),
+        ((f"--steering={tmp_path / 'absent'}", f"--choices={choices}"), "absent"),
+        ((), "--steering"),
+    ):
+        assert_one_clear_line(run("chat", *arguments), words)
+
+
+def test_the_program_that_writes_them(steered, tmp_path):
+    done = run("convert", f"--steering={steered}", f"--out={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    assert is_steering(tmp_path / "out")
+    assert_one_clear_line(run("convert", f"--steering={steered}"), "--out")
