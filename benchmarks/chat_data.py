@@ -2,11 +2,12 @@
 
   python -m benchmarks.chat_data --out=chat.jsonl.gz [--raw=responses.jsonl]
 
-benchmarks/chat/prompts.tsv has 128 questions, eight for each of 16 topics; manners.jsonl has eight manners, each as a
+benchmarks/chat_texts/prompts.tsv has 128 questions, eight for each of 16 topics; manners.jsonl has eight manners, each as a
 system message with one or two turns that show it. SmolLM2-135M-Instruct (`smollm2`) answers every question twice in
-every manner, and three times in one that it often ignores, at temperature 0.7 and top-p 0.95, with up to 64 tokens, cut after the last whole sentence. Left out are
-responses without a whole sentence, with a loop, of fewer than three words, and those that were written before. What
-remains is written without the manner that was asked for. Two topics, and one question of eight others, are for testing.
+every manner, and three times in one that it often ignores, at temperature 0.7 and top-p 0.95, with up to 64 tokens, cut
+after the last whole sentence. Left out are responses without a whole sentence, with a loop, of fewer than three words,
+and those that were written before. What remains is written without the manner that was asked for. Two topics, and one
+question of eight others, are for testing.
 
 --raw keeps all responses, and is read if it is there. Sampling takes 27 minutes on two x86-64 CPU cores.
 """
@@ -37,7 +38,7 @@ _OUT = flags.DEFINE_string("out", "", "file to write")
 _RAW = flags.DEFINE_string("raw", "", "all responses, kept or read")
 flags.adopt_module_key_flags(program)
 
-_HERE = Path(__file__).parent / "chat"
+_HERE = Path(__file__).parent / "chat_texts"
 _TEST_TOPICS = ("nature", "technology")
 _TEST_TOO = 8  # topics of training with one question for testing; all have one for validation
 _SETTINGS = SampleSettings(3, Sampling(0.7, top_p=0.95), max_new=64, cut=True, log_probs=False)

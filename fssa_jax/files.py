@@ -242,3 +242,9 @@ def check_digests(directory: Path) -> None:
             raise ValueError(f"{name} is missing")
         if digest_file(path) != crc32:
             raise ValueError(f"the checksum of {name} does not match")
+
+
+def cache_directory(name: str) -> Path:
+    """A directory of the user's cache; it need not exist, and whatever is in it can be made again."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "fssa_jax" / name

@@ -6,11 +6,10 @@ from the GGUF file itself.
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 from fssa_jax.errors import UserError
-from fssa_jax.files import whole_directory
+from fssa_jax.files import cache_directory, whole_directory
 from fssa_jax.lm.gguf import open_gguf
 from fssa_jax.lm.gguf_tokenizer import tokenizer_of
 from fssa_jax.lm.tensor_files import GGUF
@@ -30,7 +29,7 @@ def directory_of(file: Path) -> Path:
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from error
     key = repr((_FORMAT, str(file), state.st_size, state.st_mtime_ns))
-    directory = _cache() / f"{file.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    directory = cache_directory("gguf") / f"{file.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if (directory / "config.json").is_file() and (directory / GGUF).is_file():
         return directory
     opened = open_gguf(file)
@@ -46,8 +45,3 @@ def directory_of(file: Path) -> Path:
         (target / GGUF).symlink_to(file)
         (target / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     return directory
-
-
-def _cache() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "fssa_jax" / "gguf"

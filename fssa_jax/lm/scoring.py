@@ -15,8 +15,8 @@ from fssa_jax.lm.token_table import TokenTable
 from fssa_jax.models.decoder import Decoder
 from fssa_jax.ops.adapters import AdapterTree, adapter_rows, take_adapter_rows
 from fssa_jax.ops.logprobs import response_log_probs, token_log_probs
-from fssa_jax.ops.padding import Plan, batch_rows, filled_rows, length_batches
-from fssa_jax.progress import finished
+from fssa_jax.ops.padding import Plan, batch_rows, best_plan, filled_rows, length_batches
+from fssa_jax.progress import doing
 from fssa_jax.types import Leaf, PyTree
 
 _BATCH_TOKENS = {"cpu": 8192}  # per device and call; other platforms:
@@ -25,6 +25,7 @@ _MANY_TOKENS = 65_536
 # chunks are faster.
 _CHUNK_LOGITS = {"cpu": 2**22, "gpu": 2**28}
 _MANY_LOGITS = 2**25
+_FEW_TOKENS, _FEW_SHAPES = 2**20, 3
 
 
 @jax.tree_util.register_dataclass
@@ -131,28 +132,42 @@ def table_log_probs(base: Base, table: TokenTable, variables: PyTree = None) -> 
     """
     variables = base.variables if variables is None else variables
     out = np.zeros(len(table.lengths), np.float32)
-    for rows, part in _batches(table):
-        values = log_probs_of(base.decoder, variables, part, jnp.arange(len(part.starts)))
-        out[rows] = np.asarray(values)[: len(rows)]
-        finished()
+    with doing("log-probabilities of the base", int((table.lengths > 0).sum()), "texts") as work:
+        for rows, part in _batches(table):
+            values = log_probs_of(base.decoder, variables, part, jnp.arange(len(part.starts)))
+            out[rows] = np.asarray(values)[: len(rows)]
+            work.add(len(rows))
     return out
 
 
 def table_states(base: Base, table: TokenTable, layers: int) -> np.ndarray:
     """(texts, length, width) states after the first `layers` layers, in the type of the base; 0 without tokens."""
     out = np.zeros((*table.tokens.shape, base.decoder.config.width), base.decoder.dtype)
-    for rows, part in _batches(table):
-        states = np.asarray(_states_of(base.decoder, base.variables, part.tokens, layers))[: len(rows)]
-        out[rows, : states.shape[1]] = states
-        finished()
+    with doing("states of texts", int((table.lengths > 0).sum()), "texts") as work:
+        for rows, part in _batches(table):
+            states = np.asarray(_states_of(base.decoder, base.variables, part.tokens, layers))[: len(rows)]
+            out[rows, : states.shape[1]] = states
+            work.add(len(rows))
     return out
 
 
 def _batches(table: TokenTable) -> Iterator[tuple[np.ndarray, Texts]]:
-    """Numbers of texts with tokens, and the texts, in batches of similar length, filled up to a few shapes."""
+    """Numbers of texts with tokens, and the texts, in batches of similar length, filled up to a few shapes.
+
+    Of few texts a shape more would cost more to compile than it saves in padding.
+    """
     budget = _BATCH_TOKENS.get(jax.devices()[0].platform, _MANY_TOKENS)
     rows, width = np.flatnonzero(table.lengths), table.tokens.shape[1]
-    for size, batch in length_batches(table.lengths[rows].tolist(), budget, limit=width):
+    lengths = table.lengths[rows]
+    if lengths.sum() > _FEW_TOKENS or not len(rows):
+        batches = length_batches(lengths.tolist(), budget, limit=width)
+    else:
+        order, batches, start = np.argsort(-lengths, kind="stable"), [], 0
+        for number, size in best_plan(lengths[order], _FEW_SHAPES, width):
+            step = batch_rows(size, budget)
+            batches += [(size, order[i : min(i + step, start + number)]) for i in range(start, start + number, step)]
+            start += number
+    for size, batch in batches:
         ids = np.resize(rows[batch], filled_rows(len(batch), batch_rows(size, budget)))
         yield rows[batch], Texts(table.tokens[ids, :size], table.starts[ids], table.ends[ids])
 
