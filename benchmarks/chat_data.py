@@ -2,12 +2,12 @@
 
   python -m benchmarks.chat_data --out=chat.jsonl.gz [--raw=responses.jsonl]
 
-benchmarks/chat_texts/prompts.tsv has 128 questions, eight for each of 16 topics; manners.jsonl has eight manners, each as a
-system message with one or two turns that show it. SmolLM2-135M-Instruct (`smollm2`) answers every question twice in
-every manner, and three times in one that it often ignores, at temperature 0.7 and top-p 0.95, with up to 64 tokens, cut
-after the last whole sentence. Left out are responses without a whole sentence, with a loop, of fewer than three words,
-and those that were written before. What remains is written without the manner that was asked for. Two topics, and one
-question of eight others, are for testing.
+benchmarks/chat_texts/prompts.tsv has 128 questions, eight for each of 16 topics; manners.jsonl has eight manners, each
+as a system message with one or two turns that show it. SmolLM2-135M-Instruct (`smollm2`) answers every question twice
+in every manner, and three times in one that it often ignores, at temperature 0.7 and top-p 0.95, with up to 64 tokens,
+cut after the last whole sentence. Left out are responses without a whole sentence, with a loop, of fewer than three
+words, and those that were written before. What remains is written without the manner that was asked for. Two topics,
+and one question of eight others, are for testing.
 
 --raw keeps all responses, and is read if it is there. Sampling takes 27 minutes on two x86-64 CPU cores.
 """

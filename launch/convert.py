@@ -26,6 +26,7 @@ from fssa_jax.lm.safetensors import save_params
 _GGUF = flags.DEFINE_string("gguf", "", "file to read, or smollm2 for the installed package")
 _STEERING = flags.DEFINE_string("steering", "", "work directory of a policy")
 _NOTES = flags.DEFINE_string("notes", "", "paragraph for the card of the steering weights")
+_EXAMPLES = flags.DEFINE_list("examples", [], "files to put next to the steering weights, such as choices to try")
 _OUT = flags.DEFINE_string("out", "", "directory to write")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16", "float16"], "type of the weights")
 
@@ -35,7 +36,8 @@ def main() -> None:
     if bool(_GGUF.value) == bool(_STEERING.value) or not _OUT.value:
         raise UserError("--out and one of --gguf and --steering, not both, are needed; see --help")
     if _STEERING.value:
-        size = save_steering(Workdir.open(Path(_STEERING.value)), Path(_OUT.value), notes=_NOTES.value)
+        work, examples = Workdir.open(Path(_STEERING.value)), [Path(name) for name in _EXAMPLES.value]
+        size = save_steering(work, Path(_OUT.value), notes=_NOTES.value, examples=examples)
         print(f"Written to {_OUT.value}: {size / 1e6:.1f} MB, for --steering of launch.chat.")
         return
     base = load_base(_GGUF.value, _DTYPE.value)

@@ -317,7 +317,16 @@ WRONG = {
 }
 # Any shape will do, or no array is taken; `check_adapters` is itself a check, of adapters.
 ANY_SHAPE = {"preference_accuracy", "standard_normal_like"}
-NO_ARRAYS = {"adapter_rows", "batch_rows", "bucket", "cheapest", "check_adapters", "filled_rows", "padded_tokens"}
+NO_ARRAYS = {
+    "adapter_layers",
+    "adapter_rows",
+    "batch_rows",
+    "bucket",
+    "cheapest",
+    "check_adapters",
+    "filled_rows",
+    "padded_tokens",
+}
 
 
 def complaints() -> dict[str, str]:

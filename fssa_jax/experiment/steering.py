@@ -11,6 +11,8 @@ DIR/
 import copy
 import itertools
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +73,7 @@ def is_steering(path: Path) -> bool:
     return (path / _SETTINGS).is_file()
 
 
-def save_steering(work: Workdir, out: Path, pairs: int = 24, notes: str = "") -> int:
+def save_steering(work: Workdir, out: Path, pairs: int = 24, notes: str = "", examples: Sequence[Path] = ()) -> int:
     """Writes what steers the language model of a policy; returns the number of bytes.
 
     Args:
@@ -79,6 +81,7 @@ def save_steering(work: Workdir, out: Path, pairs: int = 24, notes: str = "") ->
       out: the directory to write, atomically.
       pairs: maximum number of pairs of responses to ask new people about, from the contexts of validation people.
       notes: a paragraph for the card.
+      examples: files to put next to the weights, such as choices of people to try.
 
     Raises:
       UserError: not a policy that reads choices, or one that needs its texts or given vectors.
@@ -92,6 +95,8 @@ def save_steering(work: Workdir, out: Path, pairs: int = 24, notes: str = "") ->
             f"{work.path}: its encoder knows texts by learnt or given vectors, so it needs all of them; give the work "
             "directory itself to others, or train np_btl with --config.model.learn_texts=no and features of texts"
         )
+    if absent := next((file for file in examples if not file.is_file()), None):
+        raise UserError(f"{absent}: no such file")
     found = work.trained()
     assert found is not None  # it raises for the main model
     variables, step = found
@@ -119,6 +124,8 @@ def save_steering(work: Workdir, out: Path, pairs: int = 24, notes: str = "") ->
         (target / _SETTINGS).write_text(json.dumps(with_checksum(facts), ensure_ascii=False, indent=1), "utf-8")
         lines = [json.dumps(row, ensure_ascii=False) for row in _pairs(dataset, pairs)]
         (target / PAIRS).write_text("".join(line + "\n" for line in lines), "utf-8")
+        for file in examples:
+            shutil.copyfile(file, target / file.name)
         size = sum(file.stat().st_size for file in target.iterdir())
         card = _CARD.format(
             base=Path(config.policy.base).name,

@@ -1,14 +1,16 @@
 """Log-probabilities of all texts under the base; computed once, because they do not depend on the person."""
 
+import contextlib
 import hashlib
 import json
 import tempfile
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from fssa_jax.errors import UserError
-from fssa_jax.files import write_bytes
+from fssa_jax.files import cache_directory, write_bytes
 from fssa_jax.lm.base import Base
 from fssa_jax.lm.scoring import table_log_probs
 from fssa_jax.lm.token_table import TokenTable
@@ -16,6 +18,8 @@ from fssa_jax.lm.token_table import TokenTable
 
 def stored_reference(base: Base, tokens: TokenTable, path: Path) -> np.ndarray:
     """(texts,) log π_ref(response | prompt) in nats, stored in a file with fingerprints of the model and the texts.
+
+    The user's cache has a copy for other work directories with the same model and texts.
 
     Raises:
       UserError: the file is damaged, or belongs to another model or other texts.
@@ -33,14 +37,38 @@ def stored_reference(base: Base, tokens: TokenTable, path: Path) -> np.ndarray:
                     f"{path}: log-probabilities of {what}; give the base that they belong to, or another --workdir"
                 )
         return values
-    values = table_log_probs(base, tokens)
+    shared = _shared(base, stamp)
+    values = _read_shared(shared, stamp, len(tokens.lengths))
+    if values is None:
+        values = table_log_probs(base, tokens)
     if not np.isfinite(values).all():
         raise UserError(f"{base.directory}: the log-probability of a text is not finite; the checkpoint is damaged")
     with tempfile.TemporaryFile() as stream:
         np.savez(stream, stamp=json.dumps(stamp), log_probs=values)
         stream.seek(0)
-        write_bytes(path, stream.read())
+        content = stream.read()
+    write_bytes(path, content)
+    if not shared.exists():
+        with contextlib.suppress(UserError, OSError):  # a cache that cannot be written is no reason to stop
+            write_bytes(shared, content)
     return values
+
+
+def _shared(base: Base, stamp: dict[str, str]) -> Path:
+    """The file of the cache; what is computed in another type or on other devices is not the same to the last bit."""
+    where = {"format": "1", "dtype": str(base.decoder.dtype), "platform": jax.default_backend(), "jax": jax.__version__}
+    key = hashlib.sha256(json.dumps(stamp | where, sort_keys=True).encode()).hexdigest()[:32]
+    return cache_directory("reference") / f"{key}.npz"
+
+
+def _read_shared(path: Path, stamp: dict[str, str], number: int) -> np.ndarray | None:
+    """The values in the cache; None if there are none that can be used."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            before, values = json.loads(str(arrays["stamp"])), arrays["log_probs"]
+    except Exception:  # damaged archives surface as many kinds
+        return None
+    return values if before == stamp and values.shape == (number,) and np.isfinite(values).all() else None
 
 
 def _digest(tokens: TokenTable) -> str:

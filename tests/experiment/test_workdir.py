@@ -17,6 +17,7 @@ from fssa_jax.experiment.train import train
 from fssa_jax.experiment.workdir import Workdir
 from fssa_jax.people.choices import read_choices
 from fssa_jax.people.side_by_side import write_for
+from fssa_jax.tasks import reference
 from fssa_jax.tasks.reference import stored_reference
 from tests import small_lm, tiny, tiny_policy
 from tests.mistakes import complaint, outcome
@@ -78,12 +79,29 @@ def test_a_base_may_move_and_is_known_by_its_contents(steered, made, tmp_path):
 
 
 def test_a_reference_that_is_damaged_is_named(steered, made, tmp_path):
-    reference = steered / "reference.npz"
-    for spoilt in (b"", reference.read_bytes()[:100], reference.read_bytes()[:-200]):
+    content = (steered / "reference.npz").read_bytes()
+    for spoilt in (b"", content[:100], content[:-200]):
         (tmp_path / "reference.npz").write_bytes(spoilt)
         message = complaint(stored_reference, made.task.base, made.task.tokens, tmp_path / "reference.npz")
         assert "reference.npz: damaged" in message
         assert "remove it to have it made again" in message
+
+
+def test_the_reference_is_shared_by_work_directories_and_a_damaged_copy_is_made_anew(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    given = made.task.base, made.task.tokens
+    values = stored_reference(*given, tmp_path / "one" / "reference.npz")
+    monkeypatch.setattr(reference, "table_log_probs", lambda *_: pytest.fail("computed again"))
+    again = stored_reference(*given, tmp_path / "two" / "reference.npz")
+    np.testing.assert_array_equal(values, again)
+    assert (tmp_path / "two" / "reference.npz").is_file()
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    [shared] = (tmp_path / "cache").rglob("*.npz")
+    shared.write_bytes(shared.read_bytes()[:50])
+    np.testing.assert_array_equal(stored_reference(*given, tmp_path / "three" / "reference.npz"), values)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")  # nothing can be kept there
+    np.testing.assert_array_equal(stored_reference(*given, tmp_path / "four" / "reference.npz"), values)
 
 
 def test_the_base_and_the_reference_of_another_are_named(steered, made, tmp_path):
