@@ -1,8 +1,8 @@
 """Asks a person which responses they like, and writes for them: before and after their choices, with one model.
 
-  python -m launch.chat --steering=steering/smollm2
-  python -m launch.chat --steering=steering/smollm2 --choices=me.jsonl --prompt="How do I get started with chess?"
-  python -m launch.chat --steering=steering/smollm2 --save=me.jsonl
+  python -m launch.chat --steering=steering/mine
+  python -m launch.chat --steering=steering/mine --choices=me.jsonl --prompt="How do I get started with chess?"
+  python -m launch.chat --steering=steering/mine --save=me.jsonl
 
 steering: what `launch.convert --steering` wrote, or the work directory of a policy. In a terminal ten pairs of
 responses are shown (--pairs names other ones: rows of prompt, response_a, response_b), and after them every question of

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from absl.testing import flagsaver
 
-from benchmarks import accelerator, intervals, policies, policy_speed, published
+from benchmarks import accelerator, chat_data, chat_steering, intervals, policies, policy_speed, published
 from configs.styles import get_config
 from fssa_jax.config import NewEncoder, PolicyConfig, SetEncoder, check
 from tests.mistakes import complaint
@@ -113,6 +113,45 @@ def test_intervals_of_what_says_nothing_hold_zero():
     for name in ("control", "scrambled"):
         assert all(abs(s) < 2 * width for s, width in zip(out[name]["mean"], out[name]["half_width"], strict=True))
         assert all(width > 1 for width in out[name]["half_width"])
+
+
+def test_the_figures_of_chat_are_those_of_the_report():
+    interval = {"mean": 0.512, "low": 0.4, "high": 0.6}
+    written = {"words": 20.4, "attribute_movement": interval, "attributes": {"list": {"movement": interval}}}
+    generation = {
+        "responses": 8,
+        "base": {"words": 30.0, "movement": 0.01},
+        "policy": {"10": written},
+        "best_of": {"base": {"responses": 4, "8": {"n": 8, "movement": 0.25}}},
+    }
+    out = chat_steering.figures({"steering": {"10": interval}, "control_steering": None, "generation": generation})
+    assert out["steering"] == {"10": [51.2, 40.0, 60.0]}
+    assert out["written"]["k = 10"] == {
+        "words": 20.4,
+        "movement": [51.2, 40.0, 60.0],
+        "by_attribute": {"list": [51.2, 40.0, 60.0]},
+    }
+    assert out["written"]["base, best of 8"] == {"movement": 25.0}
+    assert out["responses"] == 8
+    with flagsaver.as_parsed(seeds="1,x"):
+        assert complaint(chat_steering.main).startswith("--seeds: give numbers")
+
+
+def test_the_texts_of_chat_are_asked_in_every_manner_and_the_bad_ones_left_out():
+    items = chat_data.asked()
+    assert len(items) == 128 * 17
+    assert len({item.seed for item in items}) == len(items)
+    topics = list(dict.fromkeys(topic for topic, _ in chat_data.questions()))
+    splits = [chat_data.split_of(topic, i, topics) for topic in topics for i in range(8)]
+    assert [splits.count(name) for name in ("train", "val", "test")] == [90, 14, 24]
+    rows = [
+        {"response": "A good answer.", "finish": "stop", "unfinished": False},
+        {"response": "A good answer.", "finish": "sentence", "unfinished": True},
+        {"response": "No end of it", "finish": "length", "unfinished": True},
+        {"response": "So so so so so so.", "finish": "stop", "unfinished": False},
+        {"response": "Too short.", "finish": "stop", "unfinished": False},
+    ]
+    assert chat_data.kept(rows) == [{"response": "A good answer.", "unfinished": False}]
 
 
 def test_flags_that_a_measurement_does_not_read_are_refused():
