@@ -2,8 +2,8 @@
 
 SmolLM2-135M-Instruct wrote up to 16 responses per prompt, as eight instructions asked. The instruction is not kept,
 so a response differs from the others by its manner and by what the model happened to say. Six attributes are read off
-every text by a fixed rule (data/manner.py), and a person has hidden weights on them (3⁶ = 729 possible people);
-see simulated.py. Held-out people judge held-out prompts, two thirds of them about topics that no training prompt is about.
+every text by a fixed rule (data/manner.py), and a person has hidden weights on them (3⁶ = 729 possible people); see
+simulated.py. Held-out people judge held-out prompts, two thirds of them about topics that no training prompt is about.
 
 The file chat.jsonl.gz was made by `python -m benchmarks.chat_data`.
 """
