@@ -13,7 +13,8 @@ np_dpo_small is for two CPU cores: the adapters are in the last 10 of 30 layers,
 is computed once. np_dpo is for one GPU: all layers, more people and texts per step, more steps, bfloat16.
 
 Measured for np_btl (two x86-64 CPU cores; benchmarks/accuracy.py, mean of seeds 0, 1, 2): accuracy 50.1 / 60.0 / 66.2
-/ 69.5 / 74.4 % at k = 0 / 1 / 3 / 5 / 10 against the Bayes limit 50.0 / 59.8 / 67.2 / 71.0 / 76.4; S(10) = 53.2 of 57.4.
+/ 69.5 / 74.4 % at k = 0 / 1 / 3 / 5 / 10 against the Bayes limit 50.0 / 59.8 / 67.2 / 71.0 / 76.4, and S(10) = 53.2 of
+57.4.
 """
 
 from fssa_jax.config import (
