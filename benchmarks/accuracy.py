@@ -18,7 +18,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from fssa_jax import program
-from fssa_jax.config import Styles, Synthetic
+from fssa_jax.config import Chat, Styles, Synthetic
 from fssa_jax.experiment.evaluate import evaluate_workdir
 from fssa_jax.experiment.train import train
 
@@ -50,7 +50,7 @@ def main() -> None:
     for seed in map(int, _SEEDS.value):
         config = copy.deepcopy(_CONFIG.value)
         config.seed = seed
-        if isinstance(config.data, Styles | Synthetic):
+        if isinstance(config.data, Styles | Chat | Synthetic):
             config.data.split_seed = seed
         with tempfile.TemporaryDirectory() as directory:
             start = time.perf_counter()

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import shutil
+import tempfile
 import time
 import zlib
 from collections.abc import Iterator, Mapping
@@ -246,5 +247,10 @@ def check_digests(directory: Path) -> None:
 
 def cache_directory(name: str) -> Path:
     """A directory of the user's cache; it need not exist, and whatever is in it can be made again."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    home = os.environ.get("XDG_CACHE_HOME")
+    if not home:
+        try:
+            home = Path.home() / ".cache"
+        except RuntimeError:  # a user without a home
+            home = Path(tempfile.gettempdir()) / f"fssa_jax-{os.getuid()}"
     return Path(home) / "fssa_jax" / name

@@ -147,7 +147,7 @@ def keep_compiled() -> None:
         return
     try:
         directory.mkdir(parents=True, exist_ok=True)
-    except OSError:  # no home to keep anything in
+    except OSError:  # nothing can be kept there
         return
     if os.access(directory, os.W_OK):
         jax.config.update("jax_compilation_cache_dir", str(directory))

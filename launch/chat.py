@@ -11,19 +11,17 @@ choices from a file instead of asking. --prompt answers these questions and ends
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from fssa_jax import program
-from fssa_jax.data.records import BadRecord, read_records
-from fssa_jax.errors import UserError
+from fssa_jax.errors import UserError, printable
 from fssa_jax.experiment.load import load
 from fssa_jax.experiment.steering import is_steering, pairs_of
 from fssa_jax.files import write_text
-from fssa_jax.people.ask import ask, shown
+from fssa_jax.people.ask import ask, questions, read_pairs, shown
 from fssa_jax.people.choices import read_choices
 from fssa_jax.people.person import PersonPolicy
 from fssa_jax.people.side_by_side import write_for
@@ -44,46 +42,40 @@ def main() -> None:
     """Takes a person's choices and answers questions before and after them."""
     if not _STEERING.value:
         raise UserError("--steering is needed; see --help")
-    if _CHOICES.value and (_PAIRS.value or _SAVE.value):
-        raise UserError("--choices: takes the place of asking; leave out --pairs and --save")
+    if unused := next((n for n in ("pairs", "save", "n") if _CHOICES.value and flags.FLAGS[n].present), None):
+        raise UserError(f"--{unused}: has no effect with --choices, which takes the place of asking")
     for prompt in _PROMPT.value:
         program.check_text("prompt", prompt)
     sampling, pairs = program.sampling_given(), [] if _CHOICES.value else _pairs()
     policy = load(_STEERING.value, _BASE.value)
     if not isinstance(policy, PersonPolicy):
         raise UserError(f"{_STEERING.value}: a reward model writes nothing; give steering weights or a policy")
+    if policy.limit is not None and policy.limit < _N.value and not _CHOICES.value:
+        raise UserError(f"--n: the policy reads at most {policy.limit} choices")
+    if _SAVE.value:
+        write_text(Path(_SAVE.value), "")  # before anybody is asked for nothing
     choices: Any = read_choices(_CHOICES.value, policy.levels) if _CHOICES.value else ask(pairs, _N.value)
     if _SAVE.value:
         write_text(Path(_SAVE.value), "".join(json.dumps({"user_id": "you"} | row) + "\n" for row in choices))
     print(f"\n{len(choices)} choices. Nothing is trained: an adapter is emitted from them.", flush=True)
-    for seed, prompt in enumerate(_PROMPT.value or _questions(), start=_SEED.value):
-        [written] = write_for(policy, [prompt], {"you": choices}, counted=True, sampling=sampling, seed=seed)
-        print("\n" + prompt, *(shown(f"{one.name}:", one.text) for one in written), sep="\n", flush=True)
+    for seed, prompt in enumerate(_PROMPT.value or questions(), start=_SEED.value):
+        try:
+            [written] = write_for(policy, [prompt], {"you": choices}, counted=True, sampling=sampling, seed=seed)
+        except UserError as error:
+            if _PROMPT.value:
+                raise
+            print(error)  # of a question that was typed: the next one may fit
+            continue
+        print("\n" + printable(prompt), *(shown(f"{one.name}:", one.text) for one in written), sep="\n", flush=True)
 
 
 def _pairs() -> list[Any]:
-    if not _PAIRS.value:
-        if not is_steering(Path(_STEERING.value)):
-            raise UserError("--pairs or --choices is needed with a work directory; see --help")
-        return pairs_of(Path(_STEERING.value))
-    out = []
-    for record in read_records(_PAIRS.value):
-        if isinstance(record, BadRecord):
-            raise UserError(f"{record.place}: {record.reason}")
-        out.append(record.values)
-    return out
-
-
-def _questions() -> Any:
-    """Questions that the person types, until an empty one."""
-    while True:
-        try:
-            question = input("\nAsk something (empty to end): ").strip() if sys.stdin else ""
-        except EOFError:
-            return
-        if not question:
-            return
-        yield question
+    where = Path(_STEERING.value)
+    if not where.is_dir():
+        raise UserError(f"{where}: no such directory; give steering weights or the work directory of a policy")
+    if not _PAIRS.value and not is_steering(where):
+        raise UserError("--pairs or --choices is needed with a work directory; see --help")
+    return read_pairs(_PAIRS.value) if _PAIRS.value else pairs_of(where)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@
 gguf: the directory has config.json, tokenizer and safetensors. Quantised weights are written as float32, or as --dtype
 says. Programs also read GGUF files themselves, as --config.policy.base=model.gguf.
 
-steering: the work directory of a policy. What is written has the encoder, the hypernetwork and the featuriser of texts,
-and some pairs of responses to ask about. It has no people and no language model. launch.chat and launch.steer take it
-like a work directory.
+steering: the work directory of a policy. What is written has the encoder, the hypernetwork, the featuriser of texts
+with its words, and --pairs of responses to ask about, which validation people judged. It has no people and no language
+model. launch.chat and launch.steer take it like a work directory.
 """
 
 from pathlib import Path
@@ -27,6 +27,7 @@ _GGUF = flags.DEFINE_string("gguf", "", "file to read, or smollm2 for the instal
 _STEERING = flags.DEFINE_string("steering", "", "work directory of a policy")
 _NOTES = flags.DEFINE_string("notes", "", "paragraph for the card of the steering weights")
 _EXAMPLES = flags.DEFINE_list("examples", [], "files to put next to the steering weights, such as choices to try")
+_PAIRS = flags.DEFINE_integer("pairs", 24, "pairs of responses to keep with the steering weights, to ask about", 0)
 _OUT = flags.DEFINE_string("out", "", "directory to write")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16", "float16"], "type of the weights")
 
@@ -35,9 +36,12 @@ def main() -> None:
     """Reads --gguf or --steering and writes --out."""
     if bool(_GGUF.value) == bool(_STEERING.value) or not _OUT.value:
         raise UserError("--out and one of --gguf and --steering, not both, are needed; see --help")
+    unused = ("dtype",) if _STEERING.value else ("notes", "examples", "pairs")
+    if name := next((name for name in unused if flags.FLAGS[name].present), None):
+        raise UserError(f"--{name}: has no effect with {'--steering' if _STEERING.value else '--gguf'}; leave it out")
     if _STEERING.value:
         work, examples = Workdir.open(Path(_STEERING.value)), [Path(name) for name in _EXAMPLES.value]
-        size = save_steering(work, Path(_OUT.value), notes=_NOTES.value, examples=examples)
+        size = save_steering(work, Path(_OUT.value), _PAIRS.value, notes=_NOTES.value, examples=examples)
         print(f"Written to {_OUT.value}: {size / 1e6:.1f} MB, for --steering of launch.chat.")
         return
     base = load_base(_GGUF.value, _DTYPE.value)

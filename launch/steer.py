@@ -21,7 +21,7 @@ from fssa_jax.people.person import PersonPolicy
 from fssa_jax.people.rank import format_rankings, rank
 from fssa_jax.people.side_by_side import check_shares, format_written, write_for
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "work directory that launch.train wrote")
+_WORKDIR = flags.DEFINE_string("workdir", None, "work directory that launch.train wrote, or steering weights")
 _CHOICES = flags.DEFINE_string("choices", None, "file of the person's choices")
 _RESPONSES = flags.DEFINE_string("responses", None, "file of the responses to rank")
 _BASE = flags.DEFINE_string("base", "", "current directory of a policy's language model, if it has moved")

@@ -149,7 +149,7 @@ class SteeredModel(_LanguageModel):
     """The adapter that steers the model."""
     cache_states: Literal["auto", "no", "yes"] = "auto"
     """Keep the states below the adapted layers, which no adapter changes, of all texts in memory, computed once. `auto`
-    does if they take at most a quarter of it."""
+    does if two copies take at most a quarter of it."""
 
 
 @dataclasses.dataclass

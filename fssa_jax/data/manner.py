@@ -105,7 +105,7 @@ class MannerFeaturiser:
 
     def extended(self, features: np.ndarray, texts: Sequence[Text]) -> np.ndarray:
         """The features of texts (n, d) with the columns of their manner."""
-        found = np.array([marks(response) for _, response in texts]).reshape(len(texts), -1)
+        found = np.array([marks(response) for _, response in texts]).reshape(len(texts), 2 * len(_COUNTED) + 3)
         deviations = (found[:, self._columns] - self._mean) / self._spread
         near = np.clip(deviations, -_MOST_DEVIATIONS, _MOST_DEVIATIONS)
         return np.column_stack([features, self._weight * near]).astype(np.float32)

@@ -94,7 +94,7 @@ def written_for(
     writer = Writer(task.base, Sampling(generation.temperature, top_p=generation.top_p), generation.max_new, cut=True)
     plain = Writer(task.base, Sampling(1.0), generation.max_new, cut=True)
     judge = _reward_model(task, main, main.predictor.latents(episodes, k_most)) if reads else None
-    measured = _measures(task, split, people, weights, generation)
+    measured = _measures(task, split, people, known, weights, generation)
     written: dict[str, Samples] = {}
     rewards: dict[str, np.ndarray] = {}
 
@@ -172,13 +172,17 @@ def written_for(
 
 
 def _measures(
-    task: PolicyTask, split: Split, people: np.ndarray, weights: np.ndarray | None, settings: Generation
+    task: PolicyTask,
+    split: Split,
+    people: np.ndarray,
+    known: SimulatedPeople | None,
+    weights: np.ndarray | None,
+    settings: Generation,
 ) -> Callable[[Samples, _Asked], dict[str, Any]]:
     """What is measured of responses on any data: attributes, their movement between opposed people, and quality."""
     texts = task.dataset.texts
     judged = np.flatnonzero(seen_in_training(task.dataset))
     long = median_words([texts[i][1] for i in judged])
-    known = people_of(task.config.data)
     if known is not None and weights is not None:
         names: Sequence[str] = known.attributes
         side = np.sign(weights).astype(int)

@@ -89,8 +89,10 @@ def settings_of(data: UltraFeedback, source: str) -> Data:
     """The settings of a built-in benchmark, or of rows."""
     same = {"split_seed": data.split_seed}
     if source in ("styles", "chat"):
-        texts = {"features": data.features, "components": data.components, "text_encoder": data.text_encoder}
-        return Styles(**same, **texts, manner=data.manner) if source == "styles" else Chat(**same, **texts)
+        kind, usual = Styles if source == "styles" else Chat, type(data)()
+        names = ("features", "components", "text_encoder", "manner")
+        given = {name: getattr(data, name) for name in names if getattr(data, name) != getattr(usual, name)}
+        return kind(**same, **given)
     if source in ("synthetic", "synthetic_published"):
         return Synthetic(**same, published=source == "synthetic_published")
     return dataclasses.replace(data, path=source)

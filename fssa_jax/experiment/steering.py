@@ -1,7 +1,7 @@
-"""What steers a language model, as one small directory: without people, texts, checkpoints or the model itself.
+"""What steers a language model, as one small directory: without people, checkpoints or the model itself.
 
 DIR/
-  steering.json         the configuration, the fingerprint of the language model, and where it all comes from
+  steering.json         the configuration, the fingerprint of the language model, and how it was trained
   steering.safetensors  the variables: encoder, hypernetwork and the shared factors of the adapters
   tfidf.json, …         the featuriser of texts
   pairs.jsonl           pairs of responses to ask a new person about
@@ -11,6 +11,8 @@ DIR/
 import copy
 import itertools
 import json
+import logging
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,23 +34,26 @@ from fssa_jax.data.dataset import (
     load_featuriser,
     make_table,
 )
-from fssa_jax.data.features import GivenFeaturiser
+from fssa_jax.data.features import EncoderFeaturiser, GivenFeaturiser
 from fssa_jax.errors import UserError
 from fssa_jax.experiment.workdir import Workdir
-from fssa_jax.files import replaceable, whole_directory, with_checksum
+from fssa_jax.files import check_digests, replaceable, whole_directory, with_checksum, write_digests
 from fssa_jax.lm.base import Base, load_base
+from fssa_jax.lm.hub import is_here
 from fssa_jax.lm.token_table import no_texts
 from fssa_jax.people.person import PersonPolicy
 from fssa_jax.tasks.policy import PolicyTask
+from fssa_jax.tasks.task import MAIN
 from fssa_jax.types import PyTree
+
+_log = logging.getLogger(__name__)
 
 _FORMAT = 1
 _SETTINGS, _WEIGHTS, PAIRS = "steering.json", "steering.safetensors", "pairs.jsonl"
 _FROM = "steering"  # stands for the work directory of the encoder, whose variables are here
 
 _CARD = """---
-base_model: {base}
-library_name: fssa_jax
+{hub}library_name: fssa_jax
 tags: [steering, preferences, fssa_jax]
 ---
 
@@ -105,6 +110,8 @@ def save_steering(work: Workdir, out: Path, pairs: int = 24, notes: str = "", ex
     if hasattr(config.data, "path"):
         config.data.path = _FROM  # type: ignore[union-attr]
     run = work.run
+    for warning in work.unfinished((MAIN,)):
+        _log.warning("%s", warning)
     facts = {
         "format": _FORMAT,
         "config": to_dict(config),
@@ -113,10 +120,10 @@ def save_steering(work: Workdir, out: Path, pairs: int = 24, notes: str = "", ex
         "featuriser": featuriser_kind(dataset.featuriser),
         "features": int(dataset.features.shape[1]),
         "levels": list(dataset.report.get("levels", ())),
-        "command": " ".join(Path(word).name if i == 0 else word for i, word in enumerate(run.get("command", []))),
+        "command": " ".join(map(_without_directories, run.get("command", []))),
         "step": step,
     }
-    tensors = {name: np.ascontiguousarray(leaf) for name, leaf in _flat(variables).items()}
+    tensors = {name: np.array(leaf, order="C") for name, leaf in _flat(variables).items()}  # keeps scalars
     out = replaceable(out, _SETTINGS)
     with whole_directory(out) as target:
         dataset.featuriser.save(target)
@@ -125,10 +132,13 @@ def save_steering(work: Workdir, out: Path, pairs: int = 24, notes: str = "", ex
         lines = [json.dumps(row, ensure_ascii=False) for row in _pairs(dataset, pairs)]
         (target / PAIRS).write_text("".join(line + "\n" for line in lines), "utf-8")
         for file in examples:
+            if (target / file.name).exists() or file.name == "README.md":
+                raise UserError(f"{file}: the steering weights have a file of this name; give it another one")
             shutil.copyfile(file, target / file.name)
         size = sum(file.stat().st_size for file in target.iterdir())
         card = _CARD.format(
-            base=Path(config.policy.base).name,
+            base=_shown(config.policy.base),
+            hub=f"base_model: {config.policy.base}\n" if _is_hub_name(config.policy.base) else "",
             name=out.name,
             size=size / 1e6,
             fingerprint=task.base.fingerprint,
@@ -138,6 +148,7 @@ def save_steering(work: Workdir, out: Path, pairs: int = 24, notes: str = "", ex
             notes=notes,
         )
         (target / "README.md").write_text(card, "utf-8")
+        write_digests(target)
     return size
 
 
@@ -161,16 +172,29 @@ def load_steering(path: Path, base: str = "") -> PersonPolicy:
     if model.fingerprint != facts["base"]:
         raise UserError(f"{path}: steers another language model than {model.directory}; name the one in its README.md")
     try:
+        check_digests(path)
         variables = _nested(load_file(path / _WEIGHTS))
         featuriser = load_featuriser(path, facts["featuriser"], [], np.zeros((0, 0)))
+    except UserError:
+        raise
     except Exception as error:  # damaged files surface as many kinds
         raise UserError(f"{path}: damaged ({error}); get it again") from error
+    of_texts = featuriser_of_texts(featuriser)
+    if isinstance(of_texts, EncoderFeaturiser):
+        of_texts.share(settings.base, model.directory, settings.dtype, model.variables)
     return PersonPolicy(_task(config, model, featuriser, facts), variables)
 
 
 def pairs_of(path: Path) -> list[dict[str, Any]]:
-    """The pairs of responses to ask a new person about, as rows of prompt, response_a and response_b."""
-    return [json.loads(line) for line in (path / PAIRS).read_text(encoding="utf-8").splitlines()]
+    """The pairs of responses to ask a new person about, as rows of prompt, response_a and response_b.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    try:
+        return [json.loads(line) for line in (path / PAIRS).read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path / PAIRS}: missing or damaged ({error}); get {path} again, or give --pairs") from error
 
 
 def _task(config: PolicyConfig, base: Base, featuriser: Any, facts: dict[str, Any]) -> PolicyTask:
@@ -180,6 +204,20 @@ def _task(config: PolicyConfig, base: Base, featuriser: Any, facts: dict[str, An
     report = {"levels": tuple(facts["levels"])} if facts["levels"] else {}
     dataset = Dataset([], features, empty, [], featuriser, report=report)
     return PolicyTask(config, dataset, base, no_texts(), np.zeros(0, np.float32))
+
+
+def _without_directories(word: str) -> str:
+    """A word of a command without the directories of the machine that it ran on."""
+    return re.sub(r"(?<![\w.])/(?:[^/=\s]+/)+", "", word)
+
+
+def _is_hub_name(base: str) -> bool:
+    return base.count("/") == 1 and not Path(base).is_absolute() and not is_here(base)
+
+
+def _shown(base: str) -> str:
+    """A base as a card names it: a hub name or the name of a package whole, of a path its last part."""
+    return base if _is_hub_name(base) else Path(base).name
 
 
 def _pairs(dataset: Dataset, number: int) -> list[dict[str, Any]]:

@@ -36,7 +36,8 @@ class Texts:
     Attributes:
       tokens: (texts, length).
       starts, ends: (texts,) of each response.
-      states: (texts, length, width) after the first `layers` layers, which no adapter changes; None to run them.
+      states: (texts, length, width) after the first `layers` layers, which no adapter changes; None to run them. Texts
+        that were narrowed to fewer tokens keep theirs; no copy is made.
       layers: number of layers that `states` spare.
     """
 
@@ -48,8 +49,7 @@ class Texts:
 
     def narrowed(self, width: int) -> "Texts":
         """The first `width` tokens of every text."""
-        states = None if self.states is None else self.states[:, :width]
-        return dataclasses.replace(self, tokens=self.tokens[:, :width], states=states)
+        return dataclasses.replace(self, tokens=self.tokens[:, :width])
 
 
 def device_texts(table: TokenTable) -> Texts:
@@ -101,7 +101,9 @@ def _outputs(
     decoder: Decoder, variables: PyTree, texts: Texts, ids: Array, adapters: AdapterTree | None
 ) -> tuple[Array, Array, dict[str, Any]]:
     """The normed states of the tokens of texts, the output layer, and how logits are computed."""
-    below = {} if texts.states is None else {"start": texts.layers, "states": texts.states[ids]}
+    below = (
+        {} if texts.states is None else {"start": texts.layers, "states": texts.states[ids, : texts.tokens.shape[1]]}
+    )
     hidden: Any = decoder.apply(variables, texts.tokens[ids], adapters, **below, method="hidden")
     kernel: Any = decoder.apply(variables, method="output_kernel")
     budget = _CHUNK_LOGITS.get(jax.default_backend(), _MANY_LOGITS)
@@ -132,7 +134,7 @@ def table_log_probs(base: Base, table: TokenTable, variables: PyTree = None) -> 
     """
     variables = base.variables if variables is None else variables
     out = np.zeros(len(table.lengths), np.float32)
-    with doing("log-probabilities of the base", int((table.lengths > 0).sum()), "texts") as work:
+    with doing("log-probabilities of texts", int((table.lengths > 0).sum()), "texts") as work:
         for rows, part in _batches(table):
             values = log_probs_of(base.decoder, variables, part, jnp.arange(len(part.starts)))
             out[rows] = np.asarray(values)[: len(rows)]

@@ -282,6 +282,8 @@ class Decoder(nn.Module):
             check_adapters(adapters, place_sizes(c, PLACES), c.layers)
             if c.layers - adapter_layers(adapters) < start:
                 raise ValueError(f"adapters of the last {adapter_layers(adapters)} layers: {start} layers are not run")
+        if (start > 0) != (states is not None) or (start and cache is not None) or start > (until or c.layers):
+            raise ValueError(f"start={start} needs the states after these layers, no cache, and layers left to run")
         if states is None:
             x = self.embedding[tokens].astype(self.dtype)
             if c.embedding_scale != 1.0:

@@ -106,9 +106,9 @@ def _draw(logits: Float[Array, " vocabulary"], key: Key[Array, ""]) -> Int[Array
     u = jax.random.uniform(key, (2,))
 
     def inverse(p: Array, u: Array) -> Array:
-        total = jnp.cumsum(p)
-        first = (total <= u * total[-1]).sum()
-        return jnp.minimum(first, jnp.max(jnp.where(p > 0, jnp.arange(len(p)), 0)))  # rounding draws nothing impossible
+        total, possible = jnp.cumsum(p), p > 0  # sums that round up draw nothing impossible
+        reached = possible & (total > u * total[-1])
+        return jnp.where(reached.any(), jnp.argmax(reached), jnp.max(jnp.where(possible, jnp.arange(len(p)), 0)))
 
     block = inverse(blocks.sum(-1), u[0])
     return block * size + inverse(blocks[block], u[1])

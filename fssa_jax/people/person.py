@@ -28,7 +28,7 @@ from fssa_jax.ops.adapters import PLACES, AdapterTree, adapter_rows, check_adapt
 from fssa_jax.ops.padding import bucket
 from fssa_jax.ops.sampling import Sampling
 from fssa_jax.people.choices import Choice, as_choices, as_prompt, as_texts, texts_of_choices
-from fssa_jax.tasks.policy import PolicyTables, PolicyTask, reads_new_texts
+from fssa_jax.tasks.policy import PolicyTables, PolicyTask, adapted_layers, reads_new_texts
 from fssa_jax.tasks.policy_scorer import PolicyScorer
 from fssa_jax.tasks.predictor import Infer, make_inference
 from fssa_jax.tasks.reward import RewardTask
@@ -307,7 +307,8 @@ class PersonPolicy(PersonModel):
         if adapters is not None:
             config = base.decoder.config
             try:
-                check_adapters(adapters, place_sizes(config, PLACES), config.layers)
+                own = adapted_layers(self.task.config.policy.adapter, config)
+                check_adapters(adapters, place_sizes(config, PLACES), own)
             except ValueError as error:
                 raise UserError(f"{base.directory}: {error}") from error
             rows = adapter_rows(adapters)

@@ -87,7 +87,7 @@ def generation_table(report: dict[str, Any]) -> list[list[str]]:
     for name, of_n in generation.get("best_of", {}).items():
         rows += [(f"{name}, best of {n}" if n != "1" else f"{name}, one sample", of_n[n]) for n in of_n if n.isdigit()]
     columns = {name: how for name, how in _COLUMNS.items() if any(out.get(name) is not None for _, out in rows)}
-    if "movement" in columns:  # of known attributes: the same mean, here with its interval
+    if "movement" in columns:  # the attributes are known: this is the same mean, with its interval
         columns.pop("attribute_movement", None)
         rows = [
             (label, out | {"movement": out.get("attribute_movement") or out.get("movement")}) for label, out in rows

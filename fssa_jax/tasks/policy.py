@@ -71,7 +71,7 @@ TEACHER = "encoder"
 
 _log = logging.getLogger(__name__)
 
-_STATES_SHARE = 0.25  # of the memory, for cached states
+_STATES_SHARE = 0.25  # of the memory, for cached states, of which there are two copies while they are made
 _KINDS = {Dpo: "sigmoid", RobustDpo: "robust", Ipo: "ipo", Hinge: "hinge"}
 
 
@@ -218,7 +218,7 @@ class PolicyTask:
         """Number of layers that are run once per text, because no adapter changes them; 0 to run all each time."""
         decoder, choice = self.base.decoder, self.config.policy.cache_states
         below = decoder.config.layers - adapted_layers(self.config.policy.adapter, decoder.config)
-        size = self.tokens.tokens.size * decoder.config.width * jnp.dtype(decoder.dtype).itemsize
+        size = 2 * self.tokens.tokens.size * decoder.config.width * jnp.dtype(decoder.dtype).itemsize
         keep = choice == "yes" or (choice == "auto" and size <= device_memory() * _STATES_SHARE)
         return below if keep else 0
 

@@ -15,6 +15,8 @@ from fssa_jax.lm.base import Base
 from fssa_jax.lm.scoring import table_log_probs
 from fssa_jax.lm.token_table import TokenTable
 
+_SCORING = 1  # counts changes of what is computed, so that no older value is used
+
 
 def stored_reference(base: Base, tokens: TokenTable, path: Path) -> np.ndarray:
     """(texts,) log π_ref(response | prompt) in nats, stored in a file with fingerprints of the model and the texts.
@@ -39,6 +41,7 @@ def stored_reference(base: Base, tokens: TokenTable, path: Path) -> np.ndarray:
         return values
     shared = _shared(base, stamp)
     values = _read_shared(shared, stamp, len(tokens.lengths))
+    known = values is not None
     if values is None:
         values = table_log_probs(base, tokens)
     if not np.isfinite(values).all():
@@ -48,7 +51,7 @@ def stored_reference(base: Base, tokens: TokenTable, path: Path) -> np.ndarray:
         stream.seek(0)
         content = stream.read()
     write_bytes(path, content)
-    if not shared.exists():
+    if not known:
         with contextlib.suppress(UserError, OSError):  # a cache that cannot be written is no reason to stop
             write_bytes(shared, content)
     return values
@@ -56,7 +59,13 @@ def stored_reference(base: Base, tokens: TokenTable, path: Path) -> np.ndarray:
 
 def _shared(base: Base, stamp: dict[str, str]) -> Path:
     """The file of the cache; what is computed in another type or on other devices is not the same to the last bit."""
-    where = {"format": "1", "dtype": str(base.decoder.dtype), "platform": jax.default_backend(), "jax": jax.__version__}
+    where = {
+        "scoring": _SCORING,
+        "dtype": str(base.decoder.dtype),
+        "attention": base.decoder.implementation,
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+    }
     key = hashlib.sha256(json.dumps(stamp | where, sort_keys=True).encode()).hexdigest()[:32]
     return cache_directory("reference") / f"{key}.npz"
 

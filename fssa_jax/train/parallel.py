@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -68,6 +69,11 @@ def on_all(tree: PyTree, devices: Sequence[Any]) -> PyTree:
 
 
 def device_memory() -> int:
-    """Bytes of memory of a device; for a CPU, of the machine."""
+    """Bytes of memory of a device; of simulated ones, its share of the machine's, or of the container's."""
     stats = jax.local_devices()[0].memory_stats() or {}
-    return stats.get("bytes_limit", 0) or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if stats.get("bytes_limit", 0):
+        return stats["bytes_limit"]
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else ""
+    return min(machine, int(text) if text.isdigit() else machine) // jax.local_device_count()

@@ -3,16 +3,21 @@
 import json
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import fssa_jax
+from fssa_jax.config import BayesEncoder, DiscretePrior, NpBtl
 from fssa_jax.experiment.steering import is_steering, load_steering, pairs_of, save_steering
+from fssa_jax.experiment.train import train
 from fssa_jax.experiment.workdir import Workdir
-from fssa_jax.people.ask import ask
+from fssa_jax.people.ask import ask, questions
+from tests import tiny, tiny_policy
 from tests.mistakes import complaint
 from tests.programs import assert_one_clear_line, run
+from tests.trees import assert_same
 
 CHOICES = [("question 0", "word3 word4 word5 word6 word7", "word1 word2"), ("question 1", "word2 word3 word9", "word8")]
 
@@ -26,7 +31,8 @@ def made(steered):
 def weights(made, tmp_path_factory):
     out = tmp_path_factory.mktemp("steering") / "tiny"
     size = save_steering(made, out, pairs=5, notes="Seen by nobody.")
-    assert size == sum(file.stat().st_size for file in out.iterdir() if file.name != "README.md")
+    own = [file for file in out.iterdir() if file.name not in ("README.md", "digests.json")]
+    assert size == sum(file.stat().st_size for file in own)
     return out
 
 
@@ -47,16 +53,25 @@ def test_pairs_are_of_many_prompts_and_name_nobody(weights, made):
     pairs = pairs_of(weights)
     assert 0 < len(pairs) <= 5
     assert all(set(pair) == {"prompt", "response_a", "response_b"} for pair in pairs)
-    assert len({pair["prompt"] for pair in pairs}) == min(len(pairs), len({p["prompt"] for p in pairs}))
+    save_steering(made, weights.parent / "all", pairs=1000)
+    prompts = {pair["prompt"] for pair in pairs_of(weights.parent / "all")}
+    assert len({pair["prompt"] for pair in pairs}) == min(len(pairs), len(prompts))
     everything = "".join(file.read_text(errors="ignore") for file in weights.iterdir())
-    assert not any(
-        user in everything for split in made.dataset.splits.values() for user in split.users if len(user) > 6
-    )
+    people = [user for split in made.dataset.splits.values() for user in split.users]
+    assert people
+    assert not any(f'"{user}"' in everything for user in people)
+    assert str(weights.parent) not in everything
 
 
 def test_the_card_says_what_it_is(weights):
     card = (weights / "README.md").read_text()
-    for word in ("base_model: model", "Seen by nobody.", "step ", "launch.chat --steering=tiny", "fingerprint"):
+    for word in (
+        "# Steering weights for model",
+        "Seen by nobody.",
+        "step ",
+        "launch.chat --steering=tiny",
+        "fingerprint",
+    ):
         assert word in card
 
 
@@ -69,8 +84,7 @@ def test_what_is_damaged_or_of_another_model_is_named(weights, made, steered, fi
         copy = tmp_path / name
         shutil.copytree(weights, copy)
         file = copy / name
-        if not file.exists():
-            continue
+        assert file.exists()
         if name.endswith("json"):
             file.write_text(change(file.read_text()))
         else:
@@ -87,6 +101,23 @@ def test_what_is_damaged_or_of_another_model_is_named(weights, made, steered, fi
     (tmp_path / "mine" / "precious.txt").write_text("mine")
     assert "holds other files" in complaint(save_steering, made, tmp_path / "mine")
     assert not is_steering(steered)
+
+
+@pytest.mark.parametrize("lapses", [False, True])
+def test_every_parameter_comes_back_as_it_was(finished, tiny_base, tmp_path, lapses):
+    """Scalars too: those of a `BayesEncoder` have no axes."""
+    reward = tiny.config(finished[0] / "rows.jsonl")
+    encoder = BayesEncoder(prior=DiscretePrior(kinds=5), lapses=lapses)
+    reward.model = NpBtl(encoder=encoder, response="linear", width=8)
+    train(reward, tmp_path / "reward")
+    config = tiny_policy.config(finished[0] / "rows.jsonl", tiny_base, tmp_path / "reward")
+    config.train.specialist_steps = config.train.population_steps = 0
+    train(config, tmp_path / "policy")
+    work = Workdir.open(tmp_path / "policy")
+    save_steering(work, tmp_path / "weights")
+    one, other = work.person(), load_steering(tmp_path / "weights")
+    assert_same(jax.tree.map(np.asarray, one._variables), jax.tree.map(np.asarray, other._variables))
+    np.testing.assert_allclose(one.infer(CHOICES).mean, other.infer(CHOICES).mean, atol=1e-6)
 
 
 def answers(*given):
@@ -125,6 +156,19 @@ def test_a_person_chooses_skips_and_stops(given, number, choices):
 
 def test_a_pair_that_is_none_is_named():
     assert complaint(ask, [*PAIRS, {"prompt": "x", "response_a": "y"}], 3).startswith("pair 4: column 'response_b'")
+    for pair, words in (
+        ("x", "not a row"),
+        ({"prompt": "x", "response_a": "y", "response_b": "y"}, "two different texts"),
+        ({"prompt": "x", "response_a": "y", "response_b": 3}, "two different texts"),
+        ({"prompt": 3, "response_a": "y", "response_b": "z"}, "the prompt must be a text"),
+    ):
+        assert words in complaint(ask, [pair], 3)
+    assert "no pairs" in complaint(ask, [], 3)
+
+
+def test_questions_end_with_an_empty_one_or_with_nobody():
+    assert list(questions(answers("how?", " why? ", "", "never"))) == ["how?", "why?"]
+    assert list(questions(answers("how?"))) == ["how?"]
 
 
 def test_the_program_asks_nobody_and_writes_before_and_after(weights, tmp_path):
@@ -139,6 +183,8 @@ def test_the_program_asks_nobody_and_writes_before_and_after(weights, tmp_path):
     for arguments, words in (
         ((f"--steering={weights}", f"--choices={choices}", "--save=x.jsonl"), "--choices"),
         ((f"--steering={tmp_path / 'absent'}", f"--choices={choices}"), "absent"),
+        ((f"--steering={tmp_path / 'absent'}",), "no such directory"),
+        ((f"--steering={weights}", "--n=99"), "at most"),
         ((), "--steering"),
     ):
         assert_one_clear_line(run("chat", *arguments), words)

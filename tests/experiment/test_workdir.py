@@ -100,6 +100,7 @@ def test_the_reference_is_shared_by_work_directories_and_a_damaged_copy_is_made_
     [shared] = (tmp_path / "cache").rglob("*.npz")
     shared.write_bytes(shared.read_bytes()[:50])
     np.testing.assert_array_equal(stored_reference(*given, tmp_path / "three" / "reference.npz"), values)
+    assert shared.stat().st_size > 50
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")  # nothing can be kept there
     np.testing.assert_array_equal(stored_reference(*given, tmp_path / "four" / "reference.npz"), values)
 

@@ -46,6 +46,12 @@ def test_what_is_impossible_is_never_drawn():
 compiled = jax.jit(restrict, static_argnums=(1, 2))
 
 
+def test_sums_that_round_up_draw_nothing_impossible():
+    """Few tokens among many of probability 0, in every block."""
+    logits = jnp.full(2560, -jnp.inf).at[jnp.arange(3, 2560, 13)].set(jnp.sin(jnp.arange(197.0)))
+    assert (drawn(logits, Sampling(1.0)) % 13 == 3).all()
+
+
 def by_sorting(logits, top_p):
     """The nucleus as it is defined: the most likely tokens until their probabilities sum to p."""
     p = np.exp(logits - logits.max())

@@ -1,6 +1,6 @@
 """`chat`: everyday questions that a real chat model answered in several manners, judged by simulated people.
 
-SmolLM2-135M-Instruct wrote up to 16 responses per prompt, as eight instructions asked. The instruction is not kept,
+SmolLM2-135M-Instruct wrote 14 to 17 responses per prompt, as eight instructions asked. The instruction is not kept,
 so a response differs from the others by its manner and by what the model happened to say. Six attributes are read off
 every text by a fixed rule (data/manner.py), and a person has hidden weights on them (3⁶ = 729 possible people); see
 simulated.py. Held-out people judge held-out prompts, two thirds of them about topics that no training prompt is about.
@@ -21,7 +21,7 @@ from fssa_jax.data.manner import has
 
 ATTRIBUTES = ("long", "list", "exclamation", "emoji", "second_person", "contraction")
 MANY_WORDS = 28
-"""A longer text has the attribute "long"; about the median."""
+"""A longer text has the attribute "long", as half of them do."""
 
 _FILE = Path(__file__).with_name("chat.jsonl.gz")
 
