@@ -4,6 +4,7 @@
   python -m benchmarks.policies --what=ablation [--entry="beta 1" --entry="no SFT term"]
   python -m benchmarks.policies --what=limit --room=DIR --kinds=lora --seeds=0,1,2
   python -m benchmarks.policies --what=polis --data=polis.jsonl.gz --split=test --seeds=0
+  python -m benchmarks.policies --what=chat --seeds=0,1,2 [--variant=np_dpo] [--room=DIR]
 
 steering: base model, reward model and policy from the shipped configurations, each seed with users, targets and
 contexts of its own; S(k) next to the Bayes S(k) of the same people, the shuffled control, the population's policy, and,
@@ -13,7 +14,12 @@ seed, one setting changed at a time. polis: real people; a small base made of th
 on it, accuracies and gains over the population's policy in points with 95 % intervals over people, next to those of the
 reward model on the same people.
 
-What is shipped was chosen on seeds 0, 1 and 2.
+chat: a real chat model (configs/chat.py). S(k) of the reward model and of the policy next to the Bayes S(k) of the same
+people and to the shuffled control. How far what is written moves between people of opposite weights, with a 95 %
+interval over people and prompts, next to the base, to the policy of everybody and to the best of n plain samples. The
+quality of what is written, next to the base's own.
+
+What is shipped for `styles` was chosen on seeds 0, 1 and 2.
 """
 
 import copy
@@ -28,6 +34,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from benchmarks import chat_steering
 from configs import rows
 from configs.styles import get_config
 from fssa_jax import program
@@ -38,7 +45,7 @@ from fssa_jax.experiment.evaluate import evaluate_workdir
 from fssa_jax.experiment.train import train
 from fssa_jax.experiment.workdir import Workdir
 
-_WHAT = flags.DEFINE_enum("what", "steering", ["steering", "limit", "ablation", "polis"], "what to measure")
+_WHAT = flags.DEFINE_enum("what", "steering", ["steering", "limit", "ablation", "polis", "chat"], "what to measure")
 _KINDS = flags.DEFINE_list("kinds", ["film", "lora_core", "lora"], "adapter kinds")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "one base, reward model and policy each")
 _SPECIALISTS = flags.DEFINE_bool("specialists", False, "train and score the specialists too")
@@ -51,6 +58,7 @@ _UNREAD = flags.DEFINE_enum(
 _ENTRIES = flags.DEFINE_multi_string("entry", [], "name of what --what=ablation changes; default: all of them")
 _DATA = flags.DEFINE_string("data", None, "rows of the Polis data, for --what=polis")
 _SPLIT = flags.DEFINE_enum("split", "val", ["val", "test"], "whom --what=polis scores")
+_VARIANT = flags.DEFINE_enum("variant", "np_dpo_small", ["np_dpo_small", "np_dpo"], "the policy of --what=chat")
 _ROOM = flags.DEFINE_string("room", "", "directory for the work directories; default: a temporary one")
 
 # One thing changed at a time, from lora_core as it is shipped with half as many steps. A "kind" is another adapter, as
@@ -338,8 +346,9 @@ def _refuse_unused() -> None:
         "limit": ("kinds", "unread"),
         "ablation": ("entry",),
         "polis": ("data", "split"),
+        "chat": ("variant",),
     }
-    for name in ("kinds", "specialists", "unread", "entry", "data", "split"):
+    for name in ("kinds", "specialists", "unread", "entry", "data", "split", "variant"):
         if flags.FLAGS[name].present and name not in used[_WHAT.value]:
             raise UserError(f"--{name}: --what={_WHAT.value} does not use it; leave it out")
     unknown = [name for name in (_ENTRIES.value if _WHAT.value == "ablation" else ()) if name not in ABLATIONS]
@@ -351,12 +360,23 @@ def _refuse_unused() -> None:
         raise UserError("--data: give the rows of the Polis data (README: where real people come from)")
 
 
+def chat(room: Path) -> dict[str, Any]:
+    """A real chat model, seed by seed."""
+    out: dict[str, Any] = {}
+    for seed in map(int, _SEEDS.value):
+        out[str(seed)] = chat_steering.run(seed, room, _VARIANT.value)
+        print(json.dumps(out[str(seed)], ensure_ascii=False), flush=True)
+    return out
+
+
 def main() -> None:
     """Prints one JSON object."""
     _refuse_unused()
     with tempfile.TemporaryDirectory() as scratch:
         room = Path(_ROOM.value or scratch)
-        out = {"steering": steering, "limit": limit, "ablation": ablation, "polis": polis}[_WHAT.value](room)
+        out = {"steering": steering, "limit": limit, "ablation": ablation, "polis": polis, "chat": chat}[_WHAT.value](
+            room
+        )
         print(json.dumps({"devices": [d.device_kind for d in jax.devices()], **out}, indent=1))
 
 

@@ -133,8 +133,6 @@ def test_the_figures_of_chat_are_those_of_the_report():
     }
     assert out["written"]["base, best of 8"] == {"movement": 25.0}
     assert out["responses"] == 8
-    with flagsaver.as_parsed(seeds="1,x"):
-        assert complaint(chat_steering.main).startswith("--seeds: give numbers")
 
 
 def test_the_texts_of_chat_are_asked_in_every_manner_and_the_bad_ones_left_out():
@@ -159,6 +157,8 @@ def test_flags_that_a_measurement_does_not_read_are_refused():
         assert "--specialists: --what=ablation does not use it" in complaint(policies.main)
     with flagsaver.as_parsed(what="ablation", entry=["beta 2"]):
         assert "--entry: no entry 'beta 2'; there are: lora_core; " in complaint(policies.main)
+    with flagsaver.as_parsed(what="chat", kinds="film"):
+        assert "--kinds: --what=chat does not use it" in complaint(policies.main)
     with flagsaver.as_parsed(what="limit", room=""):
         assert "--room: name the directory" in complaint(policies.main)
     with flagsaver.as_parsed(what="polis", data=""):

@@ -81,7 +81,7 @@ def variants(kind: type) -> Iterator[Any]:
                 yield dataclasses.replace(kind(), **{field.name: value})
 
 
-@pytest.mark.parametrize(("kind", "number"), [(RewardConfig, 8), (PolicyConfig, 18), (SftConfig, 4)])
+@pytest.mark.parametrize(("kind", "number"), [(RewardConfig, 9), (PolicyConfig, 19), (SftConfig, 5)])
 def test_every_kind_of_every_group_survives_its_file(tmp_path, kind, number):
     path = tmp_path / "config.json"
     made = list(variants(kind))

@@ -90,7 +90,7 @@ def test_a_flag_sets_one_field_and_nothing_else(configured, file, key, said, val
         ("styles.py:btl", "model.encoder.heads=4", ("'encoder' of Btl", "width, population, learn_texts")),
         ("styles.py:np_btl", "data.labels=('honesty',)", ("'labels' of Styles", "text_encoder")),
         ("styles.py:np_btl", "policy.base=base", ("'policy' of RewardConfig",)),
-        ("styles.py:np_dpo_film", "policy.adapter.core=full", ("'core' of Film", "places, hidden, shared")),
+        ("styles.py:np_dpo_film", "policy.adapter.core=full", ("'core' of Film", "places, layers, hidden, shared")),
         ("styles.py:np_dpo_film", "policy.adapter.rank=8", ("'rank' of Film",)),
         ("styles.py:np_dpo_film", "encoder.kl_weight=1", ("'kl_weight' of FrozenEncoder", "init_from, distil")),
         ("styles.py:dpo", "encoder.init_from=runs", ("'init_from' of NoEncoder",)),
