@@ -44,7 +44,7 @@ from fssa_jax.lm.token_table import no_texts
 from fssa_jax.people.person import PersonPolicy
 from fssa_jax.tasks.policy import PolicyTask
 from fssa_jax.tasks.task import MAIN
-from fssa_jax.types import PyTree
+from fssa_jax.train.checkpoint import flatten, nest
 
 _log = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ def save_steering(work: Workdir, out: Path, pairs: int = 24, notes: str = "", ex
         "command": " ".join(map(_without_directories, run.get("command", []))),
         "step": step,
     }
-    tensors = {name: np.array(leaf, order="C") for name, leaf in _flat(variables).items()}  # keeps scalars
+    tensors = {name: np.array(leaf, order="C") for name, leaf in flatten(variables).items()}  # keeps scalars
     out = replaceable(out, _SETTINGS)
     with whole_directory(out) as target:
         dataset.featuriser.save(target)
@@ -173,7 +173,7 @@ def load_steering(path: Path, base: str = "") -> PersonPolicy:
         raise UserError(f"{path}: steers another language model than {model.directory}; name the one in its README.md")
     try:
         check_digests(path)
-        variables = _nested(load_file(path / _WEIGHTS))
+        variables = nest(load_file(path / _WEIGHTS))
         featuriser = load_featuriser(path, facts["featuriser"], [], np.zeros((0, 0)))
     except UserError:
         raise
@@ -232,26 +232,3 @@ def _pairs(dataset: Dataset, number: int) -> list[dict[str, Any]]:
                 of_prompt.append(pair)
     turns = itertools.zip_longest(*found.values())  # the first pair of every prompt, then the second, and so on
     return [pair for turn in turns for pair in turn if pair is not None][:number]
-
-
-def _flat(tree: PyTree, before: str = "") -> dict[str, Any]:
-    """Leaves by their path."""
-    if not isinstance(tree, dict):
-        return {before: tree}
-    return {
-        name: leaf
-        for key, part in tree.items()
-        for name, leaf in _flat(part, f"{before}/{key}" if before else key).items()
-    }
-
-
-def _nested(leaves: dict[str, Any]) -> PyTree:
-    """The tree of leaves by their path."""
-    out: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        *path, last = name.split("/")
-        at = out
-        for key in path:
-            at = at.setdefault(key, {})
-        at[last] = leaf
-    return out

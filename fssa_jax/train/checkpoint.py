@@ -70,7 +70,7 @@ class Checkpoints:
         """
         if not self.directory.is_dir():
             raise UserError(f"{self.directory}: was removed while it was in use; step {step} is not saved")
-        flat = {name: _flatten(tree) for name, tree in parts.items()}
+        flat = {name: flatten(tree) for name, tree in parts.items()}
         arrays = {name: {path: digest_array(x) for path, x in part.items()} for name, part in flat.items()}
         try:
             with whole_directory(self._path(step)) as target:
@@ -149,7 +149,7 @@ class Checkpoints:
         return found
 
     def _load_parts(self, step: int, like: Parts) -> Parts:
-        flat = {name: _flatten(tree) for name, tree in like.items()}
+        flat = {name: flatten(tree) for name, tree in like.items()}
         digests = self._check_files(step, flat)
         for name, part in flat.items():
             self._check_structure(step, part, digests[name])
@@ -160,10 +160,10 @@ class Checkpoints:
     def _load_variables(self, step: int, like: PyTree) -> PyTree:
         digests = self._check_files(step, ["variables"])
         if like is not None:
-            self._check_structure(step, _flatten(like), digests["variables"])
+            self._check_structure(step, flatten(like), digests["variables"])
         on_host = {"variables": dict.fromkeys(digests["variables"], np.ndarray)}
         flat = self._load_arrays(step, on_host, digests)["variables"]
-        return _unflatten(flat, like) if like is not None else _nest(flat)
+        return _unflatten(flat, like) if like is not None else nest(flat)
 
     def _check_files(self, step: int, parts: Collection[str]) -> dict[str, dict[str, Digest]]:
         """Checks the files that these parts need, and returns the digests of the arrays.
@@ -221,7 +221,8 @@ def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
-def _flatten(tree: PyTree) -> _Flat:
+def flatten(tree: PyTree) -> _Flat:
+    """Leaves by their path, joined by slashes."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     flat = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
     if len(flat) < len(leaves):
@@ -230,10 +231,11 @@ def _flatten(tree: PyTree) -> _Flat:
 
 
 def _unflatten(flat: _Flat, like: PyTree) -> PyTree:
-    return jax.tree.unflatten(jax.tree.structure(like), [flat[path] for path in _flatten(like)])
+    return jax.tree.unflatten(jax.tree.structure(like), [flat[path] for path in flatten(like)])
 
 
-def _nest(flat: _Flat) -> PyTree:
+def nest(flat: _Flat) -> PyTree:
+    """The nested dictionaries that `flatten` made flat."""
     tree: dict[str, PyTree] = {}
     for path, leaf in flat.items():
         *parents, name = path.split("/")
