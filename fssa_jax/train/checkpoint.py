@@ -16,6 +16,7 @@ from typing import TypedDict, TypeVar
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 from orbax.checkpoint import v1 as ocp
 
 from fssa_jax.errors import UserError
@@ -234,7 +235,7 @@ def _unflatten(flat: _Flat, like: PyTree) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(like), [flat[path] for path in flatten(like)])
 
 
-def nest(flat: _Flat) -> PyTree:
+def nest(flat: Mapping[str, ArrayLike]) -> PyTree:
     """The nested dictionaries that `flatten` made flat."""
     tree: dict[str, PyTree] = {}
     for path, leaf in flat.items():
