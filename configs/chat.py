@@ -62,7 +62,7 @@ def _policy(variant: str) -> PolicyConfig:
     config.policy.base, config.policy.max_length = "smollm2", _LENGTH
     config.policy.adapter = LoraCore(places=_PLACES, rank=8, core="full")
     # Responses to one prompt are compared: a reward is known up to a constant per prompt.
-    config.encoder = FrozenEncoder(distil=1.0, imitate="advantage")
+    config.encoder = FrozenEncoder(distil=1.0, pairs="ranked", imitate="advantage")
     config.objective.beta = 0.25
     config.optim.learning_rate, config.optim.warmup_steps = 1e-3, 20
     config.train.max_context, config.train.specialist_steps = 10, 0
@@ -81,10 +81,11 @@ def _policy(variant: str) -> PolicyConfig:
         config.policy.dtype = "bfloat16"
         return config
     config.policy.adapter.layers = 10
-    config.optim.learning_rate = 2e-3
+    config.optim.learning_rate, config.objective.sft_weight = 5e-3, 4.0
     config.train.users, config.train.targets, config.train.length_buckets = 12, 1, 2
-    config.train.steps, config.train.population_steps, config.train.steps_per_call = 240, 20, 10
-    config.train.validate_every, config.train.checkpoint_every = 120, 60
+    config.train.steps, config.train.population_steps, config.train.steps_per_call = 300, 20, 10
+    # Validated once, at the end: the likelihood of choices is best long before what is written has moved.
+    config.train.validate_every, config.train.checkpoint_every = 300, 100
     config.train.validation_users, config.train.validation_targets = 20, 3
     config.evaluate.users, config.evaluate.targets, config.evaluate.shuffles = 40, 4, 1
     config.evaluate.in_context_users = 4

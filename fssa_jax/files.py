@@ -1,6 +1,7 @@
 """Files are written whole or not at all: under a temporary name, then renamed. What is read back can be verified."""
 
 import contextlib
+import io
 import json
 import os
 import platform
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from fssa_jax.errors import UserError
@@ -38,6 +40,13 @@ def write_bytes(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise UserError(f"{path}: cannot be written ({error.strerror}); nothing was changed") from error
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """`write_bytes` of named arrays, as numpy stores them."""
+    with io.BytesIO() as stream:
+        np.savez(stream, **arrays)  # type: ignore[arg-type]
+        write_bytes(path, stream.getvalue())
 
 
 def write_text(path: Path, content: str) -> None:

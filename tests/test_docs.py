@@ -57,6 +57,7 @@ OTHERS = {"pip", "source", "git"}
         "data.benchmarks.simulated",
         "data.benchmarks.styles",
         "data.manner",
+        "data.ranked",
         "people.ask",
         "people.blend",
         "errors",

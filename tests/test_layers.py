@@ -69,7 +69,7 @@ ROOMS: dict[str, list[list[str]]] = {
         ["quantities", "ratings", "schemas"],
         ["reading"],
         ["dataset"],
-        ["featurise", "folds", "summary", "tokenised"],
+        ["featurise", "folds", "ranked", "summary", "tokenised"],
         ["row_dataset"],
         ["build", "new_people"],
     ],

@@ -219,6 +219,11 @@ def _check_policy(config: PolicyConfig) -> None:
             "config.encoder.imitate: weights the responses of a term whose config.objective.sft_weight is 0; give "
             "config.encoder.imitate=chosen"
         )
+    if isinstance(encoder, FrozenEncoder) and encoder.pairs == "ranked" and encoder.distil < 1:
+        raise UserError(
+            "config.encoder.pairs: nobody chose between ranked pairs, so their labels are the reward model's; give "
+            "config.encoder.distil=1"
+        )
     if isinstance(encoder, WarmEncoder | NewEncoder) and not encoder.model.encoder.gaussian:
         plain = dataclasses.replace(encoder, divergence="vpl", kl_weight=0.0)
         if unused := _given(encoder, plain):

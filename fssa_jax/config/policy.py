@@ -79,6 +79,10 @@ class FrozenEncoder:
     distil: float = number(0.0, least=0, most=1)
     """Share of the loss whose labels are the reward model's probabilities at z instead of the choices. The optimum is
     the same if the reward model is calibrated, with far less noise (cf. arXiv 2405.19316)."""
+    pairs: Literal["chosen", "ranked"] = "chosen"
+    """Pairs to train on: the choices, or for every choice two responses to its prompt that the reward model thinks the
+    person likes best and least among all in the training data; see data/ranked.py. Wants `distil` 1, as nobody chose
+    between them, and several responses per prompt."""
     imitate: Literal["chosen", "advantage", "reward"] = "chosen"
     """Responses of the SFT term: the chosen ones, or both responses of all targets weighted by the reward model; see
     `response_weights` in ops/losses.py."""

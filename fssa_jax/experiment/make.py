@@ -29,8 +29,14 @@ from fssa_jax.data.thresholds import is_threshold
 from fssa_jax.data.tokenised import only_pairs_to_predict, only_with_tokens, tokenise
 from fssa_jax.errors import UserError
 from fssa_jax.experiment.resume import resolve_config, resume, take_over_population
-from fssa_jax.experiment.warm_start import fingerprint_of_teacher, load_people, take_over_settings, with_whole_paths
-from fssa_jax.experiment.workdir import OWN, Workdir, has_checkpoints, open_task, write_settings
+from fssa_jax.experiment.warm_start import (
+    fingerprint_of_teacher,
+    load_people,
+    ranked_table,
+    take_over_settings,
+    with_whole_paths,
+)
+from fssa_jax.experiment.workdir import OWN, RANKED, Workdir, has_checkpoints, open_task, save_ranked, write_settings
 from fssa_jax.files import is_ours
 from fssa_jax.lm.base import Base, load_base, new_base
 from fssa_jax.models.decoder import DecoderConfig
@@ -78,6 +84,8 @@ def make(config: Config, path: Path) -> Workdir:
         for warning in data_warnings(dataset):
             _log.warning("%s", warning)
     datasets.save(dataset, path / "data", tokens)
+    if isinstance(config, PolicyConfig):
+        save_ranked(path / RANKED, ranked_table(config, dataset))
     facts: dict[str, Any] = {
         "seed": config.seed,
         "command": sys.argv,

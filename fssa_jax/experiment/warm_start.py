@@ -5,20 +5,25 @@ import dataclasses
 import hashlib
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from fssa_jax.config import FrozenEncoder, NpBtl, PolicyConfig, RewardTraining, Rows, WarmEncoder
 from fssa_jax.data.build import load_dataset
-from fssa_jax.data.dataset import Dataset, has_lists, width_of_texts
+from fssa_jax.data.dataset import Dataset, has_lists, number_texts, width_of_texts
+from fssa_jax.data.ranked import ranked_pairs
 from fssa_jax.errors import UserError
 from fssa_jax.experiment.workdir import MET, Workdir, is_gone
 from fssa_jax.lm.hub import is_here
+from fssa_jax.ops.choices import join_choices
+from fssa_jax.ops.episodes import take_choices
 from fssa_jax.tasks.reward import RewardTask
 from fssa_jax.tasks.reward_models import check_lists
-from fssa_jax.types import PyTree
+from fssa_jax.types import ChoiceTable, Comparisons, PyTree
 
 _log = logging.getLogger(__name__)
 
@@ -151,6 +156,46 @@ def load_people(config: PolicyConfig, path: Path) -> Dataset:
     dataset.features = dataset.featuriser.transform(dataset.texts)
     dataset.report[MET] = sorted(met | set(work.dataset.splits["val"].users))
     return dataset
+
+
+def ranked_table(config: PolicyConfig, dataset: Dataset) -> ChoiceTable | None:
+    """The training choices with targets that the teacher ranked, at z of all choices of a person; None if not asked.
+
+    Raises:
+      UserError: there is no teacher, or one whose encoder samples z.
+    """
+    encoder = config.encoder
+    if not isinstance(encoder, FrozenEncoder) or encoder.pairs != "ranked":
+        return None
+    work = teacher(config)
+    if work is None or not isinstance(work.task, RewardTask):
+        raise UserError("config.encoder.pairs: ranked needs a trained reward model; give config.encoder.init_from")
+    model, (variables, _) = work.task.model(), cast(Any, work.trained())
+    table, features = dataset.splits["train"].table, jnp.asarray(dataset.features)
+    choices = jax.tree.map(jnp.asarray, table)
+
+    @jax.jit
+    def latents(users: Array) -> Array:
+        def of_user(user: Array) -> Comparisons:
+            every = jnp.arange(choices.chosen.shape[2])
+            return join_choices(*(take_choices(choices, user, p, every, choices.count[user, p]) for p in (0, 1)))
+
+        q: Any = model.apply(variables, jax.vmap(of_user)(users), features, method="infer")
+        return q.mean
+
+    @jax.jit
+    def worth(z: Array, ids: Array) -> Array:
+        out: Any = model.apply(variables, ids, z[None], features, method="rewards")
+        return out[0, ..., 0]
+
+    def rewards(users: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        return np.asarray(worth(latents(jnp.asarray(users)), jnp.asarray(ids)))
+
+    number = number_texts((text[0], "") for text in dataset.texts)
+    # A threshold is no response to any prompt.
+    prompts = np.array([number[text[0], ""] for text in dataset.texts])
+    prompts = np.where(dataset.thresholds, len(number) + np.arange(len(prompts)), prompts)
+    return ranked_pairs(table, prompts, rewards, np.random.default_rng(config.seed))
 
 
 def with_whole_paths(config: Any) -> Any:

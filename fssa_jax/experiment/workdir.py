@@ -7,6 +7,7 @@ DIR/
   calibration.json   shrinkage and temperature by k, fitted to validation people (evaluate/calibrate.py)
   data/              people, texts, features and tokens (data/dataset.py)
   reference.npz      for policies: log-probabilities of all texts under the base
+  ranked.npz         for policies, if `encoder.pairs` is "ranked": the training choices with ranked pairs as targets
   checkpoints/       checkpoints of the main model: latest/ to resume from, best/ by validation
   metrics.jsonl, tensorboard/
   baselines/NAME/    checkpoints and metrics of each baseline
@@ -17,7 +18,8 @@ DIR/
 import dataclasses
 import json
 import logging
-from collections.abc import Collection
+import zlib
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,13 @@ from fssa_jax.config import NoEncoder, NpBtl, PolicyConfig, RewardConfig, SftCon
 from fssa_jax.config.experiment import Config, read
 from fssa_jax.config.fields import read_json, to_json
 from fssa_jax.data import dataset as datasets
-from fssa_jax.data.dataset import Dataset, Split, featuriser_of_texts, load_tokens
+from fssa_jax.data.dataset import Dataset, Split, arrays_of, featuriser_of_texts, load_tokens
 from fssa_jax.data.features import EncoderFeaturiser
 from fssa_jax.data.new_people import with_people
 from fssa_jax.data.tokenised import note_only_read, note_too_long, pairs_to_predict, table_with_tokens, tokenise
 from fssa_jax.errors import UserError
 from fssa_jax.evaluate.calibrate import Fitted, can_be_calibrated
-from fssa_jax.files import LOCK, with_checksum, write_text
+from fssa_jax.files import LOCK, with_checksum, write_npz, write_text
 from fssa_jax.lm.base import Base, load_base
 from fssa_jax.lm.hub import is_here
 from fssa_jax.lm.scoring import table_log_probs
@@ -49,7 +51,7 @@ from fssa_jax.tasks.task import MAIN
 from fssa_jax.train.checkpoint import Checkpoints, best_or_latest_variables
 from fssa_jax.train.loop import ENDED
 from fssa_jax.train.state import learning_rates
-from fssa_jax.types import PyTree
+from fssa_jax.types import ChoiceTable, PyTree
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +62,8 @@ CALIBRATION = "calibration.json"
 FORMAT = 2
 """Of work directories, in run.json: another one means that parameters have another meaning."""
 
+RANKED = "ranked.npz"
+
 _DECAYED = 0.5  # share of the peak learning rate
 
 # Files that an interrupted start may leave before config.json is written.
@@ -69,6 +73,7 @@ OWN = (
     "embedding",
     "start",
     "reference.npz",
+    RANKED,
     "run.json",
     "baselines",
     "checkpoints",
@@ -313,7 +318,42 @@ def open_task(path: Path, config: Config, dataset: Dataset, at: str = "", base: 
         of_texts.share(config.policy.base, base.directory, config.policy.dtype, base.variables)
     if isinstance(config, SftConfig):
         return SftTask(config, dataset, base, tokens)
-    return PolicyTask(config, dataset, base, tokens, stored_reference(base, tokens, path / "reference.npz"))
+    reference = stored_reference(base, tokens, path / "reference.npz")
+    return PolicyTask(config, dataset, base, tokens, reference, _load_ranked(path / RANKED, config))
+
+
+def save_ranked(file: Path, table: ChoiceTable | None) -> None:
+    """Stores the choices with ranked pairs, with a checksum; without any, removes what an earlier start left."""
+    if table is None:
+        file.unlink(missing_ok=True)
+        return
+    arrays = arrays_of(table)
+    write_npz(file, arrays | {"crc": np.array(_checksum(arrays))})
+
+
+def _load_ranked(file: Path, config: PolicyConfig) -> ChoiceTable | None:
+    """What `save_ranked` stored; None if the configuration asks for none.
+
+    Raises:
+      UserError: it is missing or damaged.
+    """
+    if getattr(config.encoder, "pairs", "") != "ranked":
+        return None
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            arrays = dict(stored)
+        if int(arrays.pop("crc")) != _checksum(arrays):
+            raise ValueError("its checksum differs")
+        return ChoiceTable(**arrays)
+    except Exception as error:  # damaged archives surface as many kinds
+        raise UserError(f"{file}: missing or damaged ({error}); train in a new --workdir") from error
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> int:
+    crc = 0
+    for name in sorted(arrays):
+        crc = zlib.crc32(np.ascontiguousarray(arrays[name]).tobytes(), crc)
+    return crc
 
 
 def _load_base(path: Path, config: PolicyConfig | SftConfig, at: str, date: str) -> Base:

@@ -64,7 +64,7 @@ from fssa_jax.tasks.task import MAIN, POPULATION, SPECIALIST
 from fssa_jax.train.parallel import device_memory
 from fssa_jax.train.state import make_optimizer
 from fssa_jax.train.step import Batch, Draw, Loss, Metrics
-from fssa_jax.types import Comparisons, DiagGaussian, Episode, Leaf, PyTree
+from fssa_jax.types import ChoiceTable, Comparisons, DiagGaussian, Episode, Leaf, PyTree
 
 TEACHER = "encoder"
 """Key in the `trained` argument of `PolicyTask.start`: the variables of the reward model for the warm start."""
@@ -84,6 +84,7 @@ class PolicyTables:
       texts: the token table.
       reference: (texts,) log π_ref(response | prompt) in nats.
       choices: a ChoiceTable.
+      ranked: a ChoiceTable with the same contexts and with ranked pairs as targets; None for none.
       features: (texts, d).
       base: variables of the language model.
     """
@@ -91,6 +92,7 @@ class PolicyTables:
     texts: Texts
     reference: Leaf = None
     choices: Leaf = None
+    ranked: Leaf = None
     features: Leaf = None
     base: PyTree = None
 
@@ -104,6 +106,7 @@ class PolicyTask:
     base: Base
     tokens: TokenTable
     reference: np.ndarray  # (texts,) log-probabilities of the base, in nats
+    ranked: ChoiceTable | None = None  # the training choices with ranked pairs as targets
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -180,12 +183,18 @@ class PolicyTask:
         """See `Task`; models that read no context draw none."""
         train = self.config.train
         context = train.max_context if self.reads(name) else 0
-        kind = partial(draw_episode, max_context=context, max_targets=train.targets)
+        # Choices of the baselines are people's own. Ranked pairs were not chosen, so they are never a context.
+        ranked = self.reads(name) and self.ranked is not None
+        kind = partial(draw_episode, max_context=context, max_targets=train.targets, swap_pools=not ranked)
+
+        def episode_of(key: Key[Array, ""], tables: PolicyTables) -> Episode:
+            return kind(key, tables.ranked if ranked else tables.choices)
+
         if not self.dataset.thresholds.any():
-            return draw_people(lambda key, tables: kind(key, tables.choices))
+            return draw_people(episode_of)
 
         def draw(key: Key[Array, ""], tables: PolicyTables) -> Episode:
-            episode = kind(key, tables.choices)
+            episode = episode_of(key, tables)
             # Thumbs and ratings are read, not trained on: a threshold has no tokens.
             targets, written = episode.targets, tables.texts.ends > 0
             mask = targets.mask & written[targets.chosen] & written[targets.rejected]
@@ -195,7 +204,10 @@ class PolicyTask:
 
     def tables(self, split: str) -> PolicyTables:
         """See `Task`."""
-        return self.tables_of(self.dataset.splits[split])
+        tables = self.tables_of(self.dataset.splits[split])
+        if split != "train" or self.ranked is None:
+            return tables
+        return dataclasses.replace(tables, ranked=jax.tree.map(jnp.asarray, self.ranked))
 
     def tables_of(self, split: Split) -> PolicyTables:
         """`tables` of a split that is not part of the data set."""

@@ -3,14 +3,13 @@
 import contextlib
 import hashlib
 import json
-import tempfile
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from fssa_jax.errors import UserError
-from fssa_jax.files import cache_directory, write_bytes
+from fssa_jax.files import cache_directory, write_npz
 from fssa_jax.lm.base import Base
 from fssa_jax.lm.scoring import table_log_probs
 from fssa_jax.lm.token_table import TokenTable
@@ -46,14 +45,11 @@ def stored_reference(base: Base, tokens: TokenTable, path: Path) -> np.ndarray:
         values = table_log_probs(base, tokens)
     if not np.isfinite(values).all():
         raise UserError(f"{base.directory}: the log-probability of a text is not finite; the checkpoint is damaged")
-    with tempfile.TemporaryFile() as stream:
-        np.savez(stream, stamp=json.dumps(stamp), log_probs=values)
-        stream.seek(0)
-        content = stream.read()
-    write_bytes(path, content)
+    arrays = {"stamp": np.array(json.dumps(stamp)), "log_probs": values}
+    write_npz(path, arrays)
     if not known:
         with contextlib.suppress(UserError, OSError):  # a cache that cannot be written is no reason to stop
-            write_bytes(shared, content)
+            write_npz(shared, arrays)
     return values
 
 

@@ -46,6 +46,10 @@ MISTAKES = {
     "parts": ({"train.accumulate": 3}, "config.train.accumulate: 4 users"),
     "smoothing": ({"objective": Dpo(label_smoothing=0.5)}, "config.objective.label_smoothing: must be ≥ 0 and < 0.5"),
     "distil": ({"encoder.distil": 2.0}, "config.encoder.distil: must be ≥ 0 and ≤ 1, got 2.0"),
+    "labels of ranked pairs": (
+        {"encoder.pairs": "ranked", "encoder.distil": 0.5},
+        "config.encoder.pairs: nobody chose between ranked pairs",
+    ),
     "samples": ({"evaluate.samples": 4}, "config.evaluate.samples: must be ≥ 1 and ≤ 1"),
     "objective": ({"objective": Film()}, "config.objective: must be one of Dpo, RobustDpo, Ipo, Hinge; got Film"),
     "no reader": ({"encoder": NewEncoder(model=Btl())}, "config.encoder.model: must be one of NpBtl; got Btl"),  # type: ignore[arg-type]

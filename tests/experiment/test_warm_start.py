@@ -2,16 +2,21 @@
 
 import copy
 import dataclasses
+import shutil
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs.styles import get_config
 from fssa_jax.config import BayesEncoder, NpBtl, SetEncoder, Styles
+from fssa_jax.data.dataset import arrays_of
 from fssa_jax.experiment.make import make
 from fssa_jax.experiment.warm_start import load_people, take_over_settings, teacher_variables
 from fssa_jax.experiment.workdir import Workdir
+from fssa_jax.tasks.task import MAIN, POPULATION
 from tests import tiny
 from tests.mistakes import complaint
 from tests.tiny_policy import change
@@ -70,6 +75,65 @@ def test_another_kind_of_data_is_taken_for_no_wish_where_it_names_no_path(made):
     assert take_over_settings(config).data == made.config.data
     styles = dataclasses.replace(config, data=Styles())
     assert take_over_settings(styles).data == Styles()
+
+
+@pytest.fixture(scope="module")
+def ranked(made, tmp_path_factory):
+    """The work directory of a policy that will be trained on ranked pairs."""
+    path = tmp_path_factory.mktemp("ranked") / "run"
+    wanted = {"encoder.pairs": "ranked", "encoder.distil": 1.0}
+    return make(change(copy.deepcopy(made.config), wanted), path)
+
+
+def test_ranked_pairs_are_what_the_reward_model_thinks_of_all_that_a_person_chose(ranked, made):
+    table, before = ranked.task.ranked, made.dataset.splits["train"].table
+    np.testing.assert_array_equal(table.chosen[:, 0], before.chosen[:, 0])
+    prompts = np.array([prompt for prompt, _ in made.dataset.texts])
+    real = np.asarray(table.mask)[:, 1]
+    asked = [prompts[np.asarray(side)[:, 1][real]] for side in (before.chosen, table.chosen, table.rejected)]
+    np.testing.assert_array_equal(asked[1], asked[0])
+    np.testing.assert_array_equal(asked[2], asked[0])
+
+    # All choices of a person as one context, through the published functions.
+    teacher = Workdir.open(Path(made.config.encoder.init_from))
+    texts, person = made.dataset.texts, teacher.person()
+    users = range(len(before.chosen))
+    rows = [[(u, p, i) for p in (0, 1) for i in range(before.count[u, p])] for u in users]
+    pairs = [[(texts[before.chosen[at]], texts[before.rejected[at]]) for at in mine] for mine in rows]
+    q = person.infer_people([[(*good, bad[1]) for good, bad in mine] for mine in pairs])
+    z = np.asarray(q.mean)
+    model, variables = teacher.task.model(), teacher.trained()[0]
+    ids = np.stack([np.asarray(side)[:, 1] for side in (table.chosen, table.rejected)], -1)
+    read, features = jnp.asarray(ids.reshape(len(ids), -1)), jnp.asarray(made.dataset.features)
+    worth = model.apply(variables, read, jnp.asarray(z[None]), features, method="rewards")
+    apart = np.diff(-np.asarray(worth)[0, ..., 0].reshape(ids.shape), axis=-1)[..., 0][real]
+    assert (apart > 0).mean() > 0.5
+    assert apart.mean() > 0
+
+
+def test_only_the_steered_policy_learns_from_ranked_pairs_and_reads_none(ranked):
+    task, keys = ranked.task, jax.random.split(jax.random.key(0), 200)
+    tables = task.tables("train")
+    assert tables.ranked is not None
+    # Pairs that nobody was shown, so that it shows where a pair is from.
+    marked = dataclasses.replace(tables.ranked, chosen=tables.ranked.chosen.at[:, 1].set(-5))
+    tables = dataclasses.replace(tables, ranked=marked)
+    main, population = (task.draw(name)(keys, tables).episode for name in (MAIN, POPULATION))
+    assert (main.targets.chosen[main.targets.mask] == -5).all()
+    assert (main.context.chosen >= 0).all()
+    assert (population.targets.chosen >= 0).all()
+    assert task.tables("val").ranked is None
+
+
+def test_ranked_pairs_are_kept_and_their_file_is_checked(ranked, tmp_path):
+    again = Workdir.open(ranked.path)
+    assert_same(arrays_of(again.task.ranked), arrays_of(ranked.task.ranked))
+    copied = shutil.copytree(ranked.path, tmp_path / "run")
+    arrays = dict(np.load(copied / "ranked.npz"))
+    np.savez(copied / "ranked.npz", **(arrays | {"chosen": arrays["chosen"][::-1]}))
+    assert "ranked.npz: missing or damaged (its checksum differs)" in complaint(Workdir.open, copied)
+    (copied / "ranked.npz").unlink()
+    assert "ranked.npz: missing or damaged" in complaint(Workdir.open, copied)
 
 
 def test_who_is_held_out_must_not_have_trained_the_encoder(finished, made, tmp_path):
