@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 
 from fssa_jax import program
-from fssa_jax.config import Chat
+from fssa_jax.config import Chat, Evaluation, RewardTraining
 from fssa_jax.data.benchmarks import chat
 from fssa_jax.data.build import load_dataset
 from fssa_jax.data.dataset import choice_records
@@ -43,17 +43,19 @@ def main() -> None:
     policy = load(_STEERING.value)
     if not isinstance(policy, PersonPolicy) or not isinstance(policy.task.config.data, Chat):
         raise UserError(f"{_STEERING.value}: was not trained on chat; give steering weights of configs/chat.py")
-    dataset = load_dataset(policy.task.config.data, 10, 1)
-    rng = np.random.default_rng(_DRAW.value)
-    users = rng.choice(len(dataset.splits["test"].users), _NUMBER.value, replace=False)
-    known = chat.chat_texts()
+    # The people of the reward model: a draw of other sizes is of other people.
+    dataset = load_dataset(policy.task.config.data, max(Evaluation().k), RewardTraining().targets)
+    split, known = dataset.splits["test"], chat.chat_texts()
+    if _NUMBER.value > len(split.users):
+        raise UserError(f"--number: there are {len(split.users)} people; give fewer")
     asked = {number: prompt for number, (prompt, _) in zip(known.prompt, known.texts, strict=True)}
-    prompts = [asked[number] for number in rng.permutation(np.resize(known.splits["test"], _NUMBER.value))]
+    rng = np.random.default_rng(_DRAW.value)
     print(_HEAD.format(steering=Path(_STEERING.value), draw=_DRAW.value, number=_NUMBER.value))
-    for user, prompt in zip(users, prompts, strict=True):
-        split = dataset.splits["test"]
+    for user in rng.choice(len(split.users), _NUMBER.value, replace=False):
         choices: Any = choice_records(split, dataset.texts, int(user), 10)
-        [written] = write_for(policy, [prompt], {"": choices}, counted=True, seed=_DRAW.value)
+        judged = {row["prompt"] for row in choices}
+        prompt = rng.choice([asked[number] for number in known.splits["test"] if asked[number] not in judged])
+        [written] = write_for(policy, [str(prompt)], {"": choices}, counted=True, seed=_DRAW.value)
         wants = split.users[user].partition(": ")[2]
         print(f"## {prompt}\n\nThe person wants: {wants}.")
         for one in written:

@@ -3,11 +3,16 @@
   python -m launch.evaluate --workdir=runs/styles
   python -m launch.evaluate --workdir=runs/styles --data=other_people.jsonl
   python -m launch.evaluate --workdir=runs/mine --folds=5
+  python -m launch.evaluate --workdir=runs/policy --quick
 
 Prints the table and the path of report.html; report.json and the pictures are next to it. The report on the test users
 is WORKDIR/report, that on --data=ROWS is WORKDIR/report-ROWS. Reports of different rows never replace each other.
 With --folds=N the reward model is trained anew for each of N folds of all people, so that everybody is scored by a
 model that did not see them. That report is WORKDIR/report-folds.
+
+A policy runs its language model on every response of every context. --quick scores few people and writes at the
+smallest and the largest k; its report is WORKDIR/quick/report. --full scores all people and all targets, and writes for
+everybody. Without either, config.evaluate of the work directory holds. How much is scored and written is said first.
 """
 
 from pathlib import Path
@@ -27,6 +32,8 @@ _BASE = flags.DEFINE_string("base", "", "current directory of a policy's languag
 _K = flags.DEFINE_list("k", None, "context sizes to score, such as 0,2,8; default: config.evaluate.k of the workdir")
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "val"], "which split of the workdir's own data to score")
 _FOLDS = flags.DEFINE_integer("folds", 0, "score everybody once, in so many folds of all people; 0 for held-out people")
+_QUICK = flags.DEFINE_bool("quick", False, "of a policy: few people, for a first look")
+_FULL = flags.DEFINE_bool("full", False, "of a policy: all people and all targets")
 
 
 def main() -> None:
@@ -40,12 +47,15 @@ def main() -> None:
     ks = tuple(int(k) for k in _K.value or ())
     workdir = Path(_WORKDIR.value)
     if flags.FLAGS["folds"].present:
-        if _DATA.value or _BASE.value or flags.FLAGS["split"].present:
-            raise UserError("--folds: scores all people of the work directory; leave out --data, --base and --split")
+        if _DATA.value or _BASE.value or flags.FLAGS["split"].present or _QUICK.value or _FULL.value:
+            raise UserError("--folds: scores all people of the work directory; give only --workdir and --k with it")
         where, result = workdir / REPORT, cross_validate(workdir, _FOLDS.value, ks)
     else:
-        where = report_directory(workdir, _DATA.value, _SPLIT.value)
-        result = evaluate_workdir(workdir, _DATA.value, _SPLIT.value, ks, _BASE.value)
+        where = report_directory(workdir, _DATA.value, _SPLIT.value, _QUICK.value)
+        if _QUICK.value and _FULL.value:
+            raise UserError("--quick: is the opposite of --full; give one of them")
+        budget = "quick" if _QUICK.value else "full" if _FULL.value else "configured"
+        result = evaluate_workdir(workdir, _DATA.value, _SPLIT.value, ks, _BASE.value, budget)
     print(format_table(result))
     if "generation" in result:
         print(format_generation(result))

@@ -43,6 +43,7 @@ OTHERS = {"pip", "source", "git"}
         "ops.logprobs",
         "ops.sampling",
         "ops.padding",
+        "evaluate.budget",
         "evaluate.controls",
         "evaluate.verdict",
         "evaluate.written",

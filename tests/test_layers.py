@@ -73,7 +73,7 @@ ROOMS: dict[str, list[list[str]]] = {
         ["row_dataset"],
         ["build", "new_people"],
     ],
-    "train": [["digests", "metrics_log", "parallel", "state"], ["checkpoint", "step"], ["batches", "loop"]],
+    "train": [["digests", "metrics_log", "parallel", "profile", "state"], ["checkpoint", "step"], ["batches", "loop"]],
     "tasks": [
         ["predictor", "reference"],
         ["policy_scorer", "pooled", "reward_predictor", "task"],
@@ -86,6 +86,7 @@ ROOMS: dict[str, list[list[str]]] = {
             "attributes",
             "bayes",
             "best_of",
+            "budget",
             "chance",
             "controls",
             "episodes",

@@ -15,17 +15,19 @@ from fssa_jax.types import ChoiceTable
 Rewards = Callable[[Int[np.ndarray, " users"], Int[np.ndarray, "users n"]], Float[np.ndarray, "users n"]]
 """Rewards in nats of texts, n ids per user, for these users."""
 
-_USERS = 500  # per call, which bounds the memory
+_TEXTS = 2**18  # per call, which bounds the memory
 
 
 def ranked_pairs(
     table: ChoiceTable, prompts: Int[np.ndarray, " texts"], rewards: Rewards, rng: np.random.Generator
 ) -> ChoiceTable:
-    """The table with every target replaced by two other responses to its prompt, among all that occur in the table.
+    """The table with every target replaced by two responses to its prompt, among all that occur in the table.
 
-    With the rewards r of a person, p(y⁺) ∝ exp r(y⁺) and p(y⁻) ∝ exp(−r(y⁻)): the Plackett-Luce probabilities that the
-    person likes y⁺ best and y⁻ least of all. If both are the same response, the best and the least liked one are taken.
-    Contexts stay. Choices of one among more than two become choices between two; weights stay.
+    With the rewards r of a person, p(y⁺) ∝ exp r(y⁺) and p(y⁻) ∝ exp(−r(y⁻)), independently: Luce's choice of the best
+    and of the worst. If both are the same response, the best and the least liked one are taken. A target whose prompt
+    has one response in the table stays, and so do thumbs and ratings, whose sides have different prompts.
+
+    Only the targets of the result are to be used: its choices are all between two, also contexts of one among more.
 
     Args:
       table: choices of the users.
@@ -46,18 +48,21 @@ def ranked_pairs(
     chosen, rejected = (np.array(side) for side in (table.chosen, table.rejected))
     mask = np.asarray(table.mask)[:, 1]
     listed, real = _responses(prompts, texts_of(table))
-    for start in range(0, len(chosen), _USERS):
-        users = np.arange(start, min(start + _USERS, len(chosen)))
+    step = max(_TEXTS // max(chosen.shape[2] * listed.shape[1], 1), 1)
+    for start in range(0, len(chosen), step):
+        users = np.arange(start, min(start + step, len(chosen)))
         asked = prompts[chosen[users, 1]]  # (users, rows)
+        several = mask[users] & (real[asked].sum(-1) > 1) & (asked == prompts[rejected[users, 1]])
         ids = listed[asked]  # (users, rows, responses)
         worth = rewards(users, ids.reshape(len(users), -1)).reshape(ids.shape)
         best, least = (_draw(side * worth, real[asked], rng) for side in (1, -1))
         same = best == least
         best = np.where(same, np.where(real[asked], worth, -np.inf).argmax(-1), best)
-        least = np.where(same, np.where(real[asked], worth, np.inf).argmin(-1), least)
+        others = real[asked] & (np.arange(ids.shape[-1]) != best[..., None])  # also where all rewards are equal
+        least = np.where(same, np.where(others, worth, np.inf).argmin(-1), least)
         for side, places in ((chosen, best), (rejected, least)):
             drawn = np.take_along_axis(ids, places[..., None], -1)[..., 0]
-            side[users, 1] = np.where(mask[users], drawn, side[users, 1])
+            side[users, 1] = np.where(several, drawn, side[users, 1])
     return ChoiceTable(chosen, rejected, np.asarray(table.count), np.asarray(table.group), weight=table.weight)
 
 

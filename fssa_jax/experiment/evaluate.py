@@ -2,14 +2,18 @@
 
 import dataclasses
 import json
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fssa_jax.config import NpBtl, PolicyEvaluation, Synthetic
 from fssa_jax.data.dataset import Split
 from fssa_jax.errors import UserError
-from fssa_jax.evaluate.episodes import episodes_of
+from fssa_jax.evaluate.budget import Budget, amount, with_budget
+from fssa_jax.evaluate.episodes import eligible_users, episodes_of
 from fssa_jax.evaluate.evaluate import Evaluation, evaluate
 from fssa_jax.evaluate.in_context import in_context_predictor
 from fssa_jax.evaluate.latent import drift
@@ -31,38 +35,54 @@ from fssa_jax.tasks.sft import SftTask
 from fssa_jax.tasks.task import MAIN, POPULATION, SPECIALIST
 from fssa_jax.types import PyTree
 
+_log = logging.getLogger(__name__)
+
 _IN_CONTEXT_TARGETS = 8
 
 
 def evaluate_workdir(
-    workdir: Path, data: str = "", split: str = "test", ks: tuple[int, ...] = (), base: str = ""
+    workdir: Path,
+    data: str = "",
+    split: str = "test",
+    ks: tuple[int, ...] = (),
+    base: str = "",
+    budget: Budget = "configured",
 ) -> dict[str, Any]:
     """Evaluates a trained work directory and writes its report/ atomically. Returns the content of report.json.
 
     Args:
       workdir: work directory that launch.train wrote.
-      data: rows of other people; all of them are scored except those in the training data. Empty for a split of the
-        workdir's data.
+      data: rows of other people; all of them are scored except those in the training data, unless the budget is quick.
+        Empty for a split of the workdir's data.
       split: "test" or "val".
       ks: context sizes; those of the configuration if empty.
       base: current directory of a policy's language model, if it has moved.
+      budget: how much of a policy's people, targets and responses; see evaluate/budget.py.
 
     Raises:
-      UserError: a missing or damaged work directory, a base without a policy, bad rows, k larger than any context.
+      UserError: a missing or damaged work directory, a base without a policy, bad rows, k larger than any context; or a
+        budget for a reward model, which scores everybody in seconds.
     """
     trained_on = Workdir.open(workdir, base)
     if isinstance(trained_on.task, SftTask):
         raise UserError(f"{workdir}: holds a language model, not a policy; its checkpoint is {workdir / 'model'}")
     work, people = trained_on.with_people(data) if data else (trained_on, trained_on.dataset.splits[split])
+    if budget != "configured":
+        if isinstance(work.task, RewardTask):
+            raise UserError(f"--{budget}: a reward model scores everybody in seconds; leave it out")
+        if budget == "quick":  # few sequences are scored, so that states of all texts would be computed in vain
+            work = _without_states(work)
     task: RewardTask | PolicyTask = work.task  # type: ignore[assignment]
     found = {name: trained_on.trained(name) for name in trained_on.task.names}
     if data:  # no specialists: other people may have other groups
         found.pop(SPECIALIST, None)
     variables = {name: of[0] for name, of in found.items() if of is not None}
     step = next(of[1] for name, of in found.items() if name == MAIN and of is not None)
-    predictors = {name: task.predictor(name, people)(v) for name, v in variables.items()}
     settings = dataclasses.replace(work.config.evaluate, k=ks or work.config.evaluate.k)
-    result = score(task, people, predictors, settings, everybody=bool(data))
+    if isinstance(task, PolicyTask):
+        settings = _planned(settings, budget, people, len(variables) - 1, task.reads(MAIN), everybody=bool(data))
+    predictors = {name: task.predictor(name, people)(v) for name, v in variables.items()}
+    result = score(task, people, predictors, settings, everybody=bool(data) and budget != "quick")
     report = result.report
     report |= {
         "step": step,
@@ -70,6 +90,7 @@ def evaluate_workdir(
         "source": source_name(data) if data else "",
         "config": work.config.name,
         "seed": work.config.seed,
+        "budget": budget,
         "run": work.run,
     }
     written: Written | None = None
@@ -77,7 +98,8 @@ def evaluate_workdir(
         policies = {
             name: TrainedPolicy(task.conditioner(name), variables[name], predictors[name]) for name in variables
         }
-        written = written_for(task, people, policies, result.users, settings)
+        users, _ = eligible_users(people, max(settings.k))
+        written = written_for(task, people, policies, users, settings)
         report["generation"] = written.report
     reward = _reward_model(task)
     texts_alone = reward is not None and bool(reward.learnt_texts) and reward.target == "none"
@@ -85,9 +107,31 @@ def evaluate_workdir(
         report["training"] = trained_on.training()
         report["verdict"] = verdict(report)
     report["warnings"] = trained_on.unfinished() + report_warnings(report, texts_alone)
-    with whole_directory(report_directory(workdir, data, split)) as target:
+    with whole_directory(report_directory(workdir, data, split, budget == "quick")) as target:
         _write(work, people, result, predictors[MAIN], variables[MAIN], written, target, example=not data)
     return report
+
+
+def _planned(
+    settings: PolicyEvaluation, budget: Budget, people: Split, baselines: int, reads: bool, everybody: bool
+) -> PolicyEvaluation:
+    """The settings of the budget; says how much is going to be scored and written."""
+    number, most = len(people.users), int(np.asarray(people.table.count)[:, 1].max(initial=0))
+    settings = with_budget(settings, budget, number, most)
+    shown = dataclasses.replace(settings, users=number) if everybody and budget != "quick" else settings
+    table = people.table
+    each = 2 + (0 if table.others is None else table.others.shape[-1])
+    sequences, responses = amount(shown, number, most, responses=each, baselines=baselines, reads=reads)
+    said = "evaluation: up to %d sequences are scored and %d responses written; fewer with --quick, all with --full"
+    _log.info(said, sequences, responses)
+    return settings
+
+
+def _without_states(work: Workdir) -> Workdir:
+    task: Any = work.task
+    policy = dataclasses.replace(task.config.policy, cache_states="no")
+    task = dataclasses.replace(task, config=dataclasses.replace(task.config, policy=policy))
+    return dataclasses.replace(work, task=task)
 
 
 def score(

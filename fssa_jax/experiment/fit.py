@@ -14,6 +14,7 @@ from fssa_jax.tasks.sft import SftTask
 from fssa_jax.train import parallel
 from fssa_jax.train.batches import padded_calls, plain_calls
 from fssa_jax.train.loop import Run, StopSignal, run_to_end
+from fssa_jax.train.profile import Steps
 from fssa_jax.train.state import learning_rates, start_state
 from fssa_jax.train.step import draw_rows, make_step
 from fssa_jax.types import PyTree
@@ -23,8 +24,13 @@ _log = logging.getLogger(__name__)
 Validate = Callable[[PyTree], tuple[dict[str, float], list[str]]]
 
 
-def fit(work: Workdir, name: str, trained: Mapping[str, PyTree], stop: StopSignal) -> PyTree:
-    """Trains one model of a task to its end, or resumes it, and returns its best variables by validation."""
+def fit(
+    work: Workdir, name: str, trained: Mapping[str, PyTree], stop: StopSignal, traced: Steps | None = None
+) -> PyTree:
+    """Trains one model of a task to its end, or resumes it, and returns its best variables by validation.
+
+    The profiler traces the steps `traced`.
+    """
     task, settings = work.task, work.config.train
     mode = parallel.resolve(settings.parallel, task.rows)
     axis_name = parallel.AXIS if mode == "pmap" else None
@@ -67,7 +73,7 @@ def fit(work: Workdir, name: str, trained: Mapping[str, PyTree], stop: StopSigna
         culprits=lambda number: task.whose(rows_of(np.int32(number - 1), tables)),
         learning_rate=learning_rates(task.optim(name), task.steps(name)),
     )
-    return run_to_end(run, settings, work.directory(name), stop)
+    return run_to_end(run, settings, work.directory(name), stop, traced)
 
 
 def validation(task: AnyTask, name: str) -> Validate:

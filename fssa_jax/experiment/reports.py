@@ -8,11 +8,14 @@ from pathlib import Path
 from fssa_jax.data.dataset import SPLITS
 
 
-def report_directory(workdir: Path, data: str = "", split: str = "test") -> Path:
+def report_directory(workdir: Path, data: str = "", split: str = "test", quick: bool = False) -> Path:
     """report/ for the test users; report-val/ and report-NAME/ for validation users and other people's rows.
 
-    Other rows whose NAME is taken get a number: reports of different rows never replace each other.
+    Other rows whose NAME is taken get a number: reports of different rows never replace each other. Quick reports are
+    in a directory of their own, quick/, so that none replaces a whole one.
     """
+    if quick:
+        workdir = workdir / "quick"
     if not data:
         return workdir / ("report" if split == "test" else f"report-{split}")
     name = re.sub(r"[^\w-]+", "-", Path(data).resolve().name.lstrip(".").split(".")[0]).strip("-") or "data"

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 
 from fssa_jax.config import Config, PolicyConfig
+from fssa_jax.errors import UserError
 from fssa_jax.evaluate.calibrate import can_be_calibrated, fit_calibration
 from fssa_jax.experiment.choose import choose, needs_choice
 from fssa_jax.experiment.fit import fit
@@ -22,19 +23,28 @@ from fssa_jax.tasks.policy import TEACHER
 from fssa_jax.tasks.reward import RewardTask
 from fssa_jax.tasks.task import MAIN, POPULATION
 from fssa_jax.train.loop import StopSignal
+from fssa_jax.train.profile import Steps
 from fssa_jax.types import PyTree
 
 _log = logging.getLogger(__name__)
 
 
-def train(config: Config, path: Path) -> Workdir:
+def train(config: Config, path: Path, traced: Steps | None = None) -> Workdir:
     """Trains all models that the evaluation compares, into `path`; a second call resumes, or does nothing if done.
+
+    Args:
+      config: the experiment.
+      path: its work directory.
+      traced: steps of the main model that the profiler traces, into `path`/profile.
 
     Raises:
       Stopped: SIGTERM was received; everything is saved.
-      UserError: another process trains in `path`; or see `make.make` and `loop.run_to_end`.
+      UserError: another process trains in `path`; the main model has fewer steps than are to be traced; or see
+        `make.make` and `loop.run_to_end`.
     """
     first = jax.process_index() == 0
+    if traced is not None and traced.stop > config.train.steps:
+        raise UserError(f"--profile: the training has {config.train.steps} steps, not {traced.stop}; give fewer")
     with locked(path, "training") if first else contextlib.nullcontext():
         if first:
             for directory in (path, *path.glob("baselines/*")):
@@ -51,7 +61,7 @@ def train(config: Config, path: Path) -> Workdir:
             if fits is not None and needs_choice(work):
                 work = choose(work, fits)
             for name in work.task.names:
-                trained[name] = fit(work, name, trained, stop)
+                trained[name] = fit(work, name, trained, stop, traced if name == MAIN else None)
             work.task.finish(path, trained[MAIN])
             if fits is not None and first:
                 if len(fits.folds) > 1 and "chosen" not in work.run:

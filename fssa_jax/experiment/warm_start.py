@@ -161,8 +161,10 @@ def load_people(config: PolicyConfig, path: Path) -> Dataset:
 def ranked_table(config: PolicyConfig, dataset: Dataset) -> ChoiceTable | None:
     """The training choices with targets that the teacher ranked, at z of all choices of a person; None if not asked.
 
+    As in the training of the policy, z is the mean, and is not calibrated.
+
     Raises:
-      UserError: there is no teacher, or one whose encoder samples z.
+      UserError: there is no teacher.
     """
     encoder = config.encoder
     if not isinstance(encoder, FrozenEncoder) or encoder.pairs != "ranked":
@@ -170,26 +172,23 @@ def ranked_table(config: PolicyConfig, dataset: Dataset) -> ChoiceTable | None:
     work = teacher(config)
     if work is None or not isinstance(work.task, RewardTask):
         raise UserError("config.encoder.pairs: ranked needs a trained reward model; give config.encoder.init_from")
-    model, (variables, _) = work.task.model(), cast(Any, work.trained())
+    model, (trained, _) = work.task.model(), cast(Any, work.trained())
+    variables = {"params": trained["params"]}
     table, features = dataset.splits["train"].table, jnp.asarray(dataset.features)
-    choices = jax.tree.map(jnp.asarray, table)
+    all_choices = jax.tree.map(jnp.asarray, table)
 
     @jax.jit
-    def latents(users: Array) -> Array:
+    def worth(variables: PyTree, features: Array, choices: ChoiceTable, users: Array, ids: Array) -> Array:
         def of_user(user: Array) -> Comparisons:
             every = jnp.arange(choices.chosen.shape[2])
             return join_choices(*(take_choices(choices, user, p, every, choices.count[user, p]) for p in (0, 1)))
 
         q: Any = model.apply(variables, jax.vmap(of_user)(users), features, method="infer")
-        return q.mean
-
-    @jax.jit
-    def worth(z: Array, ids: Array) -> Array:
-        out: Any = model.apply(variables, ids, z[None], features, method="rewards")
+        out: Any = model.apply(variables, ids, q.mean[None], features, method="rewards")
         return out[0, ..., 0]
 
     def rewards(users: np.ndarray, ids: np.ndarray) -> np.ndarray:
-        return np.asarray(worth(latents(jnp.asarray(users)), jnp.asarray(ids)))
+        return np.asarray(worth(variables, features, all_choices, jnp.asarray(users), jnp.asarray(ids)))
 
     number = number_texts((text[0], "") for text in dataset.texts)
     # A threshold is no response to any prompt.

@@ -10,6 +10,7 @@ DIR/
   ranked.npz         for policies, if `encoder.pairs` is "ranked": the training choices with ranked pairs as targets
   checkpoints/       checkpoints of the main model: latest/ to resume from, best/ by validation
   metrics.jsonl, tensorboard/
+  profile/           with launch.train --profile: a trace of some steps
   baselines/NAME/    checkpoints and metrics of each baseline
   model/             for sft: the trained language model; start/ is its initial model
   report/, report-…/ reports of launch.evaluate
@@ -79,6 +80,7 @@ OWN = (
     "checkpoints",
     "tensorboard",
     "metrics.jsonl",
+    "profile",
     CALIBRATION,
     "choice",
 )

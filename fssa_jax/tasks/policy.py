@@ -84,7 +84,7 @@ class PolicyTables:
       texts: the token table.
       reference: (texts,) log π_ref(response | prompt) in nats.
       choices: a ChoiceTable.
-      ranked: a ChoiceTable with the same contexts and with ranked pairs as targets; None for none.
+      ranked: a ChoiceTable of the same users with ranked pairs as targets; None for none.
       features: (texts, d).
       base: variables of the language model.
     """
@@ -188,7 +188,8 @@ class PolicyTask:
         kind = partial(draw_episode, max_context=context, max_targets=train.targets, swap_pools=not ranked)
 
         def episode_of(key: Key[Array, ""], tables: PolicyTables) -> Episode:
-            return kind(key, tables.ranked if ranked else tables.choices)
+            episode = kind(key, tables.choices)
+            return dataclasses.replace(episode, targets=kind(key, tables.ranked).targets) if ranked else episode
 
         if not self.dataset.thresholds.any():
             return draw_people(episode_of)

@@ -18,6 +18,7 @@ from fssa_jax.errors import Stopped, UserError
 from fssa_jax.progress import Work, doing
 from fssa_jax.train.checkpoint import Checkpoints, Parts, best_or_latest_variables
 from fssa_jax.train.metrics_log import MetricsLog, last_step
+from fssa_jax.train.profile import Profile, Steps
 from fssa_jax.train.state import TrainState
 from fssa_jax.train.step import Metrics
 from fssa_jax.types import PyTree
@@ -79,11 +80,11 @@ class Run:
     learning_rate: optax.Schedule | None = None
 
 
-def run_to_end(run: Run, settings: Loop, directory: Path, stop: StopSignal) -> PyTree:
+def run_to_end(run: Run, settings: Loop, directory: Path, stop: StopSignal, traced: Steps | None = None) -> PyTree:
     """Trains one model to its end, or resumes it, and returns its best variables by validation.
 
-    Checkpoints, metrics.jsonl and TensorBoard events go to `directory`. The batch of a step is a function of
-    (seed, step): a run that was killed and resumed equals an uninterrupted one, bit for bit.
+    Checkpoints, metrics.jsonl, TensorBoard events and a trace of the steps `traced` go to `directory`. The batch of a
+    step is a function of (seed, step): a run that was killed and resumed equals an uninterrupted one, bit for bit.
 
     Raises:
       Stopped: a signal was received; everything is saved.
@@ -142,12 +143,15 @@ def run_to_end(run: Run, settings: Loop, directory: Path, stop: StopSignal) -> P
         work.note(f"loss {values['loss']:.4f}")
         work.add(len(losses))
 
-    with contextlib.closing(log), doing(name, steps, "steps", step) as work:
+    profile = Profile(traced, directory / "profile")
+    with contextlib.closing(log), profile, doing(name, steps, "steps", step) as work:
         while step < steps:
             # After an extension the first call may be shorter, so that validations and checkpoints fall on its end.
             n = min(settings.steps_per_call - step % settings.steps_per_call, steps - step)
+            profile.before(step, state)
             with jax.transfer_guard("disallow"):
                 state, metrics = run.advance(state, step, n)
+            profile.after(step + n, state)
             if pending is not None:
                 read(*pending, work)
             step += n

@@ -39,7 +39,7 @@ def test_the_draws_have_the_probabilities_of_best_and_least():
 
 
 def test_each_person_has_rewards_of_their_own_however_many_there_are():
-    users = 1_203  # more than two calls, the last of them smaller
+    users = 100_003  # several calls, the last of them smaller
     rewards = lambda users, ids: 100.0 * ids * np.where(users % 2, 1.0, -1.0)[:, None]  # noqa: E731
     out = ranked_pairs(table_of([[0, 2], [5, 4]], users), PROMPTS, rewards, np.random.default_rng(0))
     assert out.chosen[1::2, 1].tolist() == [[2, 5]] * (users // 2)
@@ -53,6 +53,17 @@ def test_choices_among_several_become_pairs_and_weights_stay():
     assert out.others is None
     assert (out.chosen[0, 1].tolist(), out.rejected[0, 1].tolist()) == ([3, 5], [0, 4])
     np.testing.assert_array_equal(out.weight, table.weight)
+
+
+def test_a_lone_response_and_thumbs_stay_and_equal_rewards_give_two_responses():
+    prompts = np.array([0, 0, 1, 2, 3, 0])  # 2 has no other response to its prompt; 3 and 4 are thresholds
+    rows = np.array([[0, 1], [2, 2], [5, 3], [4, 0]])
+    table = make_table([[np.array([[0, 1]]), rows]], [0])
+    out = ranked_pairs(table, prompts, lambda users, ids: 0.0 * ids, np.random.default_rng(0))
+    assert (out.chosen[0, 1, 1:].tolist(), out.rejected[0, 1, 1:].tolist()) == ([2, 5, 4], [2, 3, 0])
+    for seed in range(30):
+        out = ranked_pairs(table, prompts, lambda users, ids: 0.0 * ids, np.random.default_rng(seed))
+        assert out.chosen[0, 1, 0] != out.rejected[0, 1, 0]
 
 
 @settings(deadline=None)

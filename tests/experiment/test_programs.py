@@ -106,6 +106,30 @@ def test_context_sizes_that_are_none_are_named(k):
     assert_one_clear_line(run("evaluate", "--workdir=anywhere", f"--k={k}"), "--k: needs context sizes such as 0,2,8")
 
 
+@pytest.mark.parametrize("steps", ["5", "5:", ":9", "9:5", "5:5", "-1:5", "a:b", "1:2:3", "²:9"])
+def test_steps_to_trace_that_are_none_are_named(steps):
+    mistaken = run("train", "--config=configs/styles.py", "--workdir=anywhere", f"--profile={steps}")
+    assert_one_clear_line(mistaken, "--profile: needs START:STOP")
+
+
+def test_a_profile_of_a_training_is_in_its_work_directory(trained, tmp_path):
+    _, arguments, _, _ = trained
+    many = run("train", *arguments, f"--workdir={tmp_path / 'run'}", "--profile=0:99999")
+    assert_one_clear_line(many, "--profile: the training has", "99999")
+    assert not (tmp_path / "run").exists()
+    done = run("train", *arguments, f"--workdir={tmp_path / 'run'}", "--profile=0:2", "--debug_nans")
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "run" / "profile").glob("**/*.xplane.pb"))
+    assert "tensorboard --logdir=" in done.stderr
+
+
+def test_budgets_that_exclude_each_other_are_named():
+    both = run("evaluate", "--workdir=anywhere", "--quick", "--full")
+    assert_one_clear_line(both, "--quick: is the opposite of --full")
+    folds = run("evaluate", "--workdir=anywhere", "--quick", "--folds=3")
+    assert_one_clear_line(folds, "--folds: scores all people of the work directory")
+
+
 def test_evaluate_on_other_peoples_rows(trained, tmp_path):
     directory, _, _, _ = trained
     others = [{**row, "user_id": f"other {row['user_id']}"} for row in tiny.rows(users=6, seed=5)]

@@ -16,6 +16,7 @@ from fssa_jax.data.dataset import arrays_of
 from fssa_jax.experiment.make import make
 from fssa_jax.experiment.warm_start import load_people, take_over_settings, teacher_variables
 from fssa_jax.experiment.workdir import Workdir
+from fssa_jax.people.person import PersonModel
 from fssa_jax.tasks.task import MAIN, POPULATION
 from tests import tiny
 from tests.mistakes import complaint
@@ -96,13 +97,13 @@ def test_ranked_pairs_are_what_the_reward_model_thinks_of_all_that_a_person_chos
 
     # All choices of a person as one context, through the published functions.
     teacher = Workdir.open(Path(made.config.encoder.init_from))
-    texts, person = made.dataset.texts, teacher.person()
+    model, variables = teacher.task.model(), {"params": teacher.trained()[0]["params"]}
+    texts, person = made.dataset.texts, PersonModel(teacher.task, model, model, variables)
     users = range(len(before.chosen))
     rows = [[(u, p, i) for p in (0, 1) for i in range(before.count[u, p])] for u in users]
     pairs = [[(texts[before.chosen[at]], texts[before.rejected[at]]) for at in mine] for mine in rows]
     q = person.infer_people([[(*good, bad[1]) for good, bad in mine] for mine in pairs])
     z = np.asarray(q.mean)
-    model, variables = teacher.task.model(), teacher.trained()[0]
     ids = np.stack([np.asarray(side)[:, 1] for side in (table.chosen, table.rejected)], -1)
     read, features = jnp.asarray(ids.reshape(len(ids), -1)), jnp.asarray(made.dataset.features)
     worth = model.apply(variables, read, jnp.asarray(z[None]), features, method="rewards")
@@ -116,7 +117,7 @@ def test_only_the_steered_policy_learns_from_ranked_pairs_and_reads_none(ranked)
     tables = task.tables("train")
     assert tables.ranked is not None
     # Pairs that nobody was shown, so that it shows where a pair is from.
-    marked = dataclasses.replace(tables.ranked, chosen=tables.ranked.chosen.at[:, 1].set(-5))
+    marked = dataclasses.replace(tables.ranked, chosen=jnp.full_like(tables.ranked.chosen, -5))
     tables = dataclasses.replace(tables, ranked=marked)
     main, population = (task.draw(name)(keys, tables).episode for name in (MAIN, POPULATION))
     assert (main.targets.chosen[main.targets.mask] == -5).all()

@@ -1,5 +1,6 @@
 """Training: resume is bit-identical, also after kill -9; SIGTERM, damaged checkpoints, a full disk, NaN."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -27,6 +28,7 @@ from fssa_jax.experiment.workdir import Workdir
 from fssa_jax.train import loop
 from fssa_jax.train.checkpoint import Checkpoints
 from fssa_jax.train.metrics_log import MetricsLog, last_step
+from fssa_jax.train.profile import Steps
 from fssa_jax.train.state import start_state
 from tests import tiny
 
@@ -262,6 +264,54 @@ def test_a_best_of_a_later_step_does_not_count_after_falling_back(tmp_path, capl
         loop.run_to_end(run, tiny.config().train, tmp_path, stop)
     assert best.metrics(20) == {"nll": 1.0}
     assert "main: going on from step 10 of 20" in caplog.messages
+
+
+def traced_calls(tmp_path, monkeypatch, steps, fails_at=None):
+    """First steps of the calls that are traced, of 20 steps in calls of 5."""
+    optimizer = optax.sgd(0.1)
+    state = start_state({"params": {"w": jnp.ones(3)}}, optimizer)
+    calls, running = [], []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda directory: running.append(directory))
+    monkeypatch.setattr(jax.profiler, "stop_trace", running.clear)
+
+    @partial(jax.jit, static_argnums=1)
+    def advanced(state, number):
+        losses = jnp.ones(number)
+        return dataclasses.replace(state, step=state.step + number), {"loss": losses, "grad_norm": losses}
+
+    def advance(state, step, number):
+        if step == fails_at:
+            raise TimeoutError("the device is gone")
+        calls.extend([step] if running else [])
+        return advanced(state, number)
+
+    run = loop.Run("main", 20, state, advance, lambda variables: ({"val/nll": 1.0}, []))
+    settings = dataclasses.replace(tiny.config().train, steps_per_call=5, validate_every=10, checkpoint_every=10)
+    with loop.StopSignal() as stop, contextlib.suppress(TimeoutError):
+        loop.run_to_end(run, settings, tmp_path, stop, steps)
+    assert not running  # every trace is written
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("steps", "calls"),
+    [
+        (None, []),
+        ((0, 5), [0]),
+        ((5, 15), [5, 10]),
+        ((7, 9), []),
+        ((7, 15), [10]),
+        ((15, 20), [15]),
+        ((5, 99), [5, 10, 15]),
+    ],
+)
+def test_the_calls_within_the_given_steps_are_traced(tmp_path, monkeypatch, caplog, steps, calls):
+    assert traced_calls(tmp_path, monkeypatch, steps and Steps(*steps)) == calls
+    assert ("nothing was traced" in caplog.text) == (steps == (7, 9))
+
+
+def test_a_trace_is_written_also_if_the_training_fails(tmp_path, monkeypatch):
+    assert traced_calls(tmp_path, monkeypatch, Steps(0, 20), fails_at=10) == [0, 5]
 
 
 @pytest.mark.parametrize("line", ["[]", "3", "null", '"x"', '{"step": "x"}', "{}", '{"step": 3'])

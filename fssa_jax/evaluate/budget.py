@@ -1,0 +1,73 @@
+"""How much of the held-out people a policy is scored on: every response of every context is one forward pass."""
+
+import dataclasses
+from typing import Literal
+
+from fssa_jax.config import PolicyEvaluation
+
+Budget = Literal["configured", "quick", "full"]
+
+_QUICK_USERS, _QUICK_TARGETS, _QUICK_PEOPLE = 16, 2, 48
+
+
+def with_budget(settings: PolicyEvaluation, budget: Budget, people: int, targets: int) -> PolicyEvaluation:
+    """The settings of an evaluation, for a first look or for all that there is.
+
+    * quick: at most 16 people and 2 targets each at the smallest and the largest k, responses for at most 48 people,
+      one each, and none of the baselines that cost most (in-context, best of n). What is written is measured well
+      enough to see whether a policy steers; accuracies have intervals of tens of points.
+    * full: all people and all their targets, and responses for everybody.
+
+    Args:
+      settings: those of the configuration.
+      budget: "configured" leaves them as they are.
+      people, targets: held-out people, and the most targets of one of them.
+
+    >>> from fssa_jax.config import PolicyEvaluation
+    >>> from fssa_jax.evaluate.budget import with_budget
+    >>> quick = with_budget(PolicyEvaluation(), "quick", people=400, targets=20)
+    >>> quick.k, quick.users, quick.generate.best_of
+    ((0, 10), 16, ())
+    """
+    writing = settings.generate
+    if budget == "quick":
+        wrote = min(writing.people, _QUICK_PEOPLE)
+        return dataclasses.replace(
+            settings,
+            k=tuple(sorted({min(settings.k), max(settings.k)})),
+            draws=1,
+            shuffles=1,
+            users=min(settings.users, _QUICK_USERS),
+            targets=min(settings.targets, _QUICK_TARGETS),
+            in_context_users=0,
+            generate=dataclasses.replace(writing, people=wrote, prompts=1, best_of=()),
+        )
+    if budget == "full":
+        everybody = people if writing.people else 0
+        return dataclasses.replace(
+            settings, users=people, targets=targets, generate=dataclasses.replace(writing, people=everybody)
+        )
+    return settings
+
+
+def amount(
+    settings: PolicyEvaluation, people: int, targets: int, *, responses: int = 2, baselines: int = 0, reads: bool = True
+) -> tuple[int, int]:
+    """How many sequences are scored, and how many responses are written, at most.
+
+    The in-context baseline, the best of n and the checks of the latent come on top.
+
+    Args:
+      settings: of the evaluation.
+      people, targets: held-out people, and the most targets of one of them.
+      responses: the most responses of a choice.
+      baselines: number of other models that are scored.
+      reads: whether the policy reads choices.
+    """
+    choices = min(settings.users, people) * min(settings.targets, targets)
+    ks = len(set(settings.k)) if reads else 1
+    contexts = ks * (settings.draws + 2 * settings.shuffles) if reads else settings.draws  # two controls
+    # The base, every baseline, and the policy at every k; each once as configured and once as plain samples.
+    writers = 1 + baselines + ks
+    written = min(settings.generate.people, people) * settings.generate.prompts
+    return responses * choices * (contexts + baselines), 2 * writers * written
