@@ -107,6 +107,8 @@ def evaluate_workdir(
         report["training"] = trained_on.training()
         report["verdict"] = verdict(report)
     report["warnings"] = trained_on.unfinished() + report_warnings(report, texts_alone)
+    if budget == "quick":
+        report["warnings"].append("a quick evaluation, of few people: its intervals are wide; leave out --quick")
     with whole_directory(report_directory(workdir, data, split, budget == "quick")) as target:
         _write(work, people, result, predictors[MAIN], variables[MAIN], written, target, example=not data)
     return report

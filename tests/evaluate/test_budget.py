@@ -54,12 +54,14 @@ def test_a_quick_evaluation_is_a_part_and_a_full_one_is_all(steered, work, monke
     assert (quick["users"]["scored"], quick["k"]) == (1, [0, 3])
     assert (quick["budget"], quick["generation"]["people"]) == ("quick", 2)
     assert "best_of" not in quick["generation"]
+    assert any("a quick evaluation" in warning for warning in quick["warnings"])
     assert "in_context" not in quick
     blended = 5  # points between two people, on one prompt
     announced = next(line for line in caplog.messages if "responses written" in line)
     assert f"{sum(responses) - blended} responses written" in announced
     assert (steered / "quick" / "report" / "report.json").is_file()
     full = evaluate_workdir(steered, budget="full")
+    assert not any("a quick evaluation" in warning for warning in full["warnings"])
     split = work.dataset.splits["test"]
     assert full["users"]["scored"] + len(full["users"]["left_out"]) == len(split.users)
     assert full["targets"]["rows"] == np.asarray(split.table.count)[:, 1].sum()
