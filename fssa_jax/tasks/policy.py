@@ -84,17 +84,17 @@ class PolicyTables:
       texts: the token table.
       reference: (texts,) log π_ref(response | prompt) in nats.
       choices: a ChoiceTable.
-      ranked: a ChoiceTable of the same users with ranked pairs as targets; None for none.
       features: (texts, d).
       base: variables of the language model.
+      ranked: a ChoiceTable of the same users with ranked pairs as targets; None for none.
     """
 
     texts: Texts
     reference: Leaf = None
     choices: Leaf = None
-    ranked: Leaf = None
     features: Leaf = None
     base: PyTree = None
+    ranked: Leaf = None
 
 
 @dataclasses.dataclass(frozen=True)

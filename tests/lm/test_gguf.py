@@ -224,7 +224,9 @@ def test_convert_writes_a_checkpoint_once(model, tmp_path):
         lambda a, b: np.testing.assert_array_equal(a, np.asarray(b, np.float32)), found.variables, expected.variables
     )
     assert found.tokenizer.encode("hey", "mix it") == expected.tokenizer.encode("hey", "mix it")
-    assert_one_clear_line(run("convert", f"--gguf={file}"), "--gguf and --out are needed")
+    assert_one_clear_line(
+        run("convert", f"--gguf={file}"), "--out and one of --gguf and --steering, not both, are needed"
+    )
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     assert_one_clear_line(run("convert", f"--gguf={file}", f"--out={tmp_path / 'full'}"), "holds other files")
