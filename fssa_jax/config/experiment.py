@@ -17,6 +17,7 @@ from fssa_jax.config.policy import (
     SharedLora,
     SteeredModel,
     TrainedModel,
+    TunedLora,
     WarmEncoder,
 )
 from fssa_jax.config.train import PolicyTraining, RewardTraining, SftTraining
@@ -250,7 +251,13 @@ def _given(settings: Any, default: Any) -> str | None:
 
 
 def _check_sft(config: SftConfig) -> None:
-    new = config.policy.new
+    new, lora = config.policy.new, config.policy.lora
+    if not lora.rank and (unused := _given(lora, TunedLora())):
+        raise UserError(f"config.policy.lora.{unused}: only applies with config.policy.lora.rank > 0; leave it out")
+    if lora.rank and not config.policy.base:
+        raise UserError("config.policy.lora.rank: a new model has nothing to adapt; give config.policy.base, or rank 0")
+    if not lora.places or len(set(lora.places)) < len(lora.places):
+        raise UserError(f"config.policy.lora.places: needs one place or more, each once; got {lora.places}")
     if new.heads % new.kv_heads:
         raise UserError(f"config.policy.new.kv_heads: {new.heads} heads cannot share {new.kv_heads} evenly")
     if new.width % (2 * new.heads):

@@ -177,8 +177,27 @@ class NewModel:
 
 
 @dataclasses.dataclass
+class TunedLora:
+    """A LoRA that is trained instead of all weights (arXiv 2106.09685)."""
+
+    rank: int = number(0, least=0)
+    """Rank; 0 to train all weights."""
+    places: tuple[Projection, ...] = ("query", "value", "out", "gate", "up", "down")
+    """Adapted projections."""
+    layers: int = number(0, least=0)
+    """As in `Film`."""
+    alpha: float = number(0.0, least=0)
+    """The scale is alpha / rank; 0 for the rank, a scale of 1."""
+
+
+@dataclasses.dataclass
 class TrainedModel(_LanguageModel):
     """The language model that supervised fine-tuning trains."""
 
     new: NewModel = group(NewModel)
     """Shape of the new model, if `base` is empty."""
+    lora: TunedLora = group(TunedLora)
+    """Train a LoRA of the base; WORKDIR/model is then a LoRA in the format of PEFT, which policies take as their
+    base."""
+    cache_states: Literal["auto", "no", "yes"] = "auto"
+    """As in `SteeredModel`, below the layers of the LoRA."""

@@ -89,4 +89,4 @@ class SftTraining(_TokenLoop):
     """Texts per batch."""
     unread: Literal["nothing", "targets", "topics"] = "nothing"
     """Texts of styles that a new base does not see: those on the prompts asked of held-out people (`targets`), or on
-    the topics of these prompts (`topics`). On rows a base sees the texts of training people only."""
+    the topics of these prompts (`topics`). On other data a base sees the texts of training people only."""

@@ -150,6 +150,8 @@ def _base(config: PolicyConfig | SftConfig, dataset: Dataset, path: Path) -> Bas
         )
     name = settings.base or str(path / "start")
     base = load_base(name, settings.dtype, settings.remat, settings.attention)
+    if isinstance(config, SftConfig) and config.policy.lora.rank and base.lora is not None:
+        raise UserError(f"config.policy.lora.rank: {name} is a LoRA; give its base, or rank 0 for all weights")
     if isinstance(config, PolicyConfig):
         asked, positions = config.evaluate.generate, base.decoder.config.max_length
         if asked.people and asked.max_new >= positions:

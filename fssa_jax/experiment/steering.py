@@ -4,6 +4,8 @@ DIR/
   steering.json         the configuration, the fingerprint of the language model, and how it was trained
   steering.safetensors  the variables: encoder, hypernetwork and the shared factors of the adapters
   tfidf.json, …         the featuriser of texts
+  adapter_config.json, adapter_model.safetensors
+                        if the base was a LoRA of the language model: that LoRA, in the format of PEFT
   pairs.jsonl           pairs of responses to ask a new person about
   README.md             what it is, for people
 """
@@ -40,6 +42,7 @@ from fssa_jax.experiment.workdir import Workdir
 from fssa_jax.files import check_digests, replaceable, whole_directory, with_checksum, write_digests
 from fssa_jax.lm.base import Base, load_base
 from fssa_jax.lm.hub import is_here
+from fssa_jax.lm.peft import is_lora, write_lora
 from fssa_jax.lm.token_table import no_texts
 from fssa_jax.people.person import PersonPolicy
 from fssa_jax.tasks.policy import PolicyTask
@@ -112,6 +115,8 @@ def save_steering(work: Workdir, out: Path, pairs: int = 24, notes: str = "", ex
     run = work.run
     for warning in work.unfinished((MAIN,)):
         _log.warning("%s", warning)
+    if task.base.lora is not None:
+        config.policy.base = task.base.lora.base
     facts = {
         "format": _FORMAT,
         "config": to_dict(config),
@@ -127,6 +132,8 @@ def save_steering(work: Workdir, out: Path, pairs: int = 24, notes: str = "", ex
     out = replaceable(out, _SETTINGS)
     with whole_directory(out) as target:
         dataset.featuriser.save(target)
+        if task.base.lora is not None:
+            write_lora(target, task.base.lora)
         save_file(tensors, str(target / _WEIGHTS))
         (target / _SETTINGS).write_text(json.dumps(with_checksum(facts), ensure_ascii=False, indent=1), "utf-8")
         lines = [json.dumps(row, ensure_ascii=False) for row in _pairs(dataset, pairs)]
@@ -168,7 +175,9 @@ def load_steering(path: Path, base: str = "") -> PersonPolicy:
     config: PolicyConfig = from_dict(PolicyConfig, facts["config"])
     check(config)
     settings = config.policy
-    model = load_base(base or settings.base, settings.dtype, settings.remat, settings.attention, facts["date"])
+    how = settings.dtype, settings.remat, settings.attention, facts["date"]
+    below = base or settings.base
+    model = load_base(str(path), *how, under=below) if is_lora(path) else load_base(below, *how)
     if model.fingerprint != facts["base"]:
         raise UserError(f"{path}: steers another language model than {model.directory}; name the one in its README.md")
     try:

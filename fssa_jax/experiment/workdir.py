@@ -43,7 +43,7 @@ from fssa_jax.lm.hub import is_here
 from fssa_jax.lm.scoring import table_log_probs
 from fssa_jax.lm.token_table import join_tables
 from fssa_jax.people.person import PersonModel, PersonPolicy
-from fssa_jax.tasks.policy import PolicyTask
+from fssa_jax.tasks.policy import PolicyTask, cached_layers
 from fssa_jax.tasks.reference import stored_reference
 from fssa_jax.tasks.reward import RewardTask
 from fssa_jax.tasks.reward_models import check_lists, model_settings
@@ -320,7 +320,8 @@ def open_task(path: Path, config: Config, dataset: Dataset, at: str = "", base: 
         of_texts.share(config.policy.base, base.directory, config.policy.dtype, base.variables)
     if isinstance(config, SftConfig):
         return SftTask(config, dataset, base, tokens)
-    reference = stored_reference(base, tokens, path / "reference.npz")
+    layers = cached_layers(config, base, tokens)
+    reference = stored_reference(base, tokens, path / "reference.npz", layers)
     return PolicyTask(config, dataset, base, tokens, reference, _load_ranked(path / RANKED, config))
 
 

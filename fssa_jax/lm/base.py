@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from fssa_jax.errors import UserError
 from fssa_jax.lm.hf_config import read_config, to_hugging_face
 from fssa_jax.lm.hub import find_checkpoint
+from fssa_jax.lm.peft import SETTINGS, Lora, is_lora, merge_lora, read_lora
 from fssa_jax.lm.safetensors import check_checkpoint, load_params, save_params, with_own_head
 from fssa_jax.lm.tensor_files import weight_files
 from fssa_jax.lm.tokenizer import ChatTokenizer, check_vocabulary, load_tokenizer
@@ -31,29 +32,51 @@ _SPECIAL = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
 
 @dataclasses.dataclass
 class Base:
-    """A decoder with its parameters and its tokenizer. `fingerprint` identifies it."""
+    """A decoder with its parameters and its tokenizer. `fingerprint` identifies it.
+
+    With a `lora`, that is already merged into the parameters; `directory` is that of the checkpoint below.
+    """
 
     directory: Path
     decoder: Decoder
     variables: PyTree
     tokenizer: ChatTokenizer
     fingerprint: str
+    lora: Lora | None = None
 
 
 def load_base(
-    name: str, dtype: str = "float32", remat: Remat = "none", implementation: Implementation = "auto", date: str = ""
+    name: str,
+    dtype: str = "float32",
+    remat: Remat = "none",
+    implementation: Implementation = "auto",
+    date: str = "",
+    under: str = "",
 ) -> Base:
     """Loads a language model.
 
     Args:
-      name: directory or hub name of a checkpoint.
+      name: directory or hub name of a checkpoint; or the directory of a LoRA in the format of PEFT, which is merged
+        into the base that it names.
       dtype: of parameters and computation.
       remat, implementation: see `Decoder`.
       date: what the chat template gets for today's date; see `ChatTokenizer`.
+      under: current directory or hub name of the base of a LoRA, if it is not where the LoRA says.
 
     Raises:
       UserError: the checkpoint does not exist, is damaged or is not a decoder, or its tokenizer does not fit.
     """
+    directory = Path(name)
+    if is_lora(directory):
+        lora = read_lora(directory)
+        if not under and not lora.base:
+            raise UserError(f"{name}: a LoRA that names no base; set base_model_name_or_path in {SETTINGS}")
+        base = load_base(under or lora.base, dtype, remat, implementation, date)
+        if base.lora is not None:
+            raise UserError(f"{name}: a LoRA of {lora.base}, which is a LoRA; merge that with PEFT first")
+        variables = merge_lora(base.variables, lora, base.decoder.config, directory)
+        mark = hashlib.sha256(f"{base.fingerprint} {lora.fingerprint}".encode()).hexdigest()
+        return dataclasses.replace(base, variables=variables, fingerprint=mark, lora=lora)
     directory = find_checkpoint(name)
     check_checkpoint(directory)
     if (directory / "checkpoints").is_dir() and (directory / "model").is_dir():

@@ -127,35 +127,57 @@ def _by_length(
     return jnp.zeros(len(ids)).at[order].set(jnp.concatenate(values), unique_indices=True)
 
 
-def table_log_probs(base: Base, table: TokenTable, variables: PyTree = None) -> np.ndarray:
+def table_log_probs(
+    base: Base,
+    table: TokenTable,
+    variables: PyTree = None,
+    adapters: AdapterTree | None = None,
+    below: Texts | None = None,
+) -> np.ndarray:
     """(texts,) log π(response | prompt) in nats, 0 for texts without tokens; in batches of similar length.
 
-    `variables` replace those of the base, for the same decoder.
+    Args:
+      base, table: the language model and the texts.
+      variables: replace those of the base, for the same decoder.
+      adapters: one row for all texts.
+      below: the same texts with states, to run the layers above alone.
     """
     variables = base.variables if variables is None else variables
     out = np.zeros(len(table.lengths), np.float32)
     with doing("log-probabilities of texts", int((table.lengths > 0).sum()), "texts") as work:
-        for rows, part in _batches(table):
-            values = log_probs_of(base.decoder, variables, part, jnp.arange(len(part.starts)))
+        for rows, ids, size in _batches(table):
+            if below is None:
+                part, ids = _part(table, ids, size), np.arange(len(ids))
+            else:
+                part = below.narrowed(size)
+            values = log_probs_of(base.decoder, variables, part, jnp.asarray(ids), adapters)
             out[rows] = np.asarray(values)[: len(rows)]
             work.add(len(rows))
     return out
 
 
 def table_states(base: Base, table: TokenTable, layers: int) -> np.ndarray:
-    """(texts, length, width) states after the first `layers` layers, in the type of the base; 0 without tokens."""
+    """(texts, length, width) states after the first `layers` layers, in the type of the base; 0 where no token is."""
     out = np.zeros((*table.tokens.shape, base.decoder.config.width), base.decoder.dtype)
     with doing("states of texts", int((table.lengths > 0).sum()), "texts") as work:
-        for rows, part in _batches(table):
+        for rows, ids, size in _batches(table):
+            part = _part(table, ids, size)
             states = np.asarray(_states_of(base.decoder, base.variables, part.tokens, layers))[: len(rows)]
-            out[rows, : states.shape[1]] = states
+            real = np.arange(states.shape[1])[None] < table.lengths[rows][:, None]
+            out[rows, : states.shape[1]] = np.where(real[..., None], states, 0)
             work.add(len(rows))
     return out
 
 
-def _batches(table: TokenTable) -> Iterator[tuple[np.ndarray, Texts]]:
-    """Numbers of texts with tokens, and the texts, in batches of similar length, filled up to a few shapes.
+def _part(table: TokenTable, ids: np.ndarray, size: int) -> Texts:
+    """Texts of a table on the device, without the rest."""
+    return Texts(table.tokens[ids, :size], table.starts[ids], table.ends[ids])
 
+
+def _batches(table: TokenTable) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """Numbers of texts with tokens, the same filled up to one of a few shapes, and how long they are padded.
+
+    Batches hold texts of similar length.
     Of few texts a shape more would cost more to compile than it saves in padding.
     """
     budget = _BATCH_TOKENS.get(jax.devices()[0].platform, _MANY_TOKENS)
@@ -170,8 +192,7 @@ def _batches(table: TokenTable) -> Iterator[tuple[np.ndarray, Texts]]:
             batches += [(size, order[i : min(i + step, start + number)]) for i in range(start, start + number, step)]
             start += number
     for size, batch in batches:
-        ids = np.resize(rows[batch], filled_rows(len(batch), batch_rows(size, budget)))
-        yield rows[batch], Texts(table.tokens[ids, :size], table.starts[ids], table.ends[ids])
+        yield rows[batch], np.resize(rows[batch], filled_rows(len(batch), batch_rows(size, budget))), size
 
 
 @partial(jax.jit, static_argnums=(0, 3))

@@ -28,12 +28,13 @@ from fssa_jax.ops.adapters import PLACES, AdapterTree, adapter_rows, check_adapt
 from fssa_jax.ops.padding import bucket
 from fssa_jax.ops.sampling import Sampling
 from fssa_jax.people.choices import Choice, as_choices, as_prompt, as_texts, texts_of_choices
-from fssa_jax.tasks.policy import PolicyTables, PolicyTask, adapted_layers, reads_new_texts
+from fssa_jax.tasks.policy import PolicyTables, PolicyTask, reads_new_texts
 from fssa_jax.tasks.policy_scorer import PolicyScorer
 from fssa_jax.tasks.predictor import Infer, make_inference
 from fssa_jax.tasks.reward import RewardTask
 from fssa_jax.tasks.reward_models import check_lists, model_settings
 from fssa_jax.tasks.reward_predictor import make_posterior
+from fssa_jax.tasks.states import adapted_layers
 from fssa_jax.types import Comparisons, DiagGaussian, Posterior, PyTree
 
 _log = logging.getLogger(__name__)
@@ -386,5 +387,6 @@ class PersonPolicy(PersonModel):
             raise UserError(f"a latent of {len(latent.mean)} people: export the adapter of one person at a time")
         base = self.task.base
         target = Path(directory) / re.sub(r"[^\w.-]+", "-", name).strip(".-") if name else Path(directory)
-        save_lora(target, self.adapt(latent), base.decoder.config, self.task.config.policy.base)
+        name_of_base = base.lora.base if base.lora else self.task.config.policy.base
+        save_lora(target, self.adapt(latent), base.decoder.config, name_of_base, under=base.lora)
         return target

@@ -33,7 +33,7 @@ from fssa_jax.data.dataset import Dataset, Split, featuriser_of_texts
 from fssa_jax.data.features import GivenFeaturiser
 from fssa_jax.errors import UserError
 from fssa_jax.lm.base import Base
-from fssa_jax.lm.scoring import Texts, device_texts, table_states, text_log_probs
+from fssa_jax.lm.scoring import Texts, text_log_probs
 from fssa_jax.lm.token_table import TokenTable
 from fssa_jax.models.conditioner import Conditioner
 from fssa_jax.models.decoder import Decoder, DecoderConfig, place_sizes
@@ -60,8 +60,8 @@ from fssa_jax.tasks.policy_scorer import PolicyScorer
 from fssa_jax.tasks.predictor import Predictor
 from fssa_jax.tasks.reward import People, draw_people
 from fssa_jax.tasks.reward_models import make_model
+from fssa_jax.tasks.states import adapted_layers, spared_layers, texts_with_states
 from fssa_jax.tasks.task import MAIN, POPULATION, SPECIALIST
-from fssa_jax.train.parallel import device_memory
 from fssa_jax.train.state import make_optimizer
 from fssa_jax.train.step import Batch, Draw, Loss, Metrics
 from fssa_jax.types import ChoiceTable, Comparisons, DiagGaussian, Episode, Leaf, PyTree
@@ -71,7 +71,6 @@ TEACHER = "encoder"
 
 _log = logging.getLogger(__name__)
 
-_STATES_SHARE = 0.25  # of the memory, for cached states, of which there are two copies while they are made
 _KINDS = {Dpo: "sigmoid", RobustDpo: "robust", Ipo: "ipo", Hinge: "hinge"}
 
 
@@ -217,23 +216,17 @@ class PolicyTask:
     @cached_property
     def _on_device(self) -> PolicyTables:
         """The tables that all splits and models share: one copy on the device."""
-        texts = device_texts(self.tokens)
-        if self.cached_layers:
-            _log.info("states below the adapted layers: those of %d texts are kept", len(self.tokens.lengths))
-            states = table_states(self.base, self.tokens, self.cached_layers)
-            texts = dataclasses.replace(texts, states=jnp.asarray(states), layers=self.cached_layers)
         return PolicyTables(
-            texts, jnp.asarray(self.reference), features=jnp.asarray(self.dataset.features), base=self.base.variables
+            texts_with_states(self.base, self.tokens, self.cached_layers),
+            jnp.asarray(self.reference),
+            features=jnp.asarray(self.dataset.features),
+            base=self.base.variables,
         )
 
     @cached_property
     def cached_layers(self) -> int:
-        """Number of layers that are run once per text, because no adapter changes them; 0 to run all each time."""
-        decoder, choice = self.base.decoder, self.config.policy.cache_states
-        below = decoder.config.layers - adapted_layers(self.config.policy.adapter, decoder.config)
-        size = 2 * self.tokens.tokens.size * decoder.config.width * jnp.dtype(decoder.dtype).itemsize
-        keep = choice == "yes" or (choice == "auto" and size <= device_memory() * _STATES_SHARE)
-        return below if keep else 0
+        """See `spared_layers`."""
+        return cached_layers(self.config, self.base, self.tokens)
 
     def loss(self, name: str, plan: Plan | None = None) -> Loss:
         """See `Task`."""
@@ -281,15 +274,11 @@ def _fitting(teacher: PyTree, params: PyTree) -> PyTree:
     return theirs
 
 
-def adapted_layers(adapter: Any, decoder: DecoderConfig) -> int:
-    """The number of layers that an adapter changes, the last ones.
-
-    Raises:
-      UserError: the model has fewer.
-    """
-    if adapter.layers > decoder.layers:
-        raise UserError(f"config.policy.adapter.layers: the base has {decoder.layers} layers, not {adapter.layers}")
-    return adapter.layers or decoder.layers
+def cached_layers(config: PolicyConfig, base: Base, tokens: TokenTable) -> int:
+    """`spared_layers` of a policy's configuration."""
+    settings = config.policy
+    adapted = adapted_layers(settings.adapter, base.decoder.config)
+    return spared_layers(base, tokens, adapted, settings.cache_states)
 
 
 def make_hypernetwork(adapter: Any, decoder: DecoderConfig) -> Hypernetwork:

@@ -13,14 +13,16 @@ from fssa_jax.files import cache_directory, write_npz
 from fssa_jax.lm.base import Base
 from fssa_jax.lm.scoring import table_log_probs
 from fssa_jax.lm.token_table import TokenTable
+from fssa_jax.tasks.states import texts_with_states
 
 _SCORING = 1  # counts changes of what is computed, so that no older value is used
 
 
-def stored_reference(base: Base, tokens: TokenTable, path: Path) -> np.ndarray:
+def stored_reference(base: Base, tokens: TokenTable, path: Path, layers: int = 0) -> np.ndarray:
     """(texts,) log π_ref(response | prompt) in nats, stored in a file with fingerprints of the model and the texts.
 
-    The user's cache has a copy for other work directories with the same model and texts.
+    The user's cache has a copy for other work directories with the same model and texts. Of the first `layers` layers
+    the states are kept there too (tasks/states.py), as training needs them.
 
     Raises:
       UserError: the file is damaged, or belongs to another model or other texts.
@@ -42,7 +44,8 @@ def stored_reference(base: Base, tokens: TokenTable, path: Path) -> np.ndarray:
     values = _read_shared(shared, stamp, len(tokens.lengths))
     known = values is not None
     if values is None:
-        values = table_log_probs(base, tokens)
+        below = texts_with_states(base, tokens, layers) if layers else None
+        values = table_log_probs(base, tokens, below=below)
     if not np.isfinite(values).all():
         raise UserError(f"{base.directory}: the log-probability of a text is not finite; the checkpoint is damaged")
     arrays = {"stamp": np.array(json.dumps(stamp)), "log_probs": values}

@@ -1,10 +1,11 @@
-"""Supervised fine-tuning of a whole language model on texts, independent of people's choices."""
+"""Supervised fine-tuning of a language model on texts, independent of people's choices: of all weights, or a LoRA."""
 
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +13,21 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from fssa_jax.config import AdamW, Rows, SftConfig
+from fssa_jax.config import AdamW, SftConfig, Styles
 from fssa_jax.data.benchmarks import styles
 from fssa_jax.data.dataset import Dataset, Split, texts_of
 from fssa_jax.errors import UserError
 from fssa_jax.lm.base import Base
+from fssa_jax.lm.peft import SHARED_CARD, save_lora
 from fssa_jax.lm.safetensors import save_params
-from fssa_jax.lm.scoring import Texts, device_texts, table_log_probs, text_log_probs
+from fssa_jax.lm.scoring import Texts, table_log_probs, text_log_probs
 from fssa_jax.lm.token_table import TokenTable
-from fssa_jax.models.decoder import Decoder
+from fssa_jax.models.decoder import Decoder, place_sizes
+from fssa_jax.models.hypernetwork import Hypernetwork
+from fssa_jax.ops.adapters import AdapterTree
 from fssa_jax.ops.padding import Plan
 from fssa_jax.tasks.predictor import Predictor
+from fssa_jax.tasks.states import adapted_layers, spared_layers, texts_with_states
 from fssa_jax.tasks.task import MAIN
 from fssa_jax.train.state import make_optimizer
 from fssa_jax.train.step import Batch, Draw, Loss, Metrics
@@ -32,15 +37,23 @@ _log = logging.getLogger(__name__)
 
 _MANY_PROMPTS = 40
 _VALIDATION_TEXTS = 256
+_NOBODY = np.zeros((1, 1), np.float32)  # the latent of a LoRA, which depends on none
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SftTables:
-    """Inputs of a step on the device: the token table, and ids (n,) of the texts that batches are drawn from."""
+    """Inputs of a step on the device.
+
+    Attributes:
+      texts: the token table.
+      rows: (n,) ids of the texts that batches are drawn from.
+      base: variables of the language model, if a LoRA of it is trained.
+    """
 
     texts: Texts
     rows: Leaf
+    base: PyTree = None
 
 
 @jax.tree_util.register_dataclass
@@ -54,7 +67,10 @@ class DrawnTexts:
 
 @dataclasses.dataclass(frozen=True)
 class SftTask:
-    """Training of a language model; the best by validation is written to WORKDIR/model as a checkpoint."""
+    """Training of a language model; the best by validation is written to WORKDIR/model.
+
+    That is a checkpoint, or with `config.policy.lora` a LoRA in the format of PEFT.
+    """
 
     config: SftConfig
     dataset: Dataset
@@ -85,16 +101,37 @@ class SftTask:
         return make_optimizer(self.config.optim, self.config.train.steps)
 
     def start(self, name: str, trained: Mapping[str, PyTree]) -> PyTree:
-        """The parameters of the base, in float32."""
+        """The parameters of the base in float32, or those of a LoRA that changes nothing yet."""
+        if self.lora is not None:
+            return jax.jit(self.lora.init)(jax.random.key(self.config.seed), _NOBODY)
         return {"params": jax.tree.map(lambda x: jnp.array(x, jnp.float32), self.base.variables["params"])}
 
     def tables(self, split: str) -> SftTables:
         """See `Task`."""
-        return SftTables(self._on_device, jnp.asarray(self.split_texts(split)))
+        base = self.base.variables if self.lora is not None else None
+        return SftTables(self._on_device, jnp.asarray(self.split_texts(split)), base)
 
     @cached_property
     def _on_device(self) -> Texts:
-        return device_texts(self.tokens)
+        settings, layers = self.config.policy, 0
+        if self.lora is not None:
+            layers = spared_layers(self.base, self.tokens, self.lora.layers, settings.cache_states)
+        return texts_with_states(self.base, self.tokens, layers)
+
+    @cached_property
+    def lora(self) -> Hypernetwork | None:
+        """What emits the LoRA that is trained; None if all weights are."""
+        settings, decoder = self.config.policy.lora, self.base.decoder.config
+        if not settings.rank:
+            return None
+        return Hypernetwork(
+            "lora_core",
+            places=(),
+            layers=adapted_layers(settings, decoder, "config.policy.lora"),
+            shared_places=place_sizes(decoder, settings.places),
+            shared_rank=settings.rank,
+            shared_scale=(settings.alpha or settings.rank) / settings.rank,
+        )
 
     def draw(self, name: str) -> Draw:
         """See `Task`; texts are drawn with replacement."""
@@ -102,7 +139,7 @@ class SftTask:
 
     def loss(self, name: str, plan: Plan | None = None) -> Loss:
         """See `Task`."""
-        return sft_loss_of(self.base.decoder, plan)
+        return sft_loss_of(self.base.decoder, plan, self.lora)
 
     def texts(self, rows: DrawnTexts) -> Int[Array, " texts"]:
         """See `Task`."""
@@ -118,30 +155,44 @@ class SftTask:
         raise UserError("a language model without a policy does not predict choices; train np_dpo on it")
 
     @cached_property
-    def _held_out(self) -> TokenTable:
-        return self.tokens.rows(self.split_texts("val")[:_VALIDATION_TEXTS])
+    def _held_out(self) -> np.ndarray:
+        return self.split_texts("val")[:_VALIDATION_TEXTS]
 
     def validate(self, variables: PyTree) -> tuple[dict[str, float], list[str]]:
         """NLL per token on held-out texts."""
-        held_out = self._held_out
-        number = int((held_out.ends - held_out.starts).sum())
-        return {"val/nll": -float(table_log_probs(self.base, held_out, jax.device_put(variables)).sum()) / number}, []
+        rows, tokens = self._held_out, self.tokens.rows(self._held_out)
+        number = int((tokens.ends - tokens.starts).sum())
+        if self.lora is None:
+            log_p = table_log_probs(self.base, tokens, jax.device_put(variables))
+        else:
+            below = jax.tree.map(lambda x: x[rows], self._on_device)
+            log_p = table_log_probs(self.base, tokens, adapters=self._adapters(variables), below=below)
+        return {"val/nll": -float(log_p.sum()) / number}, []
+
+    def _adapters(self, variables: PyTree) -> AdapterTree:
+        """The LoRA, for everybody."""
+        assert self.lora is not None
+        return emitted(self.lora, variables)
 
     def finish(self, directory: Path, variables: PyTree) -> None:
-        """Writes the checkpoint directory."""
-        best = {"params": variables["params"]}
-        save_params(directory / "model", best, self.base.decoder.config, self.base.directory)
+        """Writes the checkpoint directory, or the LoRA."""
+        config, best = self.base.decoder.config, {"params": variables["params"]}
+        if self.lora is None:
+            save_params(directory / "model", best, config, self.base.directory)
+        else:
+            base = self.config.policy.base
+            save_lora(directory / "model", self._adapters(best), config, base, card=SHARED_CARD)
         _log.info("sft: the model is in %s", directory / "model")
 
     def split_texts(self, split: str) -> np.ndarray:
         """Texts for training ("train") or validation ("val").
 
-        On rows these are the texts of training people. On `styles` they are all texts, because its base must know all
-        topics, except those that `train.unread` excludes. One prompt in twenty is for validation; if there are few
+        These are the texts of training people. On `styles` they are all texts, because its base must know all topics,
+        except those that `train.unread` excludes. One prompt in twenty is for validation; if there are few
         prompts, one text in twenty.
         """
         fits, unread = self.tokens.lengths > 0, self.config.train.unread
-        if isinstance(self.config.data, Rows) or unread == "topics":
+        if not isinstance(self.config.data, Styles) or unread == "topics":
             known = np.zeros(len(fits), bool)
             known[texts_of(self.dataset.splits["train"].table)] = True
             fits &= known
@@ -166,16 +217,25 @@ def draw_texts(keys: Key[Array, " texts"], tables: SftTables) -> DrawnTexts:
     return DrawnTexts(ids, jnp.broadcast_to(1 / tokens.mean(), ids.shape))
 
 
-def sft_loss_of(decoder: Decoder, plan: Plan | None = None) -> Loss:
-    """−log π(response | prompt) per token, a mean over texts."""
+def sft_loss_of(decoder: Decoder, plan: Plan | None = None, lora: Hypernetwork | None = None) -> Loss:
+    """−log π(response | prompt) per token, a mean over texts; of the decoder's variables, or of a LoRA's."""
 
     def loss(variables: PyTree, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
         del key
-        log_p = text_log_probs(decoder, variables, batch.tables.texts, batch.rows.ids, plan=plan)
+        weights, adapters = variables, None
+        if lora is not None:
+            weights, adapters = batch.tables.base, emitted(lora, variables)
+        log_p = text_log_probs(decoder, weights, batch.tables.texts, batch.rows.ids, adapters, plan)
         value = -(log_p * batch.rows.scale).mean()
         return value, {"loss": value}
 
     return loss
+
+
+def emitted(lora: Hypernetwork, variables: PyTree) -> AdapterTree:
+    """The LoRA of a hypernetwork that emits nothing else."""
+    out: Any = lora.apply(variables, _NOBODY)
+    return out
 
 
 def asked_prompts(dataset: Dataset) -> set[str]:

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 import fssa_jax
-from fssa_jax.config import BayesEncoder, DiscretePrior, NpBtl
+from fssa_jax.config import BayesEncoder, DiscretePrior, LoraCore, NpBtl
 from fssa_jax.experiment.steering import is_steering, load_steering, pairs_of, save_steering
 from fssa_jax.experiment.train import train
 from fssa_jax.experiment.workdir import Workdir
+from fssa_jax.lm.base import load_base
+from fssa_jax.lm.peft import is_lora, save_lora
 from fssa_jax.people.ask import ask, questions
 from tests import tiny, tiny_policy
+from tests.lm.test_peft import factors
 from tests.mistakes import complaint
 from tests.programs import assert_one_clear_line, run
 from tests.trees import assert_same
@@ -118,6 +121,43 @@ def test_every_parameter_comes_back_as_it_was(finished, tiny_base, tmp_path, lap
     one, other = work.person(), load_steering(tmp_path / "weights")
     assert_same(jax.tree.map(np.asarray, one._variables), jax.tree.map(np.asarray, other._variables))
     np.testing.assert_allclose(one.infer(CHOICES).mean, other.infer(CHOICES).mean, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def on_a_lora(finished, tiny_base, tmp_path_factory):
+    """The work directory of a policy whose base is a LoRA."""
+    where = tmp_path_factory.mktemp("on a lora")
+    base = load_base(str(tiny_base))
+    save_lora(where / "lora", factors(base.decoder.config, 2, 0), base.decoder.config, str(tiny_base))
+    config = tiny_policy.config(finished[0] / "rows.jsonl", where / "lora", finished[0] / "run")
+    config.train.specialist_steps = config.train.population_steps = 0
+    config.policy.adapter = LoraCore(rank=2, places=("query", "down"))
+    train(config, where / "policy")
+    return where / "policy"
+
+
+def test_steering_weights_bring_the_lora_below_them(on_a_lora, tiny_base, tmp_path):
+    save_steering(Workdir.open(on_a_lora), tmp_path / "weights")
+    shutil.rmtree(on_a_lora.parent / "lora", ignore_errors=False)
+    assert is_lora(tmp_path / "weights")
+    assert load_base(str(tmp_path / "weights")).directory == load_base(str(tiny_base)).directory
+    policy = load_steering(tmp_path / "weights")
+    plain = load_base(str(tiny_base))
+    assert policy.task.base.fingerprint != plain.fingerprint
+    moved = shutil.copytree(tiny_base, tmp_path / "moved")
+    again = load_steering(tmp_path / "weights", str(moved))
+    a, prompts = policy.infer(CHOICES), ["question 3", "a new question"]
+    written = policy.generate(policy.adapt(a), prompts, seed=2)
+    assert again.generate(again.adapt(a), prompts, seed=2) == written
+    policy.export(a, tmp_path / "person")
+    alone = load_base(str(tmp_path / "person"))
+    tokens = jnp.array([[3, 1, 4, 1, 5]])
+    expected = plain.decoder.apply(policy.task.base.variables, tokens, policy.adapt(a))[1]
+    np.testing.assert_allclose(alone.decoder.apply(alone.variables, tokens)[1], expected, atol=1e-4)
+    assert str(tiny_base) in (tmp_path / "person" / "adapter_config.json").read_text()
+    damaged = tmp_path / "weights" / "adapter_model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    assert "adapter_model.safetensors" in complaint(load_steering, tmp_path / "weights")
 
 
 def answers(*given):

@@ -86,7 +86,7 @@ def test_people_are_scored_alike(made):
 def test_only_few_states_are_kept_unless_asked_for(made, monkeypatch):
     task = task_of(made, "auto")
     assert task.cached_layers == 1
-    monkeypatch.setattr("fssa_jax.tasks.policy.device_memory", lambda: 1000)
+    monkeypatch.setattr("fssa_jax.tasks.states.device_memory", lambda: 1000)
     assert task_of(made, "auto").cached_layers == 0
     assert task_of(made, "yes").cached_layers == 1
 

@@ -1,5 +1,6 @@
 """Supervised fine-tuning: the loss is per token, however a batch is cut or padded; a base is made, or goes on."""
 
+import copy
 import dataclasses
 import json
 
@@ -9,12 +10,17 @@ import numpy as np
 import optax
 import pytest
 
+from fssa_jax.config import Chat, SftConfig
+from fssa_jax.data.build import load_dataset
+from fssa_jax.data.dataset import texts_of
 from fssa_jax.experiment.make import make
 from fssa_jax.experiment.train import train
+from fssa_jax.experiment.workdir import Workdir
 from fssa_jax.lm.base import load_base
 from fssa_jax.lm.hf_config import read_config
 from fssa_jax.lm.safetensors import load_params
-from fssa_jax.lm.scoring import text_log_probs
+from fssa_jax.lm.scoring import table_log_probs, text_log_probs
+from fssa_jax.lm.token_table import TokenTable
 from fssa_jax.ops.padding import best_plan
 from fssa_jax.tasks.sft import SftTask
 from fssa_jax.tasks.task import MAIN
@@ -102,3 +108,84 @@ def test_a_base_keeps_its_format_through_fine_tuning(finished, tiny_base, tmp_pa
         )
     ]
     assert min(changed) > 0
+
+
+LORA = {
+    "policy.lora.rank": 2,
+    "policy.lora.layers": 1,
+    "policy.lora.places": ("query", "down"),
+    "policy.lora.alpha": 6.0,
+}
+
+
+@pytest.fixture(scope="module")
+def tuned(finished, tiny_base, tmp_path_factory):
+    """The work directory of a LoRA of the last of two layers."""
+    config = tiny_policy.sft_config(finished[0] / "rows.jsonl", tiny_base, steps=8)
+    config.optim.learning_rate = 0.03
+    directory = tmp_path_factory.mktemp("lora") / "run"
+    train(tiny_policy.change(config, LORA), directory)
+    return directory
+
+
+def test_a_lora_is_trained_and_is_a_base_itself(tuned, tiny_base):
+    """What validation measured is what the model that is loaded says."""
+    lora, plain = load_base(str(tuned / "model")), load_base(str(tiny_base))
+    of_layer = [
+        largest_difference(*(base.variables["params"]["layers"][i] for base in (lora, plain))) for i in range(2)
+    ]
+    assert of_layer[0] == 0
+    assert of_layer[1] > 1e-3
+    assert lora.lora.scale == 1  # 6 / 2 is in its factors
+    task = Workdir.open(tuned).task
+    held_out = task.tokens.rows(task.split_texts("val"))
+    before, after = (
+        -table_log_probs(base, held_out).sum() / (held_out.ends - held_out.starts).sum() for base in (plain, lora)
+    )
+    assert after < before
+    lines = [json.loads(line) for line in (tuned / "metrics.jsonl").read_text().splitlines()]
+    best = min(line["val/nll"] for line in lines if "val/nll" in line)
+    np.testing.assert_allclose(after, best, rtol=1e-4)
+
+
+def test_a_lora_above_states_that_are_kept_learns_the_same(task, tmp_path):
+    config = tiny_policy.change(copy.deepcopy(task.config), LORA)
+    results = []
+    for keep in ("yes", "no"):
+        config.policy.cache_states = keep
+        mine = dataclasses.replace(task, config=copy.deepcopy(config))
+        assert (few(mine).texts.states is not None) == (keep == "yes")
+        results.append(one_step(mine, optax.sgd(1.0)))
+    assert largest_difference(results[0][0], results[1][0]) < 1e-5
+    assert largest_difference(results[0][0], mine.start(MAIN, {})["params"]) > 1e-4
+    np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-5)
+
+
+def test_mistakes_with_a_lora_are_named(tuned, finished, tiny_base, tmp_path):
+    rows = finished[0] / "rows.jsonl"
+
+    def said(base, **settings):
+        config = tiny_policy.change(tiny_policy.sft_config(rows, base), settings)
+        return complaint(make, config, tmp_path / "run")
+
+    assert "config.policy.lora.layers: only applies with" in said(tiny_base, **{"policy.lora.layers": 1})
+    assert "a new model has nothing to adapt" in said("", **{"policy.lora.rank": 1})
+    assert "lora.places: needs one place or more, each once" in said(
+        tiny_base, **{"policy.lora.rank": 1, "policy.lora.places": ("query", "query")}
+    )
+    assert "model is a LoRA; give its base" in said(tuned / "model", **{"policy.lora.rank": 1})
+    assert "config.policy.lora.layers: the base has 2 layers, not 5" in said(
+        tiny_base, **LORA | {"policy.lora.layers": 5}
+    )
+
+
+def test_a_real_chat_model_sees_no_text_of_held_out_prompts(tmp_path):
+    """The people of `chat` who are held out judge held-out prompts; its LoRA must not have read them."""
+    dataset = load_dataset(Chat(train_users=40, eval_users=8), 10, 16)
+    lengths = np.ones(len(dataset.texts), np.int32)
+    zeros = np.zeros((len(dataset.texts), 1), np.int32)
+    task = SftTask(SftConfig(data=Chat()), dataset, None, TokenTable(zeros, lengths, lengths, lengths, []))
+    read = {dataset.texts[i][0] for split in ("train", "val") for i in task.split_texts(split)}
+    asked = {dataset.texts[i][0] for name in ("val", "test") for i in texts_of(dataset.splits[name].table)}
+    assert read
+    assert not read & asked
