@@ -39,8 +39,8 @@ ROOMS: dict[str, list[list[str]]] = {
     ],
     "lm": [
         ["engine", "gguf", "gguf_tokenizer", "hf_config", "messages", "sentence_modules", "weight_map"],
-        ["generate", "peft", "tensor_files", "tokenizer"],
-        ["gguf_checkpoint", "safetensors"],
+        ["generate", "tensor_files", "tokenizer"],
+        ["gguf_checkpoint", "peft", "safetensors"],
         ["hub"],
         ["token_table"],
         ["base", "text_encoder"],
@@ -75,8 +75,8 @@ ROOMS: dict[str, list[list[str]]] = {
     ],
     "train": [["digests", "metrics_log", "parallel", "profile", "state"], ["checkpoint", "step"], ["batches", "loop"]],
     "tasks": [
-        ["predictor", "reference"],
-        ["policy_scorer", "pooled", "reward_predictor", "task"],
+        ["predictor", "states"],
+        ["policy_scorer", "pooled", "reference", "reward_predictor", "task"],
         ["reward_models"],
         ["reward", "sft"],
         ["policy"],

@@ -40,6 +40,7 @@ from fssa_jax.experiment.workdir import OWN, RANKED, Workdir, has_checkpoints, o
 from fssa_jax.files import is_ours
 from fssa_jax.lm.base import Base, load_base, new_base
 from fssa_jax.models.decoder import DecoderConfig
+from fssa_jax.tasks.states import adapted_layers
 from fssa_jax.train import parallel
 
 _log = logging.getLogger(__name__)
@@ -150,8 +151,10 @@ def _base(config: PolicyConfig | SftConfig, dataset: Dataset, path: Path) -> Bas
         )
     name = settings.base or str(path / "start")
     base = load_base(name, settings.dtype, settings.remat, settings.attention)
-    if isinstance(config, SftConfig) and config.policy.lora.rank and base.lora is not None:
-        raise UserError(f"config.policy.lora.rank: {name} is a LoRA; give its base, or rank 0 for all weights")
+    if isinstance(config, SftConfig) and config.policy.lora.rank:
+        if base.lora is not None:
+            raise UserError(f"config.policy.lora.rank: {name} is a LoRA; give its base, or rank 0 for all weights")
+        adapted_layers(config.policy.lora, base.decoder.config, "config.policy.lora")
     if isinstance(config, PolicyConfig):
         asked, positions = config.evaluate.generate, base.decoder.config.max_length
         if asked.people and asked.max_new >= positions:

@@ -175,13 +175,16 @@ def load_steering(path: Path, base: str = "") -> PersonPolicy:
     config: PolicyConfig = from_dict(PolicyConfig, facts["config"])
     check(config)
     settings = config.policy
+    try:
+        check_digests(path)
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); get it again") from error
     how = settings.dtype, settings.remat, settings.attention, facts["date"]
     below = base or settings.base
     model = load_base(str(path), *how, under=below) if is_lora(path) else load_base(below, *how)
     if model.fingerprint != facts["base"]:
         raise UserError(f"{path}: steers another language model than {model.directory}; name the one in its README.md")
     try:
-        check_digests(path)
         variables = nest(load_file(path / _WEIGHTS))
         featuriser = load_featuriser(path, facts["featuriser"], [], np.zeros((0, 0)))
     except UserError:
@@ -189,7 +192,7 @@ def load_steering(path: Path, base: str = "") -> PersonPolicy:
     except Exception as error:  # damaged files surface as many kinds
         raise UserError(f"{path}: damaged ({error}); get it again") from error
     of_texts = featuriser_of_texts(featuriser)
-    if isinstance(of_texts, EncoderFeaturiser):
+    if isinstance(of_texts, EncoderFeaturiser) and model.lora is None:
         of_texts.share(settings.base, model.directory, settings.dtype, model.variables)
     return PersonPolicy(_task(config, model, featuriser, facts), variables)
 

@@ -37,7 +37,6 @@ _log = logging.getLogger(__name__)
 
 _MANY_PROMPTS = 40
 _VALIDATION_TEXTS = 256
-_NOBODY = np.zeros((1, 1), np.float32)  # the latent of a LoRA, which depends on none
 
 
 @jax.tree_util.register_dataclass
@@ -103,7 +102,7 @@ class SftTask:
     def start(self, name: str, trained: Mapping[str, PyTree]) -> PyTree:
         """The parameters of the base in float32, or those of a LoRA that changes nothing yet."""
         if self.lora is not None:
-            return jax.jit(self.lora.init)(jax.random.key(self.config.seed), _NOBODY)
+            return jax.jit(self.lora.init)(jax.random.key(self.config.seed), jnp.zeros((1, 1)))
         return {"params": jax.tree.map(lambda x: jnp.array(x, jnp.float32), self.base.variables["params"])}
 
     def tables(self, split: str) -> SftTables:
@@ -233,8 +232,8 @@ def sft_loss_of(decoder: Decoder, plan: Plan | None = None, lora: Hypernetwork |
 
 
 def emitted(lora: Hypernetwork, variables: PyTree) -> AdapterTree:
-    """The LoRA of a hypernetwork that emits nothing else."""
-    out: Any = lora.apply(variables, _NOBODY)
+    """The LoRA of a hypernetwork that emits nothing else, so that it depends on no latent."""
+    out: Any = lora.apply(variables, jnp.zeros((1, 1)))
     return out
 
 
