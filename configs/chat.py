@@ -85,7 +85,7 @@ def _policy(variant: str) -> PolicyConfig:
     config.train.validation_users, config.train.validation_targets = 64, 6
     config.evaluate.shuffles = 2
     generate = config.evaluate.generate
-    generate.max_new, generate.temperature, generate.top_p = 64, 0.7, 0.95
+    generate.max_new, generate.temperature, generate.top_p = 64, 1.0, 0.95
     if variant == "dpo":
         config.encoder = NoEncoder()
         config.train.steps = 200

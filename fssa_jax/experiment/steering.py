@@ -64,7 +64,7 @@ tags: [steering, preferences, fssa_jax]
 
 They turn a person's choices into an adapter of {base}, with no gradient step for the person (NP-DPO, arXiv
 2412.13998): an encoder that infers a latent from the choices, a hypernetwork, and low-rank factors that all people
-share. {size:.1f} MB.
+share. {lora}{size:.1f} MB.
 
 ```bash
 python -m launch.chat --steering={name}
@@ -74,6 +74,9 @@ python -m launch.steer --workdir={name} --choices=choices.jsonl --prompt="How do
 Base: `{base}`, fingerprint `{fingerprint}`. Trained with `{command}`, seed {seed}; the checkpoint of step {step}.
 {notes}
 """
+
+_WITH_LORA = """The base is fine-tuned by a LoRA for everybody, which is
+here too, in the format of PEFT. """
 
 
 def is_steering(path: Path) -> bool:
@@ -146,6 +149,7 @@ def save_steering(work: Workdir, out: Path, pairs: int = 24, notes: str = "", ex
         card = _CARD.format(
             base=_shown(config.policy.base),
             hub=f"base_model: {config.policy.base}\n" if _is_hub_name(config.policy.base) else "",
+            lora=_WITH_LORA if task.base.lora is not None else "",
             name=out.name,
             size=size / 1e6,
             fingerprint=task.base.fingerprint,

@@ -141,6 +141,7 @@ def test_steering_weights_bring_the_lora_below_them(on_a_lora, tiny_base, tmp_pa
     shutil.rmtree(on_a_lora.parent / "lora", ignore_errors=False)
     assert is_lora(tmp_path / "weights")
     assert load_base(str(tmp_path / "weights")).directory == load_base(str(tiny_base)).directory
+    assert "a LoRA for everybody" in (tmp_path / "weights" / "README.md").read_text()
     policy = load_steering(tmp_path / "weights")
     plain = load_base(str(tiny_base))
     assert policy.task.base.fingerprint != plain.fingerprint
