@@ -13,17 +13,21 @@ _QUALITY = ("words", "finished", "nll_per_token", "topic", "distinct", "without_
 
 
 def run(seed: int, room: Path, variant: str) -> dict[str, Any]:
-    """Trains a reward model and a policy, where they are not in `room` yet, and evaluates both."""
-    reward, policy = room / f"chat-reward-{seed}", room / f"chat-{variant}-{seed}"
+    """Trains a reward model, a LoRA and a policy on it, where they are not in `room` yet; evaluates two of them."""
+    tuned = "sft_small" if variant.endswith("small") else "sft"
+    reward, base, policy = (room / f"chat-{name}-{seed}" for name in ("reward", tuned, variant))
     out: dict[str, Any] = {"seed": seed}
-    for path, name in ((reward, "np_btl"), (policy, variant)):
+    for path, name in ((reward, "np_btl"), (base, tuned), (policy, variant)):
         config: Any = get_config(name)
         config.seed = config.data.split_seed = seed
         if path == policy:
-            config.encoder.init_from = str(reward)
+            config.encoder.init_from, config.policy.base = str(reward), str(base / "model")
         begun = time.perf_counter()
         train(config, path)
         trained = time.perf_counter()
+        if path == base:
+            out[name] = {"seconds_of_training": round(trained - begun)}
+            continue
         report = evaluate_workdir(path)
         out[name] = figures(report) | {
             "seconds_of_training": round(trained - begun),

@@ -1,7 +1,6 @@
 """Files are written whole or not at all: under a temporary name, then renamed. What is read back can be verified."""
 
 import contextlib
-import io
 import json
 import os
 import platform
@@ -10,9 +9,9 @@ import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -31,10 +30,16 @@ LOCK = ".lock"
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes the file and its directories, or leaves what was there."""
+    _write(path, lambda file: file.write(content))
+
+
+def _write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    """`write_bytes` of what `fill` writes into an open file."""
     temporary = _beside(path, "tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
+        with temporary.open("wb") as file:
+            fill(file)
         os.replace(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -44,9 +49,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """`write_bytes` of named arrays, as numpy stores them."""
-    with io.BytesIO() as stream:
-        np.savez(stream, **arrays)  # type: ignore[arg-type]
-        write_bytes(path, stream.getvalue())
+    _write(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
 
 
 def write_text(path: Path, content: str) -> None:

@@ -254,6 +254,10 @@ def _check_sft(config: SftConfig) -> None:
     new, lora = config.policy.new, config.policy.lora
     if not lora.rank and (unused := _given(lora, TunedLora())):
         raise UserError(f"config.policy.lora.{unused}: only applies with config.policy.lora.rank > 0; leave it out")
+    if not lora.rank and config.policy.cache_states != "auto":
+        raise UserError(
+            "config.policy.cache_states: all weights are trained; give config.policy.lora.rank, or leave it out"
+        )
     if lora.rank and not config.policy.base:
         raise UserError("config.policy.lora.rank: a new model has nothing to adapt; give config.policy.base, or rank 0")
     if not lora.places or len(set(lora.places)) < len(lora.places):

@@ -187,7 +187,7 @@ class TunedLora:
     layers: int = number(0, least=0)
     """As in `Film`."""
     alpha: float = number(0.0, least=0)
-    """The scale is alpha / rank; 0 for the rank, a scale of 1."""
+    """The scale is alpha / rank; 0 means alpha = rank, a scale of 1."""
 
 
 @dataclasses.dataclass

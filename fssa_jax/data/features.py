@@ -161,14 +161,14 @@ class EncoderFeaturiser:
         with np.load(directory / "encoder.npz", allow_pickle=False) as arrays:
             return cls(settings, arrays["mean"], float(arrays["scale"]))
 
-    def share(self, name: str, directory: Path, dtype: str, variables: PyTree) -> None:
+    def share(self, name: str, directory: Path, dtype: str, variables: PyTree = None) -> None:
         """Embeds with a language model that is already in memory, if it is the one of this featuriser.
 
         Args:
           name: name of the model when the features were saved.
           directory: where it is now.
           dtype: type of its parameters.
-          variables: its parameters.
+          variables: its parameters; None to load them.
         """
         if name == self._settings.encoder:
             self._settings = dataclasses.replace(self._settings, encoder=str(directory))

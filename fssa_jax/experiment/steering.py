@@ -71,7 +71,8 @@ python -m launch.chat --steering={name}
 python -m launch.steer --workdir={name} --choices=choices.jsonl --prompt="How do I get started with chess?"
 ```
 
-Base: `{base}`, fingerprint `{fingerprint}`. Trained with `{command}`, seed {seed}; the checkpoint of step {step}.
+Base: `{base}`, fingerprint{with_lora} `{fingerprint}`.
+Trained with `{command}`, seed {seed}; the checkpoint of step {step}.
 {notes}
 """
 
@@ -150,6 +151,7 @@ def save_steering(work: Workdir, out: Path, pairs: int = 24, notes: str = "", ex
             base=_shown(config.policy.base),
             hub=f"base_model: {config.policy.base}\n" if _is_hub_name(config.policy.base) else "",
             lora=_WITH_LORA if task.base.lora is not None else "",
+            with_lora=" with the LoRA" if task.base.lora is not None else "",
             name=out.name,
             size=size / 1e6,
             fingerprint=task.base.fingerprint,
@@ -196,8 +198,10 @@ def load_steering(path: Path, base: str = "") -> PersonPolicy:
     except Exception as error:  # damaged files surface as many kinds
         raise UserError(f"{path}: damaged ({error}); get it again") from error
     of_texts = featuriser_of_texts(featuriser)
-    if isinstance(of_texts, EncoderFeaturiser) and model.lora is None:
-        of_texts.share(settings.base, model.directory, settings.dtype, model.variables)
+    if isinstance(of_texts, EncoderFeaturiser):
+        # A LoRA is in the variables, and texts were embedded without.
+        own = model.variables if model.lora is None else None
+        of_texts.share(settings.base, model.directory, settings.dtype, own)
     return PersonPolicy(_task(config, model, featuriser, facts), variables)
 
 

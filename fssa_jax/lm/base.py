@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from fssa_jax.errors import UserError
+from fssa_jax.files import DIGESTS
 from fssa_jax.lm.hf_config import read_config, to_hugging_face
-from fssa_jax.lm.hub import find_checkpoint
+from fssa_jax.lm.hub import find_checkpoint, is_here
 from fssa_jax.lm.peft import SETTINGS, Lora, is_lora, merge_lora, read_lora
 from fssa_jax.lm.safetensors import check_checkpoint, load_params, save_params, with_own_head
 from fssa_jax.lm.tensor_files import weight_files
@@ -27,6 +28,7 @@ TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+_REMEDY = f"set base_model_name_or_path in its {SETTINGS}, and remove its {DIGESTS} if there is one"
 _SPECIAL = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
 
 
@@ -57,7 +59,7 @@ def load_base(
 
     Args:
       name: directory or hub name of a checkpoint; or the directory of a LoRA in the format of PEFT, which is merged
-        into the base that it names.
+        into the base that it names. Tokenizer and chat template are those of that base.
       dtype: of parameters and computation.
       remat, implementation: see `Decoder`.
       date: what the chat template gets for today's date; see `ChatTokenizer`.
@@ -70,10 +72,14 @@ def load_base(
     if is_lora(directory):
         lora = read_lora(directory)
         if not under and not lora.base:
-            raise UserError(f"{name}: a LoRA that names no base; set base_model_name_or_path in {SETTINGS}")
-        base = load_base(under or lora.base, dtype, remat, implementation, date)
-        if base.lora is not None:
-            raise UserError(f"{name}: a LoRA of {lora.base}, which is a LoRA; merge that with PEFT first")
+            raise UserError(f"{name}: a LoRA that names no base; {_REMEDY}")
+        near = directory / lora.base
+        below = under or (str(near) if lora.base.startswith(".") and near.is_dir() else lora.base)
+        if is_lora(Path(below)):
+            raise UserError(f"{name}: its base {below} is a LoRA too; give the model below that")
+        if Path(below).is_absolute() and not is_here(below):
+            raise UserError(f"{name}: a LoRA of {below}, which is not there; {_REMEDY}")
+        base = load_base(below, dtype, remat, implementation, date)
         variables = merge_lora(base.variables, lora, base.decoder.config, directory)
         mark = hashlib.sha256(f"{base.fingerprint} {lora.fingerprint}".encode()).hexdigest()
         return dataclasses.replace(base, variables=variables, fingerprint=mark, lora=lora)

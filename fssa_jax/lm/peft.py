@@ -13,7 +13,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from fssa_jax.errors import UserError
-from fssa_jax.files import DIGESTS, check_digests, replaceable, whole_directory, write_digests
+from fssa_jax.files import DIGESTS, check_digests, is_ours, replaceable, whole_directory, write_digests
 from fssa_jax.lm.tensor_files import Shards
 from fssa_jax.lm.weight_map import Weight, decoder_weights
 from fssa_jax.models.decoder import DecoderConfig
@@ -35,6 +35,12 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "alpha_pattern": ({},),
     "layer_replication": (None,),
     "trainable_token_indices": (None,),
+    "target_parameters": (None, []),
+    "alora_invocation_tokens": (None,),
+    "use_qalora": (False,),
+    "use_bdlora": (None, False),
+    # Others replace the weights of the base by what the factors leave.
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
 }
 
 PERSON_CARD = """---
@@ -77,6 +83,7 @@ class Lora:
     Attributes:
       base: directory or hub name of the base.
       settings: of PEFT, as they were read.
+      rank: r, of every linear layer.
       scale: alpha / r, or alpha / √r for rank-stabilised LoRA.
       tensors: by the names of PEFT; lora_A (r, inputs) and lora_B (outputs, r).
       fingerprint: identifies scale and tensors.
@@ -84,6 +91,7 @@ class Lora:
 
     base: str
     settings: dict[str, Any]
+    rank: int
     scale: float
     tensors: dict[str, np.ndarray]
     fingerprint: str
@@ -103,10 +111,15 @@ def read_lora(directory: Path) -> Lora:
     try:
         if (directory / DIGESTS).is_file():
             check_digests(directory)
+    except ValueError as error:
+        raise UserError(
+            f"{directory}: damaged ({error}); restore it, or remove {DIGESTS} if you changed the file yourself"
+        ) from error
+    try:
         settings = json.loads((directory / SETTINGS).read_text(encoding="utf-8"))
         file = Shards([directory / TENSORS])
         tensors = {name: file.read(name) for name in file.names()}
-        rank, alpha = float(settings["r"]), float(settings["lora_alpha"])
+        rank, alpha = int(settings["r"]), float(settings["lora_alpha"])
         base = str(settings.get("base_model_name_or_path") or "")
         other = next((n for n, plain in _PLAIN.items() if n in settings and settings[n] not in plain), None)
         scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
@@ -118,11 +131,13 @@ def read_lora(directory: Path) -> Lora:
             f"{directory}: {other} = {settings[other]!r} is not supported; merge the adapter with PEFT and give the "
             "merged model"
         )
+    if not tensors:
+        raise UserError(f"{directory / TENSORS}: holds no tensors; get it again")
     digest = hashlib.sha256(repr(scale).encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode())
         digest.update(np.ascontiguousarray(tensors[name]).tobytes())
-    return Lora(base, settings, scale, tensors, digest.hexdigest())
+    return Lora(base, settings, rank, scale, tensors, digest.hexdigest())
 
 
 def merge_lora(variables: PyTree, lora: Lora, config: DecoderConfig, where: Path) -> PyTree:
@@ -167,8 +182,8 @@ def by_linear(lora: Lora, config: DecoderConfig, where: Path) -> dict[str, dict[
     for linear, parts in found.items():
         inputs, outputs = kernels[linear].shape
         a, b = (parts[name].shape if name in parts else None for name in ("lora_A", "lora_B"))
-        if a is None or b is None or len(a) != 2 or a != (b[-1], inputs) or b != (outputs, a[0]):
-            shape = (inputs, outputs)
+        if (a, b) != ((lora.rank, inputs), (outputs, lora.rank)):
+            shape = f"rank {lora.rank} of {(inputs, outputs)}"
             raise UserError(f"{where}: the tensors of {linear} have shapes {a} and {b}, which do not fit {shape}")
     return found
 
@@ -205,6 +220,9 @@ def save_lora(
       UserError: FiLM adapters, or a directory that holds anything other than a LoRA.
     """
     directory = replaceable(directory, SETTINGS)
+    own = {"README.md", DIGESTS, SETTINGS, TENSORS}
+    if directory.is_dir() and any(file.name not in own and not is_ours(file) for file in directory.iterdir()):
+        raise UserError(f"{directory}: holds more than a LoRA; give a new directory")
     linears = {w.path[1:3]: name for name, w in kernels_of(config).items()}  # by (layer, place)
     try:
         factors = {place: lora_factors(adapter, row) for place, adapter in adapters.items()}

@@ -15,7 +15,7 @@ from fssa_jax.lm.scoring import table_log_probs
 from fssa_jax.lm.token_table import TokenTable
 from fssa_jax.tasks.states import texts_with_states
 
-_SCORING = 1  # counts changes of what is computed, so that no older value is used
+_SCORING = 2  # counts changes of what is computed, so that no older value is used
 
 
 def stored_reference(base: Base, tokens: TokenTable, path: Path, layers: int = 0) -> np.ndarray:
@@ -40,7 +40,7 @@ def stored_reference(base: Base, tokens: TokenTable, path: Path, layers: int = 0
                     f"{path}: log-probabilities of {what}; give the base that they belong to, or another --workdir"
                 )
         return values
-    shared = _shared(base, stamp)
+    shared = _shared(base, stamp, layers)
     values = _read_shared(shared, stamp, len(tokens.lengths))
     known = values is not None
     if values is None:
@@ -56,10 +56,12 @@ def stored_reference(base: Base, tokens: TokenTable, path: Path, layers: int = 0
     return values
 
 
-def _shared(base: Base, stamp: dict[str, str]) -> Path:
+def _shared(base: Base, stamp: dict[str, str], layers: int) -> Path:
     """The file of the cache; what is computed in another type or on other devices is not the same to the last bit."""
     where = {
         "scoring": _SCORING,
+        "layers": layers,
+        "remat": base.decoder.remat,
         "dtype": str(base.decoder.dtype),
         "attention": base.decoder.implementation,
         "device": jax.devices()[0].device_kind,

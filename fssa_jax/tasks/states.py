@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fssa_jax.errors import UserError
-from fssa_jax.files import cache_directory, write_npz
+from fssa_jax.files import cache_directory, clean, write_npz
 from fssa_jax.lm.base import Base
 from fssa_jax.lm.scoring import Texts, device_texts, table_states
 from fssa_jax.lm.token_table import TokenTable
@@ -25,7 +25,7 @@ from fssa_jax.train.parallel import device_memory
 
 _log = logging.getLogger(__name__)
 
-_SHARE = 0.25  # of the memory, for states, of which there are two copies while they are made
+_SHARE = 0.25  # of the memory, for two copies of the states; one more of the real tokens while they are made
 _CACHED = 4 * 10**9  # bytes of states in the user's cache, of all models and texts together
 _STATES = 1  # counts changes of what is computed, so that no older value is used
 
@@ -88,6 +88,7 @@ def _file(base: Base, tokens: TokenTable, layers: int) -> Path:
         "model": repr(base.decoder.config),
         "dtype": str(base.decoder.dtype),
         "attention": base.decoder.implementation,
+        "remat": base.decoder.remat,
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
     }
@@ -112,16 +113,18 @@ def _read(file: Path, base: Base, tokens: TokenTable) -> np.ndarray | None:
 
 def _write(file: Path, states: np.ndarray, tokens: TokenTable) -> None:
     """Keeps the states of real tokens, in place of the oldest of others; none where they are too large or cannot be."""
-    kept = np.ascontiguousarray(states[_real(tokens)]).view(np.uint8)
+    size = int(tokens.lengths.sum()) * states.shape[-1] * states.itemsize
+    if size > _CACHED:
+        return
     with contextlib.suppress(UserError, OSError):  # a cache that cannot be written is no reason to stop
+        clean(file.parent)
         others = sorted(file.parent.glob("*.npz"), key=lambda path: path.stat().st_mtime, reverse=True)
-        left = _CACHED - kept.nbytes
+        left = _CACHED - size
         for other in others:
             left -= other.stat().st_size
             if left < 0:
                 other.unlink()
-        if kept.nbytes <= _CACHED:
-            write_npz(file, {"states": kept})
+        write_npz(file, {"states": np.ascontiguousarray(states[_real(tokens)]).view(np.uint8)})
 
 
 def _real(tokens: TokenTable) -> np.ndarray:

@@ -108,8 +108,11 @@ def test_a_person_on_top_of_a_lora_is_one_lora_of_the_model_below(lora, tiny_bas
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"r": 0}, "no readable LoRA"),
         ({"r": "many"}, "no readable LoRA"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa' is not supported"),
+        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
+        ({"r": 4}, "which do not fit rank 4"),
         ({"base_model_name_or_path": None}, "a LoRA that names no base; set base_model_name_or_path"),
-        ({"base_model_name_or_path": "/no/such/base"}, "/no/such/base: no such directory"),
+        ({"base_model_name_or_path": "/no/such/base"}, "a LoRA of /no/such/base, which is not there; set base_model"),
     ],
 )
 def test_settings_that_cannot_be_merged_are_named(lora, tmp_path, settings, words):
@@ -134,8 +137,10 @@ def test_tensors_that_do_not_fit_are_named(lora, tmp_path):
         return complaint(load_base, str(there))
 
     assert "q_proj have shapes None" in with_tensors(lambda t: t.pop(first))
-    assert "which do not fit (16, 16)" in with_tensors(lambda t: t.update({first: t[first][:, :5].copy()}))
+    assert "which do not fit rank 3 of (16, 16)" in with_tensors(lambda t: t.update({first: t[first][:, :5].copy()}))
     assert "which do not fit" in with_tensors(lambda t: t.update({first: t[first][:2].copy()}))
+    assert "which do not fit" in with_tensors(lambda t: t.update({first.replace("lora_A", "lora_B"): np.float32([])}))
+    assert "holds no tensors" in with_tensors(lambda t: t.clear())
     assert "is of no linear layer" in with_tensors(lambda t: t.update({first.replace("1.self", "7.self"): t[first]}))
     assert "is of no linear layer" in with_tensors(lambda t: t.update({first.replace("lora_A", "lora_C"): t[first]}))
 
@@ -145,7 +150,9 @@ def test_a_damaged_file_and_a_lora_of_a_lora_are_named(lora, tiny_base, tmp_path
     content = bytearray((there / TENSORS).read_bytes())
     content[-7] ^= 1
     (there / TENSORS).write_bytes(content)
-    assert "the checksum of adapter_model.safetensors does not match" in complaint(load_base, str(there))
+    message = complaint(load_base, str(there))
+    assert "the checksum of adapter_model.safetensors does not match" in message
+    assert "remove digests.json if you changed the file yourself" in message
     (there / "digests.json").unlink()
     (there / TENSORS).write_bytes(content[:50])
     assert "no readable LoRA" in complaint(load_base, str(there))
@@ -153,4 +160,31 @@ def test_a_damaged_file_and_a_lora_of_a_lora_are_named(lora, tiny_base, tmp_path
     assert "no readable LoRA" in complaint(load_base, str(there))
     config = load_base(str(tiny_base)).decoder.config
     save_lora(tmp_path / "twice", factors(config, 2, 3), config, str(lora[1]))
-    assert "which is a LoRA; merge that" in complaint(load_base, str(tmp_path / "twice"))
+    assert "is a LoRA too; give the model below that" in complaint(load_base, str(tmp_path / "twice"))
+    own = shutil.copytree(lora[1], tmp_path / "own")
+    (own / "digests.json").unlink()
+    settings = json.loads((own / SETTINGS).read_text())
+    (own / SETTINGS).write_text(json.dumps(settings | {"base_model_name_or_path": str(own)}))
+    assert "is a LoRA too" in complaint(load_base, str(own))
+
+
+def test_a_base_next_to_the_lora_is_found_from_any_directory(lora, tiny_base, tmp_path, monkeypatch):
+    there = shutil.copytree(lora[1], tmp_path / "moved" / "lora")
+    shutil.copytree(tiny_base, tmp_path / "moved" / "base")
+    (there / "digests.json").unlink()
+    settings = json.loads((there / SETTINGS).read_text())
+    (there / SETTINGS).write_text(json.dumps(settings | {"base_model_name_or_path": "../base"}))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load_base(str(there)).fingerprint == load_base(str(lora[1])).fingerprint
+
+
+def test_a_lora_replaces_a_lora_and_nothing_else(lora, tiny_base, tmp_path):
+    """Steering weights hold a LoRA too, next to what would be lost."""
+    config = load_base(str(tiny_base)).decoder.config
+    there = shutil.copytree(lora[1], tmp_path / "there")
+    save_lora(there, factors(config, 1, 4), config, str(tiny_base))
+    assert read_lora(there).rank == 1
+    (there / "steering.json").write_text("{}")
+    assert "holds more than a LoRA" in complaint(save_lora, there, factors(config, 2, 4), config)
+    assert read_lora(there).rank == 1

@@ -169,6 +169,7 @@ def test_mistakes_with_a_lora_are_named(tuned, finished, tiny_base, tmp_path):
         return complaint(make, config, tmp_path / "run")
 
     assert "config.policy.lora.layers: only applies with" in said(tiny_base, **{"policy.lora.layers": 1})
+    assert "cache_states: all weights are trained" in said(tiny_base, **{"policy.cache_states": "yes"})
     assert "a new model has nothing to adapt" in said("", **{"policy.lora.rank": 1})
     assert "lora.places: needs one place or more, each once" in said(
         tiny_base, **{"policy.lora.rank": 1, "policy.lora.places": ("query", "query")}
