@@ -76,8 +76,7 @@ Trained with `{command}`, seed {seed}; the checkpoint of step {step}.
 {notes}
 """
 
-_WITH_LORA = """The base is fine-tuned by a LoRA for everybody, which is
-here too, in the format of PEFT. """
+_WITH_LORA = "The base was fine-tuned with a LoRA for everybody, which is here too. "
 
 
 def is_steering(path: Path) -> bool:
