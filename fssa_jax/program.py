@@ -70,9 +70,28 @@ def sampling_given() -> dict[str, Any]:
       UserError: a temperature that is no finite number.
     """
     f = flags.FLAGS
-    if not math.isfinite(f.temperature or 0.0):
-        raise UserError(f"--temperature: must be a number from 0 up, got {f.temperature}")
+    _check_finite("temperature", f.temperature)
     return {name: f[name].value for name in SAMPLING if f[name].present}
+
+
+def define_strength_flag() -> None:
+    """The flag --strength of the programs that write for a person."""
+    flags.DEFINE_float("strength", 1.0, "factor on what the choices change; 1 as trained, 0 nothing", lower_bound=0.0)
+
+
+def writing_given() -> dict[str, Any]:
+    """How to write for a person: arguments `sampling` and `strength` of `write_for`.
+
+    Raises:
+      UserError: a number that is not finite.
+    """
+    _check_finite("strength", flags.FLAGS.strength)
+    return {"sampling": sampling_given(), "strength": flags.FLAGS.strength}
+
+
+def _check_finite(flag: str, value: float | None) -> None:
+    if not math.isfinite(value or 0.0):
+        raise UserError(f"--{flag}: must be a number from 0 up, got {value}")
 
 
 def define_process_flags() -> None:

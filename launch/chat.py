@@ -34,6 +34,7 @@ _N = flags.DEFINE_integer("n", 10, "choices to ask for", lower_bound=0)
 _SAVE = flags.DEFINE_string("save", "", "JSONL file for the choices that were made")
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "question to answer before and after the choices")
 _SEED = flags.DEFINE_integer("seed", 0, "seed of the sampling", lower_bound=0)
+program.define_strength_flag()
 program.define_sampling_flags("as in the evaluation")
 flags.adopt_module_key_flags(program)
 
@@ -46,7 +47,8 @@ def main() -> None:
         raise UserError(f"--{unused}: has no effect with --choices, which takes the place of asking")
     for prompt in _PROMPT.value:
         program.check_text("prompt", prompt)
-    sampling, pairs = program.sampling_given(), [] if _CHOICES.value else _pairs()
+    how = program.writing_given()
+    pairs = [] if _CHOICES.value else _pairs()
     policy = load(_STEERING.value, _BASE.value)
     if not isinstance(policy, PersonPolicy):
         raise UserError(f"{_STEERING.value}: a reward model writes nothing; give steering weights or a policy")
@@ -60,7 +62,7 @@ def main() -> None:
     print(f"\n{len(choices)} choices. Nothing is trained: an adapter is emitted from them.", flush=True)
     for seed, prompt in enumerate(_PROMPT.value or questions(), start=_SEED.value):
         try:
-            [written] = write_for(policy, [prompt], {"you": choices}, counted=True, sampling=sampling, seed=seed)
+            [written] = write_for(policy, [prompt], {"you": choices}, counted=True, seed=seed, **how)
         except UserError as error:
             if _PROMPT.value:
                 raise

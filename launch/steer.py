@@ -29,6 +29,7 @@ _PROMPT = flags.DEFINE_multi_string("prompt", [], "prompt to write a response to
 _SYSTEM = flags.DEFINE_string("system", "", "system message in front of --prompt")
 _PEOPLE = flags.DEFINE_list("people", [], "files of choices, one per person; writes for each person")
 _BLEND = flags.DEFINE_list("blend", [], "weights of the second person, to write for mixtures of two --people")
+program.define_strength_flag()
 program.define_sampling_flags("as in the evaluation")
 _BEST_OF = flags.DEFINE_integer(
     "best_of", 1, "write so many responses, and give the one that the person's reward model prefers", lower_bound=1
@@ -45,7 +46,8 @@ def main() -> None:
         raise UserError("--workdir and one of --choices and --people, not both, are needed; see --help")
     if bool(_RESPONSES.value) == bool(_PROMPT.value):
         raise UserError("give either --responses, to rank them, or --prompt, to write to it; see --help")
-    unused = ("trace",) if _PROMPT.value else ("people", "blend", *program.SAMPLING, "seed", "system", "best_of")
+    of_writing = ("people", "blend", *program.SAMPLING, "strength", "seed", "system", "best_of")
+    unused = ("trace",) if _PROMPT.value else of_writing
     kind, other = ("--prompt", "--responses") if _PROMPT.value else ("--responses", "--prompt")
     if name := next((name for name in unused if flags.FLAGS[name].present), None):
         raise UserError(f"--{name}: has no effect with {kind}; it is for {other}")
@@ -68,7 +70,7 @@ def _write() -> None:
         program.check_text("system", _SYSTEM.value)
     shares = program.parse_numbers("blend", _BLEND.value)
     check_shares(shares, len(files))
-    given = program.sampling_given()
+    given = program.writing_given()
     policy = load(_WORKDIR.value or "", _BASE.value)
     if not isinstance(policy, PersonPolicy):
         raise UserError(
@@ -79,7 +81,7 @@ def _write() -> None:
     system = [{"role": "system", "content": _SYSTEM.value}] if _SYSTEM.value else []
     prompts = [[*system, {"role": "user", "content": prompt}] for prompt in _PROMPT.value]
     written = write_for(
-        policy, prompts, people, shares=shares, counted=counted, sampling=given, seed=_SEED.value, number=_BEST_OF.value
+        policy, prompts, people, shares=shares, counted=counted, seed=_SEED.value, number=_BEST_OF.value, **given
     )
     print(format_written(prompts, written, _JSON.value))
 

@@ -197,6 +197,8 @@ def _check_policy(config: PolicyConfig) -> None:
         raise UserError(
             "config.policy.base: give the directory or hub name of a checkpoint, such as the model of an sft run"
         )
+    if config.train.min_context > config.train.max_context:
+        raise UserError(f"config.train.min_context: must be at most max_context ({config.train.max_context})")
     adapter, encoder = config.policy.adapter, config.encoder
     for name, places in (("places", adapter.places), ("shared.places", adapter.shared.places)):
         if not places or len(set(places)) < len(places):

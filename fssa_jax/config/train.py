@@ -68,7 +68,9 @@ class PolicyTraining(_TokenLoop):
     users: int = positive(16)
     """People per batch."""
     max_context: int = positive(10)
-    """A context has k ~ U{0..max_context} choices."""
+    """A context has k ~ U{min_context..max_context} choices."""
+    min_context: int = number(0, least=0)
+    """The more is known of a person, the more a step teaches. Adapters that are linear in z need no small contexts."""
     targets: int = positive(4)
     """Choices per person."""
     population_steps: int = number(200, least=0)

@@ -58,9 +58,15 @@ def take_choices(
 
 
 def draw_episode(
-    key: Key[Array, ""], table: ChoiceTable, *, max_context: int, max_targets: int, swap_pools: bool = True
+    key: Key[Array, ""],
+    table: ChoiceTable,
+    *,
+    max_context: int,
+    max_targets: int,
+    min_context: int = 0,
+    swap_pools: bool = True,
 ) -> Episode:
-    """A random user with k ~ U{0..max_context} context choices and up to max_targets targets.
+    """A random user with k ~ U{min_context..max_context} context choices and up to max_targets targets.
 
     Context and targets come from different pools of the user, so they share no text. With `swap_pools` either pool may
     serve as the context, which doubles the number of episodes. Each user has its own k; a user with fewer than k rows
@@ -70,12 +76,14 @@ def draw_episode(
       key: a typed PRNG key. The episode is a function of it and of the table.
       table: choices of the users to draw from, (users, 2, rows).
       max_context, max_targets: sizes of the padded context and targets, at most `rows` each.
+      min_context: the smallest k, at most max_context.
 
     Returns:
       An `Episode` of text ids, without batch axis. `jax.vmap` over keys gives a batch.
 
     Raises:
-      ValueError: a size is larger than the number of rows, or arrays of the table do not fit together.
+      ValueError: a size is larger than the number of rows, min_context is not in [0, max_context], or arrays of the
+        table do not fit together.
 
     >>> import jax, jax.numpy as jnp
     >>> from fssa_jax import ChoiceTable, draw_episode
@@ -91,10 +99,12 @@ def draw_episode(
     rows = table.chosen.shape[2]
     if max(max_context, max_targets) > rows:
         raise ValueError(f"max_context {max_context} and max_targets {max_targets} must be ≤ {rows} rows")
+    if not 0 <= min_context <= max_context:
+        raise ValueError(f"min_context {min_context} must be in [0, {max_context}]")
     key_user, key_pool, key_k, key_context, key_targets = jax.random.split(key, 5)
     user = jax.random.randint(key_user, (), 0, table.chosen.shape[0])
     pool = jax.random.bernoulli(key_pool, 0.5 if swap_pools else 0.0).astype(jnp.int32)
-    k = jax.random.randint(key_k, (), 0, max_context + 1)
+    k = jax.random.randint(key_k, (), min_context, max_context + 1)
     context_order = nested_order(key_context, table.count[user, pool], rows)[:max_context]
     target_order = nested_order(key_targets, table.count[user, 1 - pool], rows)[:max_targets]
     return Episode(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import re
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from fssa_jax.lm.token_table import TokenTable, encode_table, no_texts
 from fssa_jax.lm.writer import Writer, said
 from fssa_jax.models.decoder import place_sizes
 from fssa_jax.models.rewards import RewardModel
-from fssa_jax.ops.adapters import PLACES, AdapterTree, adapter_rows, check_adapters
+from fssa_jax.ops.adapters import PLACES, AdapterTree, adapter_rows, check_adapters, combine_adapters
 from fssa_jax.ops.padding import bucket
 from fssa_jax.ops.sampling import Sampling
 from fssa_jax.people.choices import Choice, as_choices, as_prompt, as_texts, texts_of_choices
@@ -274,14 +275,20 @@ class PersonPolicy(PersonModel):
         ratios = scorer.log_ratios(self._variables, np.asarray(latent.mean), each, every, groups=1)
         return config.objective.beta * ratios.reshape(1, people, rows)[..., : len(texts)]
 
-    def adapt(self, latent: DiagGaussian) -> AdapterTree:
-        """Adapters of the language model at the means of latents (rows, m), one row each; see `combine_adapters`.
+    def adapt(self, latent: DiagGaussian, strength: float = 1.0) -> AdapterTree:
+        """Adapters of the language model at the means of latents (rows, m), one row each.
 
-        >>> from fssa_jax import combine_adapters
-        >>> import jax.numpy as jnp
-        >>> twice_as_strong = combine_adapters(policy.adapt(latent), jnp.array([[2.0]]))
+        The change that an adapter makes is multiplied by `strength`: 0 is the language model itself, 1 what was
+        trained. What all people share, `config.policy.adapter.shared`, stays as it is.
+
+        Raises:
+          UserError: a strength that is negative or not finite.
+
+        >>> stronger = policy.adapt(latent, strength=1.5)
         """
-        return self._adapt(self._variables, latent.mean)
+        check_strength(strength)
+        adapters = self._adapt(self._variables, latent.mean)
+        return adapters if strength == 1 else combine_adapters(adapters, strength * jnp.eye(len(latent.mean)))
 
     def generate(
         self, adapters: AdapterTree | None, prompts: Sequence[Any], *, seed: int = 0, settings: Generation | None = None
@@ -327,6 +334,7 @@ class PersonPolicy(PersonModel):
         *,
         seed: int = 0,
         settings: Generation | None = None,
+        strength: float = 1.0,
     ) -> list[list[tuple[str, float]]]:
         """Samples `number` responses to each prompt for a person, and ranks them by the person's reward model.
 
@@ -351,7 +359,7 @@ class PersonPolicy(PersonModel):
                 "config.encoder.init_from"
             )
         asked = [as_prompt(prompt, f"prompt {i}") for i, prompt in enumerate(prompts)]
-        adapters = self.adapt(latent)
+        adapters = self.adapt(latent, strength)
         each = [self.generate(adapters, prompts, seed=seed + i, settings=settings) for i in range(number)]
         out = []
         for prompt, texts in zip(asked, zip(*each, strict=True), strict=True):
@@ -390,3 +398,9 @@ class PersonPolicy(PersonModel):
         name_of_base = base.lora.base if base.lora else self.task.config.policy.base
         save_lora(target, self.adapt(latent), base.decoder.config, name_of_base, under=base.lora)
         return target
+
+
+def check_strength(strength: float) -> None:
+    """Raises `UserError` for a strength that is negative or not finite."""
+    if not (math.isfinite(strength) and strength >= 0):
+        raise UserError(f"strength {strength:g}: give a number from 0 up")

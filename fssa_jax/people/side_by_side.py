@@ -37,6 +37,7 @@ def write_for(
     sampling: Mapping[str, Any] | None = None,
     seed: int = 0,
     number: int = 1,
+    strength: float = 1.0,
 ) -> list[list[Written]]:
     """Per prompt: a response before any choice and one per person; or, with `shares`, one per mixture of two people.
 
@@ -49,6 +50,7 @@ def write_for(
       sampling: settings of `Generation` that differ from the policy's evaluation.
       seed: of generation.
       number: responses are the best of so many under the person's reward model.
+      strength: of the adapters; see `PersonPolicy.adapt`.
 
     Raises:
       UserError: a prompt that does not fit, or invalid choices; the message names the person.
@@ -69,10 +71,10 @@ def write_for(
         written = []
         for name, latent, share in named:
             if number > 1:
-                [ranked] = policy.best_of(latent, [prompt], number, seed=seed, settings=settings)
+                [ranked] = policy.best_of(latent, [prompt], number, seed=seed, settings=settings, strength=strength)
                 written.append(Written(name, ranked[0][0], share, ranked))
                 continue
-            text = policy.generate(policy.adapt(latent), [prompt], seed=seed, settings=settings)[0]
+            text = policy.generate(policy.adapt(latent, strength), [prompt], seed=seed, settings=settings)[0]
             written.append(Written(name, text, share))
         out.append(written)
     return out

@@ -181,10 +181,11 @@ class PolicyTask:
     def draw(self, name: str) -> Draw:
         """See `Task`; models that read no context draw none."""
         train = self.config.train
-        context = train.max_context if self.reads(name) else 0
+        most, least = (train.max_context, train.min_context) if self.reads(name) else (0, 0)
         # Choices of the baselines are people's own. Ranked pairs were not chosen, so they are never a context.
         ranked = self.reads(name) and self.ranked is not None
-        kind = partial(draw_episode, max_context=context, max_targets=train.targets, swap_pools=not ranked)
+        sizes = {"max_context": most, "min_context": least, "max_targets": train.targets}
+        kind = partial(draw_episode, **sizes, swap_pools=not ranked)
 
         def episode_of(key: Key[Array, ""], tables: PolicyTables) -> Episode:
             episode = kind(key, tables.choices)

@@ -156,6 +156,8 @@ def fit_sizes(train: Any, data: Any, dataset: Dataset, quiet: bool = False) -> N
             said = "no training user has more than %d rows per pool: config.train.%s=%d"
             (_log.debug if quiet else _log.info)(said, rows, name, rows)
             setattr(train, name, rows)
+    if hasattr(train, "min_context"):
+        train.min_context = min(train.min_context, train.max_context)
 
 
 def _unit_scale(dataset: Dataset) -> float:

@@ -61,6 +61,7 @@ MISTAKES = {
         "whose config.objective.sft_weight is 0",
     ),
     "average": ({"optim.average_decay": 2.0}, "config.optim.average_decay: must be ≥ 0 and < 1, got 2.0"),
+    "more context at least than at most": ({"train.min_context": 11}, "config.train.min_context: must be at most"),
     "no context": ({"train.max_context": -1}, "config.train.max_context: must be > 0, got -1"),
     "scale of nothing": (
         {"policy.adapter.shared.alpha": 4.0},

@@ -55,6 +55,13 @@ def test_every_user_has_a_k_of_their_own_up_to_what_they_have():
         assert (np.asarray(batch.targets.mask.sum(1))[mine] == min(targets, 3)).all()
 
 
+def test_a_least_context_is_kept_as_far_as_a_user_has_choices():
+    batch = draw_many(500, max_context=4, max_targets=3, min_context=3, swap_pools=False)
+    k = np.asarray(batch.context.mask.sum(1))
+    for user, (context, _) in enumerate(COUNTS):
+        assert set(k[np.asarray(batch.user) == user]) == {min(context, 3), min(context, 4)}
+
+
 def test_an_episode_has_no_row_twice():
     batch = draw_many(100, max_context=5, max_targets=4)
     for ids, mask in zip(np.asarray(batch.context.chosen), np.asarray(batch.context.mask), strict=True):
@@ -76,6 +83,11 @@ def test_evaluation_contexts_are_nested_and_targets_fixed():
     assert not np.array_equal(long.context.chosen, other.context.chosen)
     assert truncate_context(long, 2).context.mask.sum() == 2
     assert (np.asarray(long.context.chosen) < 50).all()
+
+
+def test_a_least_context_above_the_most_is_refused():
+    with pytest.raises(ValueError, match=r"min_context 5 must be in \[0, 4\]"):
+        draw_episode(jax.random.key(0), table(), max_context=4, max_targets=1, min_context=5)
 
 
 def test_too_large_a_context_is_named():

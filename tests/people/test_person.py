@@ -74,6 +74,14 @@ def test_the_four_calls(work, moved, tmp_path):
     both = DiagGaussian(*(jnp.concatenate([getattr(q, n) for q in (one, two)]) for n in ("mean", "scale")))
     people = policy.adapt(both)
     assert "adapters of 2 people for 4 prompts" in complaint(policy.generate, people, ["question 0"] * 4)
+    half = policy.adapt(both, strength=0.5)
+    for place, adapter in people.items():  # these are FiLM: the identity is scale 1 and shift 0
+        np.testing.assert_allclose(half[place].scale - 1, (adapter.scale - 1) / 2, atol=1e-6)
+        np.testing.assert_allclose(half[place].shift, adapter.shift / 2, atol=1e-6)
+    plain = policy.generate(None, ["question 0"], seed=3)
+    assert policy.generate(policy.adapt(one, strength=0.0), ["question 0"], seed=3) == plain
+    for wrong in (-1.0, float("nan"), float("inf")):
+        assert "give a number from 0 up" in complaint(policy.adapt, one, wrong)
     wider = jax.tree.map(lambda x: jnp.concatenate([x, x], -1), people)
     assert "are for another model: 2 layers of 16 → 32; this one has 2 of 16 → 16" in complaint(
         policy.generate, wider, ["question 0"] * 2

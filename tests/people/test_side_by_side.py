@@ -43,6 +43,9 @@ def test_a_person_writes_before_and_after_and_two_people_blend(steered, files, t
     greedy = dataclasses.replace(policy.task.config.evaluate.generate, temperature=0.0)
     assert [written[1].text] == policy.generate(adapter, [talk], settings=greedy)
     assert json.loads(format_written([talk], [written], as_json=True))["prompt"] == talk
+    for number in (1, 2):  # at strength 0 a person gets what the language model writes for everybody
+        [unsteered] = write_for(policy, ["question 0"], one, sampling={"temperature": 0.0}, strength=0.0, number=number)
+        assert [each.text for each in unsteered] == policy.generate(None, ["question 0"] * 2, settings=greedy)
     long = str(tiny.write_rows(tmp_path / "long.jsonl", tiny.rows(users=1)[:10]))
     many = {long: read_choices(long)}
     assert complaint(lambda: write_for(policy, ["q"], many)).startswith(f"{long}: 10 choices of a person")
@@ -109,6 +112,7 @@ def test_the_program_writes_and_names_what_does_not_fit(steered, finished, files
     assert_one_clear_line(run(*base, f"--people={one},"), "--people: a name is empty")
     assert_one_clear_line(run(*base, f"--people={one}", f"--choices={two}"), "one of --choices and --people, not both")
     assert_one_clear_line(run(*base, f"--choices={one}", "--temperature=nan"), "--temperature: must be a number")
+    assert_one_clear_line(run(*base, f"--choices={one}", "--strength=inf"), "--strength: must be a number")
     assert_one_clear_line(run(*base, f"--choices={one}", "--prompt= "), "--prompt: empty")
     assert_one_clear_line(run(*base, f"--choices={one}", "--max_new=300"), "prompt 'question 0': ", "lower --max_new")
     assert_one_clear_line(run(*base, f"--people={one}", "--blend=0,1"), "--blend", "two files in --people, got 1")
