@@ -89,6 +89,7 @@ def _policy(variant: str) -> PolicyConfig:
     config.evaluate.shuffles = 2
     generate = config.evaluate.generate
     generate.max_new, generate.temperature, generate.top_p = 64, 1.0, 0.95
+    generate.strength = 1.5
     if variant == "dpo":
         config.encoder = NoEncoder()
         config.train.steps = 200

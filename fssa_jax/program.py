@@ -76,7 +76,8 @@ def sampling_given() -> dict[str, Any]:
 
 def define_strength_flag() -> None:
     """The flag --strength of the programs that write for a person."""
-    flags.DEFINE_float("strength", 1.0, "factor on what the choices change; 1 as trained, 0 nothing", lower_bound=0.0)
+    said = "factor on what the choices change: 1 as trained, 0 nothing; default: as in the evaluation"
+    flags.DEFINE_float("strength", None, said, lower_bound=0.0)
 
 
 def writing_given() -> dict[str, Any]:

@@ -195,7 +195,7 @@ def test_the_readme_shows_what_it_promises():
     for call in ("load", "infer", "score", "adapt", "generate"):
         assert f".{call}(" in code.text
     mentioned = [" ".join(words) for words in documents.commands("README.md")]
-    assert {"launch/quickstart.sh", "launch/test.sh"} <= set(mentioned)
+    assert {"launch/chat.sh", "launch/quickstart.sh", "launch/test.sh"} <= set(mentioned)
     assert "docs/steering.png" in documents.files_named("README.md")
 
 

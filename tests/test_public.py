@@ -314,6 +314,12 @@ WRONG = {
         "()",
         "(2,)",
     ),
+    "with_strength": (
+        lambda: ops.with_strength({"query": film(2, 3)}, 2.0),
+        "query.scale",
+        "(layers, rows, d)",
+        "(2, 3)",
+    ),
 }
 # Any shape will do, or no array is taken; `check_adapters` is itself a check, of adapters.
 ANY_SHAPE = {"preference_accuracy", "standard_normal_like"}

@@ -42,6 +42,8 @@ class Generation:
     """Sampling temperature; 0 takes the most likely token."""
     top_p: float = number(1.0, above=0, most=1)
     """Nucleus sampling: sample from the most likely tokens whose probabilities sum to this."""
+    strength: float = number(1.0, least=0)
+    """Factor on what the adapters of people change, in what is written for them: 1 as trained, 0 the base."""
     best_of: tuple[int, ...] = (4, 16)
     """The baseline without training: of so many samples, of the base and of the policy, the one that the reward model
     prefers. Needs a reward model that reads new texts; () for none."""

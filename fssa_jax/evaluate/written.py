@@ -23,7 +23,7 @@ from fssa_jax.lm.messages import messages_of
 from fssa_jax.lm.text_encoder import EmbedSettings, TextEncoder
 from fssa_jax.lm.writer import Samples, Writer, said, sampled_kl
 from fssa_jax.models.conditioner import Conditioner
-from fssa_jax.ops.adapters import AdapterTree
+from fssa_jax.ops.adapters import AdapterTree, with_strength
 from fssa_jax.ops.episodes import truncate_context
 from fssa_jax.ops.sampling import Sampling
 from fssa_jax.tasks.policy import PolicyTask, reads_new_texts
@@ -35,16 +35,17 @@ _BLEND = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @dataclasses.dataclass(frozen=True)
 class TrainedPolicy:
-    """A policy with its variables: infers latents and emits adapters."""
+    """A policy with its variables: infers latents and emits adapters, whose changes are multiplied by `strength`."""
 
     conditioner: Conditioner
     variables: PyTree
     predictor: Predictor
+    strength: float = 1.0
 
     def adapt(self, z: np.ndarray) -> AdapterTree:
         """Adapters for latents (rows, m), one row each."""
         adapters: Any = self.conditioner.apply(self.variables, jnp.asarray(z), method="adapt")
-        return adapters
+        return with_strength(adapters, self.strength)
 
 
 @dataclasses.dataclass

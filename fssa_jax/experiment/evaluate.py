@@ -95,8 +95,11 @@ def evaluate_workdir(
     }
     written: Written | None = None
     if isinstance(task, PolicyTask) and isinstance(settings, PolicyEvaluation) and settings.generate.people:
+        # What everybody shares is written as it was trained.
+        strength = {name: settings.generate.strength if task.reads(name) else 1.0 for name in variables}
         policies = {
-            name: TrainedPolicy(task.conditioner(name), variables[name], predictors[name]) for name in variables
+            name: TrainedPolicy(task.conditioner(name), variables[name], predictors[name], strength[name])
+            for name in variables
         }
         users, _ = eligible_users(people, max(settings.k))
         written = written_for(task, people, policies, users, settings)

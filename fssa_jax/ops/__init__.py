@@ -21,6 +21,7 @@ from fssa_jax.ops.adapters import (
     combine_adapters,
     lora_factors,
     take_adapter_rows,
+    with_strength,
 )
 from fssa_jax.ops.attention import Implementation
 from fssa_jax.ops.choices import choice_weights, join_choices, offered, per_choice, real_responses, responses_of
@@ -168,4 +169,5 @@ __all__ = [
     "thumb_log_likelihood",
     "token_log_probs",
     "truncate_context",
+    "with_strength",
 ]

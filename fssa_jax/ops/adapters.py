@@ -260,6 +260,38 @@ def lora_factors(
     return jnp.concatenate(downs, axis=2), jnp.concatenate(ups, axis=1)
 
 
+def with_strength(adapters: AdapterTree, strength: float) -> AdapterTree:
+    """The change that each row makes, times `strength`: 0 is the identity. Leaves shared by all rows do not change.
+
+    Args:
+      adapters: first axis over layers, second over rows.
+      strength: a finite number.
+
+    Raises:
+      ValueError: factors that do not fit together.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import Film
+    >>> from fssa_jax.ops.adapters import with_strength
+    >>> people = {"residual": Film(jnp.array([[[3.0], [1.0]]]), jnp.array([[[1.0], [-1.0]]]))}  # one layer, two people
+    >>> with_strength(people, 0.5)["residual"].scale.ravel().tolist()
+    [2.0, 1.0]
+    """
+
+    def one(adapter: Any) -> Any:
+        if isinstance(adapter, tuple):
+            return tuple(one(a) for a in adapter)
+        if isinstance(adapter, Film):
+            return Film(1 + strength * (adapter.scale - 1), strength * adapter.shift)
+        if adapter.core is not None:
+            return LowRank(adapter.down, adapter.up, strength * adapter.core)
+        shared = adapter.down.ndim == 3 and adapter.up.ndim == 3
+        return adapter if shared else LowRank(adapter.down, strength * adapter.up)
+
+    _check_tree(adapters)
+    return adapters if strength == 1 else {place: one(adapter) for place, adapter in adapters.items()}
+
+
 def combine_adapters(adapters: AdapterTree, weights: Float[ArrayLike, "out rows"]) -> AdapterTree:
     """Weighted sums of adapter rows: the change that a new row makes is Σ_i w_i times the change that row i makes.
 

@@ -25,7 +25,7 @@ from fssa_jax.lm.token_table import TokenTable, encode_table, no_texts
 from fssa_jax.lm.writer import Writer, said
 from fssa_jax.models.decoder import place_sizes
 from fssa_jax.models.rewards import RewardModel
-from fssa_jax.ops.adapters import PLACES, AdapterTree, adapter_rows, check_adapters, combine_adapters
+from fssa_jax.ops.adapters import PLACES, AdapterTree, adapter_rows, check_adapters, with_strength
 from fssa_jax.ops.padding import bucket
 from fssa_jax.ops.sampling import Sampling
 from fssa_jax.people.choices import Choice, as_choices, as_prompt, as_texts, texts_of_choices
@@ -275,20 +275,21 @@ class PersonPolicy(PersonModel):
         ratios = scorer.log_ratios(self._variables, np.asarray(latent.mean), each, every, groups=1)
         return config.objective.beta * ratios.reshape(1, people, rows)[..., : len(texts)]
 
-    def adapt(self, latent: DiagGaussian, strength: float = 1.0) -> AdapterTree:
+    def adapt(self, latent: DiagGaussian, strength: float | None = None) -> AdapterTree:
         """Adapters of the language model at the means of latents (rows, m), one row each.
 
         The change that an adapter makes is multiplied by `strength`: 0 is the language model itself, 1 what was
-        trained. What all people share, `config.policy.adapter.shared`, stays as it is.
+        trained, None `config.evaluate.generate.strength`. What all people share, `config.policy.adapter.shared`, stays.
 
         Raises:
           UserError: a strength that is negative or not finite.
 
         >>> stronger = policy.adapt(latent, strength=1.5)
         """
-        check_strength(strength)
-        adapters = self._adapt(self._variables, latent.mean)
-        return adapters if strength == 1 else combine_adapters(adapters, strength * jnp.eye(len(latent.mean)))
+        strength = self.task.config.evaluate.generate.strength if strength is None else strength
+        if not (math.isfinite(strength) and strength >= 0):
+            raise UserError(f"strength {strength:g}: give a number from 0 up")
+        return with_strength(self._adapt(self._variables, latent.mean), strength)
 
     def generate(
         self, adapters: AdapterTree | None, prompts: Sequence[Any], *, seed: int = 0, settings: Generation | None = None
@@ -334,7 +335,7 @@ class PersonPolicy(PersonModel):
         *,
         seed: int = 0,
         settings: Generation | None = None,
-        strength: float = 1.0,
+        strength: float | None = None,
     ) -> list[list[tuple[str, float]]]:
         """Samples `number` responses to each prompt for a person, and ranks them by the person's reward model.
 
@@ -398,9 +399,3 @@ class PersonPolicy(PersonModel):
         name_of_base = base.lora.base if base.lora else self.task.config.policy.base
         save_lora(target, self.adapt(latent), base.decoder.config, name_of_base, under=base.lora)
         return target
-
-
-def check_strength(strength: float) -> None:
-    """Raises `UserError` for a strength that is negative or not finite."""
-    if not (math.isfinite(strength) and strength >= 0):
-        raise UserError(f"strength {strength:g}: give a number from 0 up")

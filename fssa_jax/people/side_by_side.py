@@ -37,7 +37,7 @@ def write_for(
     sampling: Mapping[str, Any] | None = None,
     seed: int = 0,
     number: int = 1,
-    strength: float = 1.0,
+    strength: float | None = None,
 ) -> list[list[Written]]:
     """Per prompt: a response before any choice and one per person; or, with `shares`, one per mixture of two people.
 

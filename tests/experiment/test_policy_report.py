@@ -45,6 +45,12 @@ def test_who_has_no_specialist_is_left_out_of_what_specialists_write(work):
     assert "specialist" not in few.responses["texts"]  # side by side stand those who are written for by all
     assert few.report["policy"] == whole.report["policy"]
     assert few.report["specialist"]["kl"] != whole.report["specialist"]["kl"]
+    # At strength 0 the policy writes what the base writes; specialists are written for as they were.
+    policies["main"] = dataclasses.replace(policies["main"], strength=0.0)
+    none = written_for(task, split, policies, users, work.config.evaluate)
+    assert max(abs(of_k["kl"]) for of_k in none.report["policy"].values()) < 1e-5
+    assert max(abs(of_k["kl"]) for of_k in whole.report["policy"].values()) > 1e-3
+    assert none.report["specialist"] == whole.report["specialist"]
 
 
 def test_the_report_is_whole(steered):

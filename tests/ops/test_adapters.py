@@ -15,7 +15,15 @@ from fssa_jax.lm.peft import save_lora
 from fssa_jax.models.decoder import Decoder, DecoderConfig, place_sizes
 from fssa_jax.models.hypernetwork import Hypernetwork
 from fssa_jax.models.layers import unstack_layers
-from fssa_jax.ops.adapters import Film, LowRank, apply_adapter, apply_film, apply_low_rank, combine_adapters
+from fssa_jax.ops.adapters import (
+    Film,
+    LowRank,
+    apply_adapter,
+    apply_film,
+    apply_low_rank,
+    combine_adapters,
+    with_strength,
+)
 from tests import small_lm
 from tests.mistakes import complaint
 
@@ -156,6 +164,20 @@ def test_combined_adapters_move_by_the_weighted_sum(kind):
         np.testing.assert_allclose(apply_adapter(mixed, x, y) - y, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_strength_multiplies_what_every_row_moves(kind):
+    adapters = random_adapters(kind)
+    stronger = with_strength(adapters, 1.5)
+    rng = np.random.default_rng(3)
+    for place in adapters:
+        one, more = lora_of(adapters[place]), lora_of(stronger[place])
+        width = 32 if isinstance(one, Film) else one.down.shape[-2]
+        x = jnp.asarray(rng.normal(size=(B, 4, width)), jnp.float32)
+        y = x if isinstance(one, Film) else jnp.zeros((B, 4, one.up.shape[-1]))
+        np.testing.assert_allclose(apply_adapter(more, x, y) - y, 1.5 * (apply_adapter(one, x, y) - y), atol=1e-4)
+    assert with_strength(adapters, 1.0) is adapters
+
+
 def test_rows_that_do_not_fit_are_named():
     """Else a sequence would get two people's adapters, or one weight would count for everybody."""
     three = Film(jnp.ones((3, 2)), jnp.zeros((3, 2)))
@@ -176,6 +198,9 @@ def test_what_everybody_shares_is_not_scaled():
     combined = combine_adapters(tree, jnp.zeros((1, B)))
     np.testing.assert_array_equal(combined["query"][0].up, shared.up)
     assert (np.asarray(combined["query"][1].core) == 0).all()
+    none = with_strength(tree, 0.0)
+    np.testing.assert_array_equal(none["query"][0].up, shared.up)
+    assert (np.asarray(none["query"][1].core) == 0).all()
 
 
 def linear(golden, name: str, z):
