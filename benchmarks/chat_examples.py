@@ -31,6 +31,7 @@ _HEAD = """# Before and after ten choices
 SmolLM2-135M-Instruct, steered by the weights in `{steering}`. People and prompts are of the test split of `chat` (see
 [results.md](results.md)): no training person is among them, and no training prompt. They were drawn by seed {draw}, and
 all of them are shown. What a person wants is what their simulated choices come from; the model sees only ten of these.
+A model of 135M parameters says much that is wrong, and some that is dangerous: read the manner, not the advice.
 
 ```bash
 python -m benchmarks.chat_examples --steering={steering} --number={number} --draw={draw}

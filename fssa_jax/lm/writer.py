@@ -85,6 +85,10 @@ class Writer:
             devices=self._devices,
         )
         texts = self.base.tokenizer.decode(out.tokens)
+        # A token may be a part of a character: where the limit cuts one, such as an emoji, none of it is shown.
+        texts = [
+            text.rstrip("\ufffd") if end is None else text for text, end in zip(texts, out.stopped_by, strict=True)
+        ]
         return Samples(list(prompts), texts, ids, out.tokens, out.stopped_by)
 
 

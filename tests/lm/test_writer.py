@@ -55,3 +55,14 @@ def test_a_prompt_that_leaves_no_room_is_cut_where_that_is_asked_for(base):
     assert samples.prompt_tokens[0] == whole.tokens[: whole.head] + whole.tokens[whole.head + kept :]
     assert samples.prompt_tokens[1] == base.tokenizer.prompt("question 0").tokens
     assert writer.cut_prompts([long, "question 0"]) == 1
+
+
+def test_a_response_that_the_limit_cuts_within_a_character_ends_before_it(base, monkeypatch):
+    def cut(_, tokens):
+        return ["a \ufffd b \ufffd\ufffd"] * len(tokens)
+
+    writer, prompts = Writer(base, Sampling(1.0), 1), ["question 0"] * 32
+    monkeypatch.setattr(type(base.tokenizer), "decode", cut)
+    for text, finished in zip((samples := writer(prompts, None)).texts, samples.finished, strict=True):
+        assert text == ("a \ufffd b \ufffd\ufffd" if finished else "a \ufffd b ")
+    assert not all(samples.finished)
