@@ -384,7 +384,8 @@ class PersonPolicy(PersonModel):
     def export(self, latent: DiagGaussian, directory: str | Path, name: str = "") -> Path:
         """Writes the adapter of one person as a LoRA in the format of PEFT, for use with the base in other libraries.
 
-        Its strength is that of `adapt`. PEFT and vLLM name an adapter by its directory. With the person's `name`, it is a subdirectory of that name.
+        Its strength is that of `adapt`. PEFT and vLLM name an adapter by its directory. With the person's `name`, it is
+        a subdirectory of that name.
 
         Returns:
           The directory that was written.
