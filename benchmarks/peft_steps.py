@@ -7,6 +7,7 @@ without gradient checkpointing, and on a GPU also with every decoder layer compi
 these that fits into memory is the figure. Nothing is imported before it is measured: PyTorch takes seconds to start.
 """
 
+import dataclasses
 import importlib.util
 import itertools
 import resource
@@ -15,9 +16,17 @@ from typing import Any
 
 from benchmarks.policy_steps import SHAPES, TARGETS, USERS, Shape
 
-_RANK, _BETA = 16, 0.1
-_PAIRS = USERS * TARGETS
-_REPEATS = 3
+_BETA, _REPEATS = 0.1, 3
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraDpo:
+    """A batch of pairs, the share of a sequence that is its prompt, and the LoRA that is trained."""
+
+    pairs: int = USERS * TARGETS
+    prompt: float = 0.4
+    rank: int = 16
+    places: tuple[str, ...] = ("q_proj", "v_proj")
 
 
 def available() -> bool:
@@ -25,9 +34,8 @@ def available() -> bool:
     return all(importlib.util.find_spec(name) for name in ("torch", "transformers", "peft"))
 
 
-def _model(shape: Shape, device: str, dtype: Any, checkpointing: bool, compiled: bool) -> Any:
-    import peft
-    import torch
+def language_model(shape: Shape) -> Any:
+    """A model of this shape with random weights, on the default device of PyTorch."""
     import transformers
 
     c = shape.config
@@ -43,12 +51,18 @@ def _model(shape: Shape, device: str, dtype: Any, checkpointing: bool, compiled:
         "attn_implementation": "sdpa",
         "use_cache": False,
     }
+    if c.qkv_bias:
+        return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**sizes))
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, head_dim=c.head_dim))
+
+
+def _model(shape: Shape, work: LoraDpo, device: str, dtype: Any, checkpointing: bool, compiled: bool) -> Any:
+    import peft
+    import torch
+
     with torch.device(device):
-        if c.qkv_bias:
-            base = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**sizes))
-        else:
-            base = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, head_dim=c.head_dim))
-    lora = peft.LoraConfig(r=_RANK, lora_alpha=2 * _RANK, target_modules=["q_proj", "v_proj"])
+        base = language_model(shape)
+    lora = peft.LoraConfig(r=work.rank, lora_alpha=2 * work.rank, target_modules=list(work.places))
     model = peft.get_peft_model(base.to(dtype), lora)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -62,19 +76,21 @@ def _model(shape: Shape, device: str, dtype: Any, checkpointing: bool, compiled:
     return model.train()
 
 
-def _seconds(shape: Shape, device: str, dtype: Any, rows: int, checkpointing: bool, compiled: bool) -> dict[str, Any]:
+def step_of(
+    shape: Shape, work: LoraDpo, device: str, dtype: Any, rows: int, checkpointing: bool = False, compiled: bool = False
+) -> dict[str, Any]:
     """The fastest of some steps that take `rows` sequences at a time, and the peak of memory in GB."""
     import torch
 
     cuda = device == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    model = _model(shape, device, dtype, checkpointing, compiled)
+    model = _model(shape, work, device, dtype, checkpointing, compiled)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, 1e-4, fused=cuda)
-    tokens = torch.randint(0, shape.config.vocabulary, (2 * _PAIRS, shape.length), device=device)
-    reference = torch.full((2 * _PAIRS,), -1600.0, device=device)
-    start, network = shape.length * 2 // 5, model.base_model.model
+    tokens = torch.randint(0, shape.config.vocabulary, (2 * work.pairs, shape.length), device=device)
+    reference = torch.full((2 * work.pairs,), -1600.0, device=device)
+    start, network = int(shape.length * work.prompt), model.base_model.model
 
     def log_probs(part: Any) -> Any:
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
@@ -87,10 +103,10 @@ def _seconds(shape: Shape, device: str, dtype: Any, rows: int, checkpointing: bo
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        for first in range(0, 2 * _PAIRS, rows):
+        for first in range(0, 2 * work.pairs, rows):
             here = slice(first, first + rows)
             chosen, rejected = (log_probs(tokens[here]) - reference[here]).view(-1, 2).unbind(1)
-            loss = -torch.nn.functional.logsigmoid(_BETA * (chosen - rejected)).sum() / _PAIRS
+            loss = -torch.nn.functional.logsigmoid(_BETA * (chosen - rejected)).sum() / work.pairs
             loss.backward()
         optimizer.step()
         if cuda:
@@ -111,7 +127,7 @@ def measure(name: str, seconds: float) -> dict[str, Any]:
     import torch
     import transformers
 
-    shape, device = SHAPES[name], "cuda" if torch.cuda.is_available() else "cpu"
+    shape, work, device = SHAPES[name], LoraDpo(), "cuda" if torch.cuda.is_available() else "cpu"
     cuda = device == "cuda"
     dtype = torch.bfloat16 if cuda else torch.float32
     torch.manual_seed(0)
@@ -121,7 +137,7 @@ def measure(name: str, seconds: float) -> dict[str, Any]:
             break
         way = {"rows": rows, "checkpointing": checkpointing, "compiled": compiled}
         try:
-            tried.append(way | _seconds(shape, device, dtype, rows, checkpointing, compiled))
+            tried.append(way | step_of(shape, work, device, dtype, rows, checkpointing, compiled))
         except torch.OutOfMemoryError:
             tried.append(way | {"error": "out of memory"})
         except Exception as error:
@@ -132,7 +148,7 @@ def measure(name: str, seconds: float) -> dict[str, Any]:
     if not worked:
         return {"error": "no way worked", "tried": tried}
     best = min(worked, key=lambda t: t["seconds_a_step"])
-    tokens = 2 * _PAIRS * shape.length
+    tokens = 2 * work.pairs * shape.length
     return {
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "versions": {m.__name__: m.__version__ for m in (torch, transformers, peft)},

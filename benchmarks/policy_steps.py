@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fssa_jax.config import PolicyConfig
-from fssa_jax.lm.scoring import Texts
+from fssa_jax.lm.texts import Texts
 from fssa_jax.models.conditioner import Conditioner
 from fssa_jax.models.decoder import Decoder, DecoderConfig, Remat, place_sizes
 from fssa_jax.models.hypernetwork import Hypernetwork
@@ -19,7 +19,8 @@ from fssa_jax.models.rewards import RewardModel
 from fssa_jax.models.set_encoder import SetEncoder
 from fssa_jax.ops.attention import Implementation
 from fssa_jax.ops.episodes import draw_episode
-from fssa_jax.tasks.policy import PolicyTables, policy_loss
+from fssa_jax.tasks.policy import PolicyTables
+from fssa_jax.tasks.policy_loss import policy_loss
 from fssa_jax.tasks.reward import draw_people
 from fssa_jax.train.state import make_optimizer, start_state
 from fssa_jax.train.step import make_step, many_steps
@@ -90,6 +91,13 @@ SHAPES = {
         jnp.bfloat16,
         "full",
         1,
+    ),
+    "smollm2-135m": Shape(
+        DecoderConfig(
+            vocabulary=49_152, width=576, layers=30, heads=9, groups=3, head_dim=64, mlp_width=1536, tied=True
+        ),
+        64,
+        accumulate=1,
     ),
     "tiny": Shape(
         DecoderConfig(vocabulary=300, width=16, layers=2, heads=2, groups=1, head_dim=8, mlp_width=24, tied=True), 32

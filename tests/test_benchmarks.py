@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from absl.testing import flagsaver
 
-from benchmarks import accelerator, chat_data, chat_steering, intervals, policies, policy_speed, published
+from benchmarks import accelerator, chat_data, chat_speed, chat_steering, intervals, policies, policy_speed, published
 from configs.styles import get_config
 from fssa_jax.config import NewEncoder, PolicyConfig, SetEncoder, check
 from tests.mistakes import complaint
@@ -68,6 +68,19 @@ def test_every_kind_of_adapter_is_timed_next_to_a_plain_one(monkeypatch):
     monkeypatch.setattr(published, "torch", None)
     message = complaint(policy_speed.measure_apart, ["published"], "tiny")
     assert message == "--adapters=published: needs PyTorch; pip install torch, or leave it out"
+
+
+@pytest.mark.benchmarks
+def test_the_speed_of_a_chat_model_is_measured_in_small(monkeypatch):
+    """What is spared is not computed; what others take is left out where they are not installed."""
+    monkeypatch.setattr(chat_speed, "_alone", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(chat_speed.peft_steps, "available", lambda: False)
+    shape = chat_speed.SHAPES["tiny"]
+    out = chat_speed.measure(shape)
+    assert set(out) == {"decode_1", "decode_8", "score", "step"}
+    assert set(out["step"]) == {"equal", "spared"}
+    assert all(value > 0 for part in ("decode_1", "decode_8", "score") for value in out[part].values())
+    assert all(found["seconds"] > 0 and found["peak_memory_gb"] > 0 for found in out["step"].values())
 
 
 @pytest.mark.benchmarks

@@ -42,8 +42,8 @@ ROOMS: dict[str, list[list[str]]] = {
         ["generate", "tensor_files", "tokenizer"],
         ["gguf_checkpoint", "peft", "safetensors"],
         ["hub"],
-        ["token_table"],
-        ["base", "text_encoder"],
+        ["texts", "token_table"],
+        ["base", "packing", "text_encoder"],
         ["scoring"],
         ["writer"],
     ],
@@ -79,6 +79,7 @@ ROOMS: dict[str, list[list[str]]] = {
         ["policy_scorer", "pooled", "reference", "reward_predictor", "task"],
         ["reward_models"],
         ["reward", "sft"],
+        ["policy_loss"],
         ["policy"],
     ],
     "evaluate": [

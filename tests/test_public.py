@@ -211,6 +211,12 @@ WRONG = {
     "real_responses": (lambda: ops.real_responses(lists(2, 3, true(3, 5))), "listed", "(2, 3, a)", "(3, 5)"),
     "rating_log_likelihood": (lambda: ops.rating_log_likelihood(ones(2), ones(2, 4), ids(3)), "rating", "(2,)", "(3,)"),
     "thumb_log_likelihood": (lambda: ops.thumb_log_likelihood(ones(2), 0.0, true(3)), "up", "(2,)", "(3,)"),
+    "responses_by_choice": (
+        lambda: ops.responses_by_choice(Comparisons(ids(2, 3), ids(2, 4), true(2, 3))),
+        "rejected",
+        "(2, 3)",
+        "(2, 4)",
+    ),
     "responses_of": (
         lambda: ops.responses_of(Comparisons(ids(2, 3), ids(2, 4), true(2, 3))),
         "rejected",
@@ -324,6 +330,7 @@ WRONG = {
 # Any shape will do, or no array is taken; `check_adapters` is itself a check, of adapters.
 ANY_SHAPE = {"preference_accuracy", "standard_normal_like"}
 NO_ARRAYS = {
+    "attention_is_xla",
     "adapter_layers",
     "adapter_rows",
     "batch_rows",

@@ -7,7 +7,8 @@ import numpy as np
 
 from fssa_jax.data.features import Text
 from fssa_jax.lm.messages import readable
-from fssa_jax.lm.scoring import Texts, log_probs_of
+from fssa_jax.lm.scoring import log_probs_of
+from fssa_jax.lm.texts import Texts
 from fssa_jax.ops.choices import per_choice, real_responses, responses_of
 from fssa_jax.ops.likelihoods import choice_log_likelihood
 from fssa_jax.ops.padding import bucket

@@ -1,6 +1,5 @@
 """Log-probabilities of responses under a language model, with adapters per row."""
 
-import dataclasses
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -11,13 +10,15 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from fssa_jax.lm.base import Base
+from fssa_jax.lm.packing import number_prompts, pack, packed_lengths
+from fssa_jax.lm.texts import Texts
 from fssa_jax.lm.token_table import TokenTable
 from fssa_jax.models.decoder import Decoder
 from fssa_jax.ops.adapters import AdapterTree, adapter_rows, take_adapter_rows
 from fssa_jax.ops.logprobs import response_log_probs, token_log_probs
 from fssa_jax.ops.padding import Plan, batch_rows, best_plan, filled_rows, length_batches
 from fssa_jax.progress import doing
-from fssa_jax.types import Leaf, PyTree
+from fssa_jax.types import PyTree
 
 _BATCH_TOKENS = {"cpu": 8192}  # per device and call; other platforms:
 _MANY_TOKENS = 65_536
@@ -28,57 +29,38 @@ _MANY_LOGITS = 2**25
 _FEW_TOKENS, _FEW_SHAPES = 2**20, 3
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Texts:
-    """A token table on the device.
-
-    Attributes:
-      tokens: (texts, length).
-      starts, ends: (texts,) of each response.
-      states: (texts, length, width) after the first `layers` layers, which no adapter changes; None to run them. Texts
-        that were narrowed to fewer tokens keep theirs; no copy is made.
-      layers: number of layers that `states` spare.
-    """
-
-    tokens: Leaf
-    starts: Leaf
-    ends: Leaf
-    states: Leaf = None
-    layers: int = dataclasses.field(default=0, metadata={"static": True})
-
-    def narrowed(self, width: int) -> "Texts":
-        """The first `width` tokens of every text."""
-        return dataclasses.replace(self, tokens=self.tokens[:, :width])
-
-
 def device_texts(table: TokenTable) -> Texts:
     """The token table on the device."""
-    return Texts(jnp.asarray(table.tokens), jnp.asarray(table.starts), jnp.asarray(table.ends))
+    prompts = number_prompts(table.tokens, table.starts)
+    return Texts(*map(jnp.asarray, (table.tokens, table.starts, table.ends)), prompts=jnp.asarray(prompts))
 
 
 def text_log_probs(
     decoder: Decoder,
     variables: PyTree,
     texts: Texts,
-    ids: Int[Array, " n"],
+    ids: Int[Array, "*rows"],
     adapters: AdapterTree | None = None,
     plan: Plan | None = None,
-) -> Float[Array, " n"]:
+) -> Float[Array, "*rows"]:
     """log π(response | prompt) of texts, in nats.
 
-    With a `plan` the texts are sorted by length and scored in groups, each padded to its own length; they must fit
-    (`padding.fits`). Without a plan all texts are padded to the width of the token table.
+    With a `plan` the rows are sorted by length and scored in groups, each padded to its own length; they must fit
+    (`padding.fits`, `packed_lengths`). Without a plan all are padded to the longest that the token table allows.
 
     Args:
       decoder, variables: the language model.
       texts: the token table.
-      ids: rows of the token table.
-      adapters: one row per text, or one per n consecutive texts.
-      plan: how the texts are padded.
+      ids: numbers of texts, (rows,); or (rows, n) for n texts per row, whose prompt is computed once if it is the same.
+      adapters: one row per row of `ids`, or one per several consecutive rows.
+      plan: how the rows are padded.
     """
     if plan is not None and len(plan) > 1:
         return _by_length(decoder, variables, texts, ids, adapters, plan)
+    if ids.ndim == 2 and ids.shape[1] == 1:
+        return text_log_probs(decoder, variables, texts, ids[:, 0], adapters, plan)[:, None]
+    if ids.ndim == 2:
+        return _packed(decoder, variables, texts, ids, adapters, plan)
     if plan is not None:
         texts = texts.narrowed(max(length for _, length in plan))
     hidden, kernel, settings = _outputs(decoder, variables, texts, ids, adapters)
@@ -105,16 +87,36 @@ def _outputs(
         {} if texts.states is None else {"start": texts.layers, "states": texts.states[ids, : texts.tokens.shape[1]]}
     )
     hidden: Any = decoder.apply(variables, texts.tokens[ids], adapters, **below, method="hidden")
+    return hidden[0], *_output_layer(decoder, variables)
+
+
+def _output_layer(decoder: Decoder, variables: PyTree) -> tuple[Array, dict[str, Any]]:
+    """The output layer, and how logits are computed."""
     kernel: Any = decoder.apply(variables, method="output_kernel")
     budget = _CHUNK_LOGITS.get(jax.default_backend(), _MANY_LOGITS)
     chunk = min(max(budget // decoder.config.vocabulary // 256, 1) * 256, 8192)
-    return hidden[0], kernel, {"chunk": chunk, "softcap": decoder.config.logit_softcap}
+    return kernel, {"chunk": chunk, "softcap": decoder.config.logit_softcap}
+
+
+def _packed(
+    decoder: Decoder, variables: PyTree, texts: Texts, ids: Array, adapters: AdapterTree | None, plan: Plan | None
+) -> Float[Array, "rows n"]:
+    number = ids.shape[1]
+    width = number * texts.tokens.shape[1] if plan is None else plan[0][1]
+    rows = pack(texts, ids, width)
+    below = {} if rows.states is None else {"start": texts.layers, "states": rows.states}
+    where = {"positions": rows.positions, "segments": rows.segments}
+    hidden: Any = decoder.apply(variables, rows.tokens, adapters, **where, **below, method="hidden")
+    kernel, settings = _output_layer(decoder, variables)
+    log_p = token_log_probs(hidden[0][:, :-1], kernel, rows.tokens[:, 1:], rows.scored[:, 1:], **settings)
+    mine = rows.segments[:, 1:, None] == jnp.arange(1, number + 1)[None, None]
+    return jnp.where(mine, log_p[..., None], 0).sum(1)
 
 
 def _by_length(
     decoder: Decoder, variables: PyTree, texts: Texts, ids: Array, adapters: AdapterTree | None, plan: Plan
-) -> Float[Array, " n"]:
-    order = jnp.argsort(-texts.ends[ids])
+) -> Float[Array, "*rows"]:
+    order = jnp.argsort(-packed_lengths(texts, ids if ids.ndim == 2 else ids[:, None]))
     rows = None if adapters is None else adapter_rows(adapters)
     values, start = [], 0
     for number, width in plan:
@@ -124,7 +126,7 @@ def _by_length(
             mine = take_adapter_rows(adapters, place // (len(ids) // rows))
         values.append(text_log_probs(decoder, variables, texts, ids[place], mine, ((number, width),)))
         start += number
-    return jnp.zeros(len(ids)).at[order].set(jnp.concatenate(values), unique_indices=True)
+    return jnp.zeros(ids.shape).at[order].set(jnp.concatenate(values), unique_indices=True)
 
 
 def table_log_probs(

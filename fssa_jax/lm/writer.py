@@ -11,7 +11,8 @@ from fssa_jax.errors import UserError
 from fssa_jax.lm.base import Base
 from fssa_jax.lm.generate import generate
 from fssa_jax.lm.messages import messages_of, readable
-from fssa_jax.lm.scoring import Texts, each_log_prob_of, log_probs_of
+from fssa_jax.lm.scoring import each_log_prob_of, log_probs_of
+from fssa_jax.lm.texts import Texts
 from fssa_jax.ops.adapters import AdapterTree
 from fssa_jax.ops.padding import bucket
 from fssa_jax.ops.sampling import Sampling

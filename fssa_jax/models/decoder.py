@@ -142,6 +142,7 @@ def block(
     config: DecoderConfig,
     angles: tuple[Array, Array],
     positions: Int[Array, "batch t"] | None,
+    segments: Int[Array, "batch t"] | None,
     window: int | Int[Array, ""] | None,
     cache: tuple[Array, Array] | None,
     adapters: AdapterTree | None,
@@ -167,7 +168,7 @@ def block(
     if c.qk_norm:
         query, key = norm("query_norm", query), norm("key_norm", key)
     query, key = rotate(query, *angles), rotate(key, *angles)
-    where: dict[str, Any] = {"positions": positions}
+    where: dict[str, Any] = {"positions": positions, "segments": segments}
     if cache is not None and positions is None:
         # The first tokens of the sequences attend to one another alone, not to the empty rest of the cache.
         first = partial(jax.lax.dynamic_update_slice_in_dim, start_index=0, axis=1)
@@ -251,6 +252,7 @@ class Decoder(nn.Module):
         adapters: AdapterTree | None = None,
         *,
         positions: Int[Array, "batch t"] | None = None,
+        segments: Int[Array, "batch t"] | None = None,
         cache: Cache | None = None,
         until: int | None = None,
         collect: bool = False,
@@ -265,6 +267,8 @@ class Decoder(nn.Module):
             are of its last layers.
           positions: of the tokens, consecutive within a row; 0, 1, … by default. With a cache the default says that
             these are the first tokens of the sequences: nothing that the cache holds is read.
+          segments: of the tokens, where several sequences with a common beginning share a row; see `attention`. Needs
+            `positions`, and no cache. Positions are consecutive within the beginning, and go on in every segment.
           cache: keys and values of earlier tokens; new ones are written to their positions.
           until: number of layers to run, without the final norm; by default all, with it.
           collect: return the states before the first and after every layer, (layers + 1, batch, t, d), without norm.
@@ -290,10 +294,12 @@ class Decoder(nn.Module):
                 x = x * jnp.asarray(c.embedding_scale, self.dtype)
         else:
             x = states.astype(self.dtype)
+        if segments is not None and (positions is None or cache is not None):
+            raise ValueError("segments need the positions of their tokens, and no cache")
         at = jnp.arange(tokens.shape[1])[None] if positions is None else positions
         angle = at[..., None].astype(jnp.float32) * jnp.asarray(c.frequencies, jnp.float32)[None, None]
         angles = (jnp.cos(angle) * c.rope_amplitude, jnp.sin(angle) * c.rope_amplitude)
-        run = partial(block, config=c, angles=angles, positions=positions)
+        run = partial(block, config=c, angles=angles, positions=positions, segments=segments)
         count = c.layers if until is None else until
         if self.remat == "none" or cache is not None or collect:
             every, cache = self._unrolled(run, x, adapters, cache, start, count)

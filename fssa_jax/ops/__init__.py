@@ -23,8 +23,16 @@ from fssa_jax.ops.adapters import (
     take_adapter_rows,
     with_strength,
 )
-from fssa_jax.ops.attention import Implementation
-from fssa_jax.ops.choices import choice_weights, join_choices, offered, per_choice, real_responses, responses_of
+from fssa_jax.ops.attention import Implementation, attention_is_xla
+from fssa_jax.ops.choices import (
+    choice_weights,
+    join_choices,
+    offered,
+    per_choice,
+    real_responses,
+    responses_by_choice,
+    responses_of,
+)
 from fssa_jax.ops.distributions import (
     antithetic_noise,
     gaussian_kl,
@@ -107,6 +115,7 @@ __all__ = [
     "apply_adapter",
     "apply_film",
     "apply_low_rank",
+    "attention_is_xla",
     "batch_rows",
     "bayes_log_posterior",
     "bayes_log_predictive",
@@ -158,6 +167,7 @@ __all__ = [
     "real_responses",
     "response_log_probs",
     "response_weights",
+    "responses_by_choice",
     "responses_of",
     "restrict",
     "sft_loss",

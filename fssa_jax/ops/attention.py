@@ -20,6 +20,7 @@ def attention(
     *,
     positions: Int[ArrayLike, "batch t"] | None = None,
     lengths: Int[ArrayLike, " batch"] | None = None,
+    segments: Int[ArrayLike, "batch t"] | None = None,
     causal: bool = True,
     window: int | Int[Array, ""] | None = None,
     scale: float | None = None,
@@ -35,6 +36,8 @@ def attention(
     Args:
       positions: of the queries; 0, 1, … by default.
       lengths: number of real keys per row; masks padding if attention is not causal.
+      segments: of the tokens, where several sequences with a common beginning share a row: a token attends to those of
+        segment 0, the beginning, and of its own segment. Needs `positions`, which are then those of the keys, too.
       window: number of keys that a query attends to, including itself; None for all. May be traced with "xla".
       scale: 1/√d by default.
       softcap: cap of the attention logits; None for none.
@@ -60,22 +63,27 @@ def attention(
         value=(value, "batch s groups d"),
         **({} if positions is None else {"positions": (positions, "batch t")}),
         **({} if lengths is None else {"lengths": (lengths, "batch")}),
+        **({} if segments is None else {"segments": (segments, "batch t")}),
         **({} if window is None else {"window": (window, "")}),
     )
     query, key, value = jnp.asarray(query), jnp.asarray(key), jnp.asarray(value)
     positions = None if positions is None else jnp.asarray(positions)
     lengths = None if lengths is None else jnp.asarray(lengths)
+    segments = None if segments is None else jnp.asarray(segments)
     heads, groups = query.shape[2], key.shape[2]
     if heads % groups:
         raise ValueError(f"{heads} heads cannot share {groups} groups of key and value evenly")
     if window is not None and not causal:
         raise ValueError("a window needs causal attention")
+    if segments is not None and (positions is None or not causal or query.shape[1] != key.shape[1]):
+        raise ValueError("segments need causal attention among the tokens of a row, and their positions")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     fixed = positions is None and (window is None or isinstance(window, int))
     if implementation == "auto":
-        implementation = "cudnn" if fixed and softcap is None and _cudnn_takes(query) else "xla"
+        plain = not fixed or attention_is_xla(implementation, query.dtype, query.shape[-1], softcap)
+        implementation = "xla" if plain else "cudnn"
     if implementation == "xla":
-        return _xla(query, key, value, positions, lengths, causal, window, scale, softcap)
+        return _xla(query, key, value, positions, lengths, segments, causal, window, scale, softcap)
     if implementation not in get_args(Implementation):
         raise ValueError(f"implementation must be one of {', '.join(get_args(Implementation))}; got {implementation!r}")
     if positions is not None or not (window is None or isinstance(window, int)):
@@ -98,16 +106,25 @@ def attention(
     )
 
 
-def _cudnn_takes(query: Array) -> bool:
-    """Whether cuDNN's attention runs on the first device, for the type and the head size of the queries."""
-    if query.dtype not in (jnp.bfloat16, jnp.float16) or query.shape[-1] % 8 or query.shape[-1] > 128:
-        return False
+def attention_is_xla(implementation: Implementation, dtype: Any, head_dim: int, softcap: float | None = None) -> bool:
+    """Whether `attention` of whole sequences is XLA's, with these arguments on the first device.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax.ops.attention import attention_is_xla
+    >>> attention_is_xla("auto", jnp.float32, head_dim=64), attention_is_xla("splash", jnp.float32, head_dim=64)
+    (True, False)
+    """
+    if implementation != "auto":
+        return implementation == "xla"
+    if softcap is not None or jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16) or head_dim % 8 or head_dim > 128:
+        return True
     # AMD's capabilities are no numbers, such as gfx90a.
     capability = str(getattr(jax.devices()[0], "compute_capability", ""))
-    return jax.default_backend() == "gpu" and capability.replace(".", "", 1).isdigit() and float(capability) >= 8
+    taken = capability.replace(".", "", 1).isdigit() and float(capability) >= 8
+    return jax.default_backend() != "gpu" or not taken
 
 
-def _xla(query, key, value, positions, lengths, causal, window, scale, softcap):
+def _xla(query, key, value, positions, lengths, segments, causal, window, scale, softcap):
     batch, t, heads, d = query.shape
     s, groups = key.shape[1], key.shape[2]
     each = heads // groups
@@ -118,12 +135,15 @@ def _xla(query, key, value, positions, lengths, causal, window, scale, softcap):
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     mask = jnp.ones((1, 1, s), bool)
-    place = jnp.arange(s)[None, None, :]
+    place = (jnp.arange(s)[None] if segments is None else positions)[:, None, :]
     if causal:
         at = (jnp.arange(t)[None] if positions is None else positions)[:, :, None]
         mask = place <= at
         if window is not None:
             mask &= place > at - window
+    if segments is not None:
+        theirs = segments[:, None, :]
+        mask &= (theirs == 0) | (theirs == segments[:, :, None])
     if lengths is not None:
         mask = mask & (place < lengths[:, None, None])
     scores = scores.reshape(batch, groups, each, t, s)

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from fssa_jax.ops._checks import check_shapes
 from fssa_jax.types import Comparisons
@@ -77,6 +77,21 @@ def real_responses(choices: Comparisons) -> Bool[Array, "*batch n r"]:
     more = offered(choices)
     first = jnp.ones((*choices.mask.shape, 1 if more is not None else 2), bool)
     return first if more is None else jnp.concatenate([first, more], axis=-1)
+
+
+def responses_by_choice(choices: Comparisons) -> Int[Array, "*batch n r"]:
+    """The ids of all responses by choice, the chosen one first, which also stands in for those that were not offered.
+
+    >>> import jax.numpy as jnp
+    >>> from fssa_jax import Comparisons
+    >>> from fssa_jax.ops import responses_by_choice
+    >>> ids, yes = jnp.array([1, 2]), jnp.array([True, True])
+    >>> listed = jnp.array([[True], [False]])
+    >>> responses_by_choice(Comparisons(ids, ids + 2, yes, jnp.array([[5], [0]]), listed)).tolist()
+    [[1, 3, 5], [2, 4, 2]]
+    """
+    by_choice = per_choice(responses_of(choices), choices)
+    return jnp.where(real_responses(choices), by_choice, by_choice[..., :1])
 
 
 def choice_weights(choices: Comparisons) -> Float[Array, "*batch n"]:

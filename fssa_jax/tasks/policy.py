@@ -14,48 +14,23 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, Key
 
-from fssa_jax.config import (
-    AdamW,
-    Dpo,
-    Film,
-    FrozenEncoder,
-    Hinge,
-    Ipo,
-    LoraCore,
-    NewEncoder,
-    NoEncoder,
-    PolicyConfig,
-    PreferenceLoss,
-    RobustDpo,
-    WarmEncoder,
-)
+from fssa_jax.config import AdamW, Film, FrozenEncoder, LoraCore, NoEncoder, PolicyConfig
 from fssa_jax.data.dataset import Dataset, Split, featuriser_of_texts
 from fssa_jax.data.features import GivenFeaturiser
 from fssa_jax.errors import UserError
 from fssa_jax.lm.base import Base
-from fssa_jax.lm.scoring import Texts, text_log_probs
+from fssa_jax.lm.packing import number_prompts, packed_lengths
+from fssa_jax.lm.texts import Texts
 from fssa_jax.lm.token_table import TokenTable
 from fssa_jax.models.conditioner import Conditioner
-from fssa_jax.models.decoder import Decoder, DecoderConfig, place_sizes
+from fssa_jax.models.decoder import DecoderConfig, place_sizes
 from fssa_jax.models.hypernetwork import Hypernetwork
 from fssa_jax.models.rewards import RewardModel
-from fssa_jax.ops.choices import join_choices, offered, per_choice, real_responses, responses_of
-from fssa_jax.ops.distributions import gaussian_kl, gaussian_sample
+from fssa_jax.ops.attention import attention_is_xla
+from fssa_jax.ops.choices import responses_by_choice
 from fssa_jax.ops.episodes import draw_episode
-from fssa_jax.ops.likelihoods import choice_log_likelihood, lapse_log_likelihood
-from fssa_jax.ops.losses import (
-    dpo_loss,
-    imitation_loss,
-    implicit_rewards,
-    latent_roles,
-    list_dpo_loss,
-    list_response_weights,
-    masked_mean,
-    response_weights,
-    sft_loss,
-    soft_label_loss,
-)
 from fssa_jax.ops.padding import Plan
+from fssa_jax.tasks.policy_loss import policy_loss
 from fssa_jax.tasks.policy_scorer import PolicyScorer
 from fssa_jax.tasks.predictor import Predictor
 from fssa_jax.tasks.reward import People, draw_people
@@ -63,15 +38,15 @@ from fssa_jax.tasks.reward_models import make_model
 from fssa_jax.tasks.states import adapted_layers, spared_layers, texts_with_states
 from fssa_jax.tasks.task import MAIN, POPULATION, SPECIALIST
 from fssa_jax.train.state import make_optimizer
-from fssa_jax.train.step import Batch, Draw, Loss, Metrics
-from fssa_jax.types import ChoiceTable, Comparisons, DiagGaussian, Episode, Leaf, PyTree
+from fssa_jax.train.step import Draw, Loss
+from fssa_jax.types import ChoiceTable, Episode, Leaf, PyTree
 
 TEACHER = "encoder"
 """Key in the `trained` argument of `PolicyTask.start`: the variables of the reward model for the warm start."""
 
-_log = logging.getLogger(__name__)
+_WORTH_SHARING = 0.1  # of the tokens of targets, in prompts that are computed once
 
-_KINDS = {Dpo: "sigmoid", RobustDpo: "robust", Ipo: "ipo", Hinge: "hinge"}
+_log = logging.getLogger(__name__)
 
 
 @jax.tree_util.register_dataclass
@@ -231,11 +206,25 @@ class PolicyTask:
 
     def loss(self, name: str, plan: Plan | None = None) -> Loss:
         """See `Task`."""
-        return policy_loss(self.conditioner(name), self.base.decoder, self.config.objective, self.config.encoder, plan)
+        config, decoder = self.config, self.base.decoder
+        return policy_loss(self.conditioner(name), decoder, config.objective, config.encoder, plan, self.shares_prompts)
 
-    def texts(self, rows: People) -> Int[Array, "users targets responses"]:
-        """See `Task`: all responses of every target."""
-        return per_choice(responses_of(rows.episode.targets), rows.episode.targets)
+    def texts(self, rows: People) -> Int[Array, "users targets n"]:
+        """See `Task`: all responses of every target; in one row if its prompt is shared."""
+        by_choice = responses_by_choice(rows.episode.targets)
+        return by_choice if self.shares_prompts else by_choice[..., None]
+
+    @cached_property
+    def shares_prompts(self) -> bool:
+        """Whether the prompt of a choice is computed once for all its responses."""
+        choice, decoder = self.config.train.share_prompts, self.base.decoder
+        if choice != "auto":
+            return choice == "yes"
+        shape = decoder.config
+        if not attention_is_xla(decoder.implementation, decoder.dtype, shape.head_dim, shape.attention_softcap):
+            return False
+        with jax.ensure_compile_time_eval():  # the first to ask may be a function that is being traced
+            return _shared_tokens(self.tokens, self.ranked or self.dataset.splits["train"].table) >= _WORTH_SHARING
 
     def whose(self, rows: People) -> str:
         """Names of the users."""
@@ -244,7 +233,8 @@ class PolicyTask:
 
     def scorer(self, name: str, split: Split) -> PolicyScorer:
         """The scorer of a model on the texts of a split."""
-        return PolicyScorer(self.conditioner(name), self.base.decoder, self.tables_of(split), self.config.objective)
+        tables, objective = self.tables_of(split), self.config.objective
+        return PolicyScorer(self.conditioner(name), self.base.decoder, tables, objective, self.shares_prompts)
 
     def predictor(self, name: str, split: Split) -> Callable[[PyTree], Predictor]:
         """See `Task`."""
@@ -252,15 +242,6 @@ class PolicyTask:
 
     def finish(self, directory: Path, variables: PyTree) -> None:
         """See `Task`; nothing is written."""
-
-
-def reweighted(targets: Comparisons, *sides: Array) -> tuple[Array, ...]:
-    """Imitation weights of responses, (users, targets) per side, times the weights of their choices; the same sum."""
-    if targets.weight is None:
-        return sides
-    each = [side * targets.weight for side in sides]
-    before, after = (sum(part.sum(-1, keepdims=True) for part in parts) for parts in (sides, each))
-    return tuple(part * before / jnp.maximum(after, 1e-30) for part in each)
 
 
 def _fitting(teacher: PyTree, params: PyTree) -> PyTree:
@@ -273,6 +254,19 @@ def _fitting(teacher: PyTree, params: PyTree) -> PyTree:
             "config.encoder.init_from: its model has other sizes than these data require; give the same data"
         ) from error
     return theirs
+
+
+def _shared_tokens(tokens: TokenTable, table: ChoiceTable) -> float:
+    """The share of the tokens of targets that need not be computed where prompts are shared."""
+    mask = np.asarray(table.mask)[:, 1]
+    sides = [np.asarray(table.chosen)[:, 1][mask], np.asarray(table.rejected)[:, 1][mask]]
+    if table.others is not None:
+        others = np.asarray(table.others)[:, 1][mask]
+        sides += list(np.where(others >= 0, others, sides[0][:, None]).T)
+    ids = np.stack(sides, -1)
+    texts = Texts(None, tokens.starts, tokens.ends, prompts=number_prompts(tokens.tokens, tokens.starts))
+    whole = tokens.ends[ids].sum()
+    return float(1 - np.asarray(packed_lengths(texts, jnp.asarray(ids))).sum() / whole) if whole else 0.0
 
 
 def cached_layers(config: PolicyConfig, base: Base, tokens: TokenTable) -> int:
@@ -297,143 +291,6 @@ def make_hypernetwork(adapter: Any, decoder: DecoderConfig) -> Hypernetwork:
     if isinstance(adapter, LoraCore):
         return Hypernetwork("lora_core", rank=adapter.rank, core=adapter.core, **common)
     return Hypernetwork("lora", rank=adapter.rank, width=adapter.width, **common)
-
-
-def policy_loss(
-    conditioner: Conditioner,
-    decoder: Decoder,
-    objective: PreferenceLoss,
-    encoder: FrozenEncoder | WarmEncoder | NewEncoder | NoEncoder,
-    plan: Plan | None = None,
-) -> Loss:
-    """The loss of DPO and NP-DPO, a mean over users, as a function of the conditioner's variables.
-
-    preference + sft_weight · SFT + kl_weight · KL + auxiliary_weight · NP-BTL; the terms are functions of ops/losses.
-    """
-    reads = conditioner.latent == "context"
-    frozen = encoder if reads and isinstance(encoder, FrozenEncoder) else None
-    free = encoder if reads and isinstance(encoder, WarmEncoder | NewEncoder) else None
-    preference = partial(
-        dpo_loss,
-        beta=objective.beta,
-        kind=_KINDS[type(objective)],  # type: ignore[arg-type]
-        label_smoothing=getattr(objective, "label_smoothing", 0.0),
-    )
-
-    def loss(variables: PyTree, batch: Batch, key: Key[Array, ""]) -> tuple[Array, Metrics]:
-        del key
-        people, tables = batch.rows, batch.tables
-        targets = people.episode.targets
-        z, kl = latent(variables, people, tables.features)
-        adapters: Any = conditioner.apply(variables, z, method="adapt")
-        by_choice = per_choice(responses_of(targets), targets)
-        ids = by_choice.reshape(-1)
-        log_p = text_log_probs(decoder, tables.base, tables.texts, ids, adapters, plan)
-        tokens = jnp.maximum(tables.texts.ends[ids] - tables.texts.starts[ids], 1).astype(jnp.float32)
-
-        def sides(x: Array) -> tuple[Array, ...]:
-            """By response of a choice, the chosen one first, (users, targets) each."""
-            return tuple(jnp.moveaxis(x.reshape(by_choice.shape), -1, 0))
-
-        def mean(x: Array) -> Array:
-            return masked_mean(x, targets.mask, targets.weight).mean()
-
-        scale = tokens if objective.length_normalised else jnp.ones_like(tokens)
-        own, reference = sides(log_p / scale), sides(tables.reference[ids] / scale)
-        liked: Any = None
-        if reads:
-            liked = conditioner.apply(variables, targets, z, tables.features, method="target_rewards")
-        judged = jax.lax.stop_gradient(liked) if frozen else None
-        # Divided by the mean number of tokens of all texts: a text's own length would down-weight long texts.
-        starts, ends = tables.texts.starts, tables.texts.ends
-        typical = (ends - starts).sum() / jnp.maximum((ends > 0).sum(), 1)
-        implicit = [implicit_rewards(o, r, objective.beta) for o, r in zip(own, reference, strict=True)]
-        if targets.others is None:
-            losses, sft = pair_terms(targets, own, reference, judged, sides(log_p), sides(tokens), typical)
-            rejected = best = implicit[1]
-            of_rejected = sides(log_p)[1]
-        else:
-            losses, sft = list_terms(targets, implicit, judged, sides(log_p), sides(tokens), typical)
-            listed = jnp.moveaxis(real_responses(targets), -1, 0)[1:]
-            best = jnp.where(listed, jnp.stack(implicit[1:]), -jnp.inf).max(0)
-            rejected, of_rejected = (
-                jnp.where(listed, jnp.stack(side[1:]), 0).sum(0) / listed.sum(0).astype(jnp.float32)
-                for side in (implicit, sides(log_p))
-            )
-        chosen = implicit[0]
-        metrics: Metrics = {
-            "loss/preference": mean(losses),
-            "loss/sft": sft,
-            "rewards/chosen": mean(chosen),
-            "rewards/rejected": mean(rejected),
-            "rewards/margins": mean(chosen - rejected),
-            "rewards/accuracies": mean(0.5 * (1 + jnp.sign(chosen - best))),
-            "logps/chosen": mean(sides(log_p)[0]),
-            "logps/rejected": mean(of_rejected),
-        }
-        total = metrics["loss/preference"] + objective.sft_weight * sft
-        if kl is not None:
-            metrics["kl"] = kl.mean()
-            total = total + (free.kl_weight if free else 0.0) * metrics["kl"]
-        if free and free.auxiliary_weight and liked is not None:
-            likelihood = choice_log_likelihood(liked[..., :1] - liked[..., 1:], offered(targets))
-            lapse: Any = conditioner.apply(variables, method="lapse")
-            if lapse is not None:
-                number = real_responses(targets).sum(-1)
-                likelihood = lapse_log_likelihood(likelihood, lapse, jnp.broadcast_to(number, likelihood.shape))
-            metrics["loss/reward"] = -mean(likelihood)
-            total = total + free.auxiliary_weight * metrics["loss/reward"]
-        return total, metrics | {"loss": total}
-
-    def latent(variables: PyTree, people: People, features: Array) -> tuple[Array, Array | None]:
-        """z of each person, and the KL divergence of its distribution; None for a deterministic z."""
-        q: Any = conditioner.apply(variables, people.episode, features, method="latent_of")
-        if not conditioner.sampled:
-            return q.mean, None
-
-        def infer(context: Comparisons) -> DiagGaussian:
-            out: Any = conditioner.apply(variables, context, features, method="infer")
-            return out
-
-        context, targets = people.episode.context, people.episode.targets
-        kind = free.divergence if free else "vpl"
-        q_targets = infer(targets) if kind == "published" else None
-        q_union = infer(join_choices(context, targets)) if kind == "elbo" else None
-        sampled_from, other = latent_roles(kind, q, q_targets, q_union)
-        noise = jax.vmap(lambda k: jax.random.normal(k, q.mean.shape[1:]))(people.noise)
-        return gaussian_sample(sampled_from, noise), gaussian_kl(sampled_from, other)
-
-    def pair_terms(
-        targets: Comparisons, own: Any, reference: Any, judged: Array | None, log_p: Any, tokens: Any, typical: Array
-    ) -> tuple[Array, Array]:
-        """The preference loss of every target, and the SFT term, of choices between two."""
-        losses = preference(*own, *reference)
-        if frozen and frozen.distil and judged is not None:
-            p = jax.nn.sigmoid(judged[..., 0] - judged[..., 1])
-            losses = soft_label_loss(losses, preference(own[1], own[0], *reference[::-1]), p, frozen.distil)
-        if frozen and frozen.imitate != "chosen" and judged is not None:
-            weights = response_weights(judged[..., 0], judged[..., 1], targets.mask, objective.beta, frozen.imitate)
-            weights = reweighted(targets, *weights)
-            return losses, imitation_loss(log_p[0], log_p[1], (weights[0], weights[1]), typical).mean()
-        return losses, sft_loss(log_p[0], tokens[0], targets.mask, targets.weight).mean()
-
-    def list_terms(
-        targets: Comparisons, implicit: Any, judged: Array | None, log_p: Any, tokens: Any, typical: Array
-    ) -> tuple[Array, Array]:
-        """`pair_terms` of choices of one among more than two."""
-        listed = real_responses(targets)
-        p = None
-        if frozen and frozen.distil and judged is not None:
-            p = jax.nn.softmax(jnp.where(listed, judged, -jnp.inf), axis=-1)
-        losses = list_dpo_loss(jnp.stack(implicit, axis=-1), listed, p, frozen.distil if frozen else 0.0)
-        if frozen and frozen.imitate != "chosen" and judged is not None:
-            real = listed & targets.mask[..., None]
-            weights = list_response_weights(judged, real, objective.beta, frozen.imitate)
-            weights = jnp.stack(reweighted(targets, *jnp.moveaxis(weights, -1, 0)), axis=-1)
-            return losses, -(weights * (jnp.stack(log_p, axis=-1) / typical)).sum((-1, -2)).mean()
-        return losses, sft_loss(log_p[0], tokens[0], targets.mask, targets.weight).mean()
-
-    return loss
 
 
 def reads_new_texts(task: PolicyTask) -> bool:

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from fssa_jax.config import PreferenceLoss
+from fssa_jax.lm.packing import packed_lengths
 from fssa_jax.lm.scoring import text_log_probs
 from fssa_jax.models.conditioner import Conditioner
 from fssa_jax.models.decoder import Decoder
-from fssa_jax.ops.choices import offered, per_choice, responses_of
+from fssa_jax.ops.choices import offered, responses_by_choice
 from fssa_jax.ops.likelihoods import choice_log_likelihood
 from fssa_jax.ops.padding import best_plan
 from fssa_jax.progress import finished
@@ -29,18 +30,20 @@ _TIE = 5e-4  # tolerance of log-ratios, in nats: the reference was computed in b
 class PolicyScorer:
     """Log-ratios log π(y | x, z) − log π_ref(y | x) of texts, given latents; compiled once per shape."""
 
-    def __init__(self, conditioner: Conditioner, decoder: Decoder, tables: Any, objective: PreferenceLoss):
-        """`tables` is a `PolicyTables`."""
+    def __init__(
+        self, conditioner: Conditioner, decoder: Decoder, tables: Any, objective: PreferenceLoss, share: bool = False
+    ):
+        """`tables` is a `PolicyTables`; with `share` the prompt of a choice is computed once for its responses."""
         self.conditioner, self.decoder, self.tables, self.objective = conditioner, decoder, tables, objective
-        self.ends = np.asarray(tables.texts.ends)
+        self.share, self.ends = share, np.asarray(tables.texts.ends)
         self._budget = _TOKENS.get(jax.local_devices()[0].platform, _MANY_TOKENS)
         self._ratios = jax.jit(self._log_ratios, static_argnames="size")
         self._read = make_inference(conditioner) if conditioner.latent == "context" else None
 
     def _log_ratios(self, variables: PyTree, tables: Any, z: jax.Array, ids: jax.Array, size: int) -> jax.Array:
         adapters: Any = self.conditioner.apply(variables, z, method="adapt")
-        texts = tables.texts.narrowed(size)
-        ratio = text_log_probs(self.decoder, tables.base, texts, ids, adapters) - tables.reference[ids]
+        texts, plan = tables.texts, ((len(ids), size),)
+        ratio = text_log_probs(self.decoder, tables.base, texts, ids, adapters, plan) - tables.reference[ids]
         if self.objective.length_normalised:
             ratio = ratio / jnp.maximum(texts.ends[ids] - texts.starts[ids], 1).astype(jnp.float32)
         return ratio
@@ -54,16 +57,21 @@ class PolicyScorer:
     def log_ratios(
         self, variables: PyTree, z: np.ndarray, people: np.ndarray, ids: np.ndarray, groups: int = _GROUPS
     ) -> np.ndarray:
-        """(n,) log-ratios of texts `ids` (n,), each with the latent z[people[i]]; z is (rows, m), `people` (n,).
+        """Log-ratios of texts `ids`, (n,) or (n, responses), each with the latent z[people[i]]; `people` is (n,).
 
-        Texts of similar length are scored together: `groups` padded lengths, each compiled separately.
+        Responses of a row are packed (lm/packing.py). Rows of similar length are scored together: `groups` padded
+        lengths, each compiled separately.
         """
-        out = np.zeros(len(ids), np.float32)
+        out = np.zeros(ids.shape, np.float32)
         if not len(ids):
             return out
-        order = np.argsort(-self.ends[ids], kind="stable")
+        lengths, width = self.ends[ids], self.tables.texts.tokens.shape[1]
+        if ids.ndim > 1:
+            lengths = np.asarray(packed_lengths(self.tables.texts, jnp.asarray(ids)))
+            width *= ids.shape[1]
+        order = np.argsort(-lengths, kind="stable")
         start, most = 0, max(_adapter_budget() // self._adapter_bytes(variables, z.shape[1]), 1)
-        for number, size in best_plan(self.ends[ids][order], groups, self.tables.texts.tokens.shape[1]):
+        for number, size in best_plan(lengths[order], groups, width):
             rows = min(max(self._budget // size, 1), number, most)
             for first in range(start, start + number, rows):
                 part = order[first : min(first + rows, start + number)]
@@ -95,14 +103,15 @@ class PolicyScorer:
         are log π(y | x, z), in nats. Of choices among more than two, those of rejected responses are means.
         """
         targets = episodes.targets
-        pairs = np.asarray(per_choice(responses_of(targets), targets))
+        pairs = np.asarray(responses_by_choice(targets))
         z = np.asarray(q.mean)
         if len(z) == 1 or not np.ptp(z, axis=0).any():  # the same z for everybody: score each text once
             unique, place = np.unique(pairs, return_inverse=True)
             ratio = self.log_ratios(variables, z[:1], np.zeros(len(unique), int), unique)[place].reshape(pairs.shape)
         else:
-            people = np.broadcast_to(np.arange(len(pairs))[:, None, None], pairs.shape)
-            ratio = self.log_ratios(variables, z, people.ravel(), pairs.ravel()).reshape(pairs.shape)
+            rows = pairs.reshape(-1, pairs.shape[-1]) if self.share else pairs.ravel()
+            people = np.repeat(np.arange(len(pairs)), len(rows) // len(pairs))
+            ratio = self.log_ratios(variables, z, people, rows).reshape(pairs.shape)
         rewards = self.objective.beta * ratio
         lengths = np.maximum(self.ends - np.asarray(self.tables.texts.starts), 1)[pairs]
         scale = lengths if self.objective.length_normalised else 1.0

@@ -20,7 +20,8 @@ from fssa_jax.errors import UserError
 from fssa_jax.lm.base import Base
 from fssa_jax.lm.peft import SHARED_CARD, save_lora
 from fssa_jax.lm.safetensors import save_params
-from fssa_jax.lm.scoring import Texts, table_log_probs, text_log_probs
+from fssa_jax.lm.scoring import table_log_probs, text_log_probs
+from fssa_jax.lm.texts import Texts
 from fssa_jax.lm.token_table import TokenTable
 from fssa_jax.models.decoder import Decoder, place_sizes
 from fssa_jax.models.hypernetwork import Hypernetwork
@@ -140,9 +141,9 @@ class SftTask:
         """See `Task`."""
         return sft_loss_of(self.base.decoder, plan, self.lora)
 
-    def texts(self, rows: DrawnTexts) -> Int[Array, " texts"]:
+    def texts(self, rows: DrawnTexts) -> Int[Array, "texts 1"]:
         """See `Task`."""
-        return rows.ids
+        return rows.ids[:, None]
 
     def whose(self, rows: DrawnTexts) -> str:
         """The first prompts of the batch."""

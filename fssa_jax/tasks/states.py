@@ -18,7 +18,8 @@ import numpy as np
 from fssa_jax.errors import UserError
 from fssa_jax.files import cache_directory, clean, write_npz
 from fssa_jax.lm.base import Base
-from fssa_jax.lm.scoring import Texts, device_texts, table_states
+from fssa_jax.lm.scoring import device_texts, table_states
+from fssa_jax.lm.texts import Texts
 from fssa_jax.lm.token_table import TokenTable
 from fssa_jax.models.decoder import DecoderConfig
 from fssa_jax.train.parallel import device_memory

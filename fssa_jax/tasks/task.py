@@ -75,7 +75,8 @@ class Task(Protocol):
         ...
 
     def texts(self, rows: Any) -> Any | None:
-        """The texts of a batch's rows, in the order of scoring; None if there is nothing to pad."""
+        """The texts of a batch's rows, in the order of scoring, (…, n) with n texts per padded row; None if there is
+        nothing to pad."""
         ...
 
     def whose(self, rows: Any) -> str:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from fssa_jax.lm.packing import packed_lengths
 from fssa_jax.ops.padding import Plan, cheapest, few_plans
 from fssa_jax.train import parallel
 from fssa_jax.train.state import TrainState
@@ -37,7 +38,7 @@ def plain_calls(step: Step, tables: Any, mode: Literal["none", "pmap"]) -> Advan
 
 def padded_calls(
     step: Callable[[Plan], Step],
-    ids: Callable[[Int[Array, ""], Any], Int[Array, "*users"]],
+    ids: Callable[[Int[Array, ""], Any], Int[Array, "*users n"]],
     tables: Any,
     mode: Literal["none", "pmap"],
     *,
@@ -50,7 +51,8 @@ def padded_calls(
 
     Args:
       step: makes the step for a plan.
-      ids: (step, tables) ↦ the texts of its batch, in the order in which devices and accumulated parts take them.
+      ids: (step, tables) ↦ the texts of its batch, in the order in which devices and accumulated parts take them; n
+        texts share a row (lm/packing.py).
       tables: have a token table `texts` (lm/scoring.py).
       mode: see `parallel.resolve`.
       steps: number of training steps, from which typical batches are sampled.
@@ -58,14 +60,18 @@ def padded_calls(
       accumulate: accumulated parts per batch.
       buckets: padded lengths per part.
     """
-    width = tables.texts.tokens.shape[1]
+    together = jax.eval_shape(ids, jax.ShapeDtypeStruct((), jnp.int32), tables).shape[-1]
+    width = tables.texts.tokens.shape[1] * together
     parts = accumulate * (jax.device_count() if mode == "pmap" else 1)
 
     @partial(jax.jit, static_argnames="number")
     def ranked(first: jax.Array, tables: Any, number: int) -> jax.Array:
-        """(rows,) for each i, the maximum length of the i-th longest text over all parts of the next batches."""
-        ends = tables.texts.ends
-        lengths = jax.vmap(lambda s: ends[ids(s, tables)].reshape(parts, -1))(first + jnp.arange(number))
+        """(rows,) for each i, the maximum length of the i-th longest row over all parts of the next batches."""
+
+        def of(step: jax.Array) -> jax.Array:
+            return packed_lengths(tables.texts, ids(step, tables)).reshape(parts, -1)
+
+        lengths = jax.vmap(of)(first + jnp.arange(number))
         return jnp.sort(lengths, axis=-1, descending=True).max((0, 1))
 
     short = dataclasses.replace(tables.texts, tokens=tables.texts.tokens[:, :1])

@@ -12,7 +12,7 @@ from fssa_jax.config import Evaluation
 from fssa_jax.evaluate.scores import Scores
 from fssa_jax.ops import join_choices, masked_mean, truncate_context
 from fssa_jax.ops.metrics import calibration_counts, ece_from_counts
-from fssa_jax.tasks.policy import reweighted
+from fssa_jax.tasks.policy_loss import reweighted
 from fssa_jax.tasks.predictor import Predictions
 
 PEOPLE, N, TEXTS, D = 3, 5, 11, 4

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fssa_jax.ops.attention import _cudnn_takes, _splash, attention
+from fssa_jax.ops.attention import _splash, attention, attention_is_xla
 
 
 def qkv(seed=0, batch=2, t=6, s=6, heads=4, groups=2, d=8):
@@ -31,6 +31,8 @@ def by_loop(query, key, value, allowed, scale, softcap):
     return out
 
 
+_SEGMENTS = [[0, 0, 1, 1, 2, 2], [1, 1, 2, 2, 2, 3]]
+_PLACES = [[0, 1, 2, 3, 2, 3], [0, 1, 0, 1, 2, 0]]
 CASES = {
     "causal": ({}, lambda b, i, j: j <= i),
     "window": ({"window": 3}, lambda b, i, j: i - 3 < j <= i),
@@ -41,6 +43,14 @@ CASES = {
         {"positions": jnp.array([[0, 1, 2, 3, 4, 5], [0, 0, 1, 1, 2, 2]])},
         lambda b, i, j: j <= (i if b == 0 else i // 2),
     ),
+    "segments": (
+        {"segments": jnp.array(_SEGMENTS), "positions": jnp.array(_PLACES)},
+        lambda b, i, j: j <= i and _SEGMENTS[b][j] in (0, _SEGMENTS[b][i]),
+    ),
+    "segments and a window": (
+        {"segments": jnp.array(_SEGMENTS), "positions": jnp.array(_PLACES), "window": 2},
+        lambda b, i, j: j <= i and _SEGMENTS[b][j] in (0, _SEGMENTS[b][i]) and _PLACES[b][j] > _PLACES[b][i] - 2,
+    ),
 }
 
 
@@ -50,6 +60,12 @@ def test_xla_is_the_definition(arguments, allowed):
     out = attention(q, k, v, **arguments)
     expected = by_loop(q, k, v, allowed, arguments.get("scale", 8**-0.5), arguments.get("softcap"))
     np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"positions": jnp.arange(6)[None].repeat(2, 0), "causal": False}])
+def test_segments_need_positions_and_causal_attention(arguments):
+    with pytest.raises(ValueError, match="segments need causal attention among the tokens of a row, and their pos"):
+        attention(*qkv(), segments=jnp.zeros((2, 6), int), **arguments)
 
 
 def test_the_window_may_be_traced():
@@ -123,10 +139,12 @@ class Gpu:
     ],
 )
 def test_auto_is_cudnn_where_it_runs(monkeypatch, capability, dtype, d, wanted):
-    q = jnp.zeros((1, 2, 2, d), dtype)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "devices", lambda: [Gpu(capability)])
-    assert _cudnn_takes(q) == wanted
+    assert attention_is_xla("auto", jnp.dtype(dtype), d) != wanted
+    assert attention_is_xla("auto", jnp.dtype(dtype), d, softcap=30.0)
+    assert attention_is_xla("xla", jnp.dtype(dtype), d)
+    assert not attention_is_xla("cudnn", jnp.dtype(dtype), d)
 
 
 def test_auto_is_xla_on_a_cpu():

@@ -1,4 +1,4 @@
-"""Adapters of the last layers: what the layers below say of a text is computed once, and nothing else changes."""
+"""Adapters of the last layers, and prompts of a pair: what is computed once, and that nothing else changes."""
 
 import dataclasses
 import json
@@ -9,11 +9,12 @@ import numpy as np
 import optax
 import pytest
 
+from fssa_jax.evaluate.episodes import episodes_of
 from fssa_jax.experiment.workdir import Workdir
 from fssa_jax.lm.base import load_base
+from fssa_jax.lm.packing import packed_lengths
 from fssa_jax.lm.peft import save_lora
 from fssa_jax.ops.adapters import adapter_layers
-from fssa_jax.ops.padding import best_plan
 from fssa_jax.tasks.task import MAIN
 from tests.mistakes import complaint
 from tests.policy_steps import first_rows, start, step_of, with_adapter
@@ -24,10 +25,10 @@ def made(steered):
     return Workdir.open(steered)
 
 
-def task_of(made, keep, kind="lora_core", remat="none", **settings):
-    """The task with adapters of one of the two layers, and the states below them kept or not."""
+def task_of(made, keep, kind="lora_core", remat="none", share="no", **settings):
+    """The task with adapters of one of the two layers, and the states below them kept or not, prompts shared or not."""
     config = with_adapter(made.config, kind, layers=1, **settings)
-    config.policy.cache_states, config.policy.remat = keep, remat
+    config.policy.cache_states, config.policy.remat, config.train.share_prompts = keep, remat, share
     base = load_base(config.policy.base, remat=remat) if remat != "none" else made.task.base
     task = dataclasses.replace(made.task, config=config, base=base)
     return dataclasses.replace(task)  # nothing cached is shared
@@ -57,14 +58,19 @@ def test_kept_states_change_neither_loss_nor_gradient(made, kind, remat):
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient)) > 1e-4
 
 
-def test_kept_states_fit_every_plan(made):
-    kept, run = (task_of(made, keep) for keep in ("yes", "no"))
-    tables = kept.tables("train")
-    ids = np.asarray(kept.texts(first_rows(kept, tables))).ravel()
-    plan = best_plan(np.sort(np.asarray(tables.texts.ends)[ids])[::-1], 3, tables.texts.tokens.shape[1])
-    assert len(plan) > 1
-    narrow = ((len(ids), plan[0][1]),)
-    assert narrow[0][1] < tables.texts.tokens.shape[1] or plan[0][1] == tables.texts.tokens.shape[1]
+def plans_of(task):
+    """A plan of several groups for the first batch of a task, and one of the longest row."""
+    tables = task.tables("train")
+    lengths = np.asarray(packed_lengths(tables.texts, task.texts(first_rows(task, tables)))).ravel()
+    ranked = np.sort(lengths)[::-1]
+    plan = ((3, int(ranked[0])), (len(ranked) - 3, int(ranked[3])))
+    return plan, ((len(lengths), plan[0][1]),)
+
+
+@pytest.mark.parametrize("share", ["yes", "no"])
+def test_kept_states_fit_every_plan(made, share):
+    kept, run = (task_of(made, keep, share=share) for keep in ("yes", "no"))
+    plan, narrow = plans_of(kept)
     expected = step(run)
     for each in (plan, narrow):
         assert_near(step(kept, each), expected)
@@ -81,6 +87,53 @@ def test_people_are_scored_alike(made):
         values.append(scorer.log_ratios(state.trained, z, np.arange(9) % 3, ids))
     np.testing.assert_allclose(*values, rtol=1e-4, atol=1e-4)
     assert np.abs(values[0]).max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", ["film", "lora_core", "lora"])
+@pytest.mark.parametrize("keep", ["yes", "no"])
+def test_shared_prompts_change_neither_loss_nor_gradient(made, kind, keep):
+    shared, apart = (task_of(made, keep, kind, share=share) for share in ("yes", "no"))
+    assert (shared.shares_prompts, apart.shares_prompts) == (True, False)
+    tables = shared.tables("train")
+    rows, single = (task.texts(first_rows(task, tables)) for task in (shared, apart))
+    assert (*rows.shape, 1) == single.shape == (4, 2, 2, 1)
+    spared = 1 - packed_lengths(tables.texts, rows).sum() / packed_lengths(tables.texts, single).sum()
+    assert spared > 0.1
+    (metrics, gradient), (expected, by) = step(shared), step(apart)
+    assert_near(metrics, expected)
+    assert_near(gradient, by)
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient)) > 1e-4
+    for plan in plans_of(shared):
+        assert_near(step(shared, plan), (expected, by))
+
+
+def test_shared_prompts_change_no_score(made):
+    found = []
+    for share in ("yes", "no"):
+        task = task_of(made, "yes", share=share)
+        split = task.dataset.splits["test"]
+        scorer = task.scorer(MAIN, split)
+        assert scorer.share == (share == "yes")
+        variables = start(task, optax.sgd(1.0), moved=True).trained
+        found.append(scorer.predictor(variables).predict(episodes_of(split, np.arange(4), 0, 3), (0, 3)))
+    np.testing.assert_allclose(found[0].log_p, found[1].log_p, atol=1e-4)
+    for name, values in found[1].named.items():
+        np.testing.assert_allclose(found[0].named[name], values, rtol=1e-4, atol=1e-4)
+    assert np.abs(found[0].log_p[0] - found[0].log_p[1]).max() > 1e-3
+
+
+def test_prompts_are_shared_where_it_spares_enough(made, monkeypatch):
+    def share(choice):
+        return task_of(made, "no", share=choice).shares_prompts
+
+    assert share("auto")
+    monkeypatch.setattr("fssa_jax.tasks.policy._WORTH_SHARING", 0.9)
+    assert not share("auto")
+    assert share("yes")
+    monkeypatch.undo()
+    # Where attention is fused, it knows no sequences with a common beginning.
+    monkeypatch.setattr("fssa_jax.tasks.policy.attention_is_xla", lambda *_: False)
+    assert (share("auto"), share("yes")) == (False, True)
 
 
 def test_only_few_states_are_kept_unless_asked_for(made, monkeypatch):

@@ -41,6 +41,7 @@ def test_parts_of_a_batch_add_up(made):
 def test_texts_of_like_length_are_padded_together_and_nothing_else_changes(made, kind):
     """However a batch is padded, every response has its own person's adapter, and the gradient is the same."""
     config = with_adapter(made.config, kind, places=("query", "gate"), shared=SharedLora(rank=2))
+    config.train.share_prompts = "no"
     task = dataclasses.replace(made.task, config=config)
     optimizer, tables = optax.sgd(1.0), task.tables("train")
     state = start(task, optimizer, moved=True)
@@ -55,11 +56,10 @@ def test_texts_of_like_length_are_padded_together_and_nothing_else_changes(made,
 
 
 @pytest.mark.experiments
-@pytest.mark.experiments
-@pytest.mark.parametrize("parts", [1, 2])
-def test_a_run_by_plans_is_the_run_without_any(made, parts):
+@pytest.mark.parametrize(("parts", "share"), [(1, "yes"), (2, "no")])
+def test_a_run_by_plans_is_the_run_without_any(made, parts, share):
     """Calls whose texts differ in length take different plans, of several groups; the parameters do not notice."""
-    config = change(copy.deepcopy(made.config), {"train.accumulate": parts})
+    config = change(copy.deepcopy(made.config), {"train.accumulate": parts, "train.share_prompts": share})
     task = dataclasses.replace(made.task, config=config)
     optimizer, tables = optax.sgd(0.1), task.tables("train")
     # Responses of every length: the shorter ones are the beginnings of what they were.
@@ -94,5 +94,5 @@ def test_a_run_by_plans_is_the_run_without_any(made, parts):
         np.testing.assert_allclose(a, b, atol=1e-5)
     assert len(set(used)) > 1
     assert max(len(plan) for plan in used) > 1
-    rows = config.train.users * config.train.targets * 2 // parts
+    rows = config.train.users * config.train.targets * (1 if share == "yes" else 2) // parts
     assert all(sum(number for number, _ in plan) == rows for plan in used)
