@@ -104,7 +104,7 @@ ROOMS: dict[str, list[list[str]]] = {
     "people": [["blend", "choices"], ["ask", "person"], ["rank", "side_by_side"]],
     "report": [["example", "plots", "series"], ["html", "pictures", "tables"], ["written"]],
     "experiment": [
-        ["folds", "prepare", "reports", "sample", "workdir"],
+        ["folds", "pace", "prepare", "reports", "sample", "workdir"],
         ["cross_validate", "evaluate", "fit", "steering", "warm_start"],
         ["choose", "load", "resume"],
         ["make"],

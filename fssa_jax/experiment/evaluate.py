@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from fssa_jax.config import NpBtl, PolicyEvaluation, Synthetic
 from fssa_jax.data.dataset import Split
 from fssa_jax.errors import UserError
-from fssa_jax.evaluate.budget import Budget, amount, with_budget
+from fssa_jax.evaluate.budget import Budget, amount, interval_of, with_budget
 from fssa_jax.evaluate.episodes import eligible_users, episodes_of
 from fssa_jax.evaluate.evaluate import Evaluation, evaluate
 from fssa_jax.evaluate.in_context import in_context_predictor
@@ -20,6 +21,7 @@ from fssa_jax.evaluate.latent import drift
 from fssa_jax.evaluate.verdict import verdict
 from fssa_jax.evaluate.warnings import report_warnings
 from fssa_jax.evaluate.written import TrainedPolicy, Written, written_for
+from fssa_jax.experiment.pace import Amount, expected_seconds, pace_of
 from fssa_jax.experiment.reports import report_directory, source_name
 from fssa_jax.experiment.workdir import Workdir
 from fssa_jax.files import whole_directory
@@ -59,6 +61,8 @@ def evaluate_workdir(
       base: current directory of a policy's language model, if it has moved.
       budget: how much of a policy's people, targets and responses; see evaluate/budget.py.
 
+    A report on a policy holds its pace, by which the time of the next evaluation is told.
+
     Raises:
       UserError: a missing or damaged work directory, a base without a policy, bad rows, k larger than any context; or a
         budget for a reward model, which scores everybody in seconds.
@@ -69,7 +73,8 @@ def evaluate_workdir(
     work, people = trained_on.with_people(data) if data else (trained_on, trained_on.dataset.splits[split])
     if budget != "configured":
         if isinstance(work.task, RewardTask):
-            raise UserError(f"--{budget}: a reward model scores everybody in seconds; leave it out")
+            name = budget if isinstance(budget, str) else "interval"
+            raise UserError(f"--{name}: a reward model scores everybody in seconds; leave it out")
         if budget == "quick":  # few sequences are scored, so that states of all texts would be computed in vain
             work = _without_states(work)
     task: RewardTask | PolicyTask = work.task  # type: ignore[assignment]
@@ -79,10 +84,14 @@ def evaluate_workdir(
     variables = {name: of[0] for name, of in found.items() if of is not None}
     step = next(of[1] for name, of in found.items() if name == MAIN and of is not None)
     settings = dataclasses.replace(work.config.evaluate, k=ks or work.config.evaluate.k)
+    planned = Amount(0, 0)
     if isinstance(task, PolicyTask):
-        settings = _planned(settings, budget, people, len(variables) - 1, task.reads(MAIN), everybody=bool(data))
+        baselines, reads = len(variables) - 1, task.reads(MAIN)
+        settings, planned = _planned(workdir, settings, budget, people, baselines, reads, everybody=bool(data))
     predictors = {name: task.predictor(name, people)(v) for name, v in variables.items()}
-    result = score(task, people, predictors, settings, everybody=bool(data) and budget != "quick")
+    begun = time.monotonic()
+    result = score(task, people, predictors, settings, everybody=bool(data) and budget in ("configured", "full"))
+    scored = time.monotonic() - begun
     report = result.report
     report |= {
         "step": step,
@@ -90,7 +99,7 @@ def evaluate_workdir(
         "source": source_name(data) if data else "",
         "config": work.config.name,
         "seed": work.config.seed,
-        "budget": budget,
+        "budget": budget if isinstance(budget, str) else f"intervals of ± {budget:g} points",
         "run": work.run,
     }
     written: Written | None = None
@@ -104,6 +113,8 @@ def evaluate_workdir(
         users, _ = eligible_users(people, max(settings.k))
         written = written_for(task, people, policies, users, settings)
         report["generation"] = written.report
+    if isinstance(task, PolicyTask):
+        report["pace"] = pace_of(planned, scored, time.monotonic() - begun - scored)
     reward = _reward_model(task)
     texts_alone = reward is not None and bool(reward.learnt_texts) and reward.target == "none"
     if report.get("gain") and task.names != (MAIN,):
@@ -118,18 +129,40 @@ def evaluate_workdir(
 
 
 def _planned(
-    settings: PolicyEvaluation, budget: Budget, people: Split, baselines: int, reads: bool, everybody: bool
-) -> PolicyEvaluation:
-    """The settings of the budget; says how much is going to be scored and written."""
+    workdir: Path,
+    settings: PolicyEvaluation,
+    budget: Budget,
+    people: Split,
+    baselines: int,
+    reads: bool,
+    everybody: bool,
+) -> tuple[PolicyEvaluation, Amount]:
+    """The settings of the budget, and what they amount to; says it, with the intervals and the time to expect."""
     number, most = len(people.users), int(np.asarray(people.table.count)[:, 1].max(initial=0))
     settings = with_budget(settings, budget, number, most)
-    shown = dataclasses.replace(settings, users=number) if everybody and budget != "quick" else settings
+    all_of_them = everybody and budget in ("configured", "full")
+    shown = dataclasses.replace(settings, users=number) if all_of_them else settings
     table = people.table
     each = 2 + (0 if table.others is None else table.others.shape[-1])
-    sequences, responses = amount(shown, number, most, responses=each, baselines=baselines, reads=reads)
-    said = "evaluation: up to %d sequences are scored and %d responses written; fewer with --quick, all with --full"
-    _log.info(said, sequences, responses)
-    return settings
+    planned = Amount(*amount(shown, number, most, responses=each, baselines=baselines, reads=reads))
+    points = interval_of(shown, number, most)
+    seconds = expected_seconds(workdir, planned)
+    said = [
+        f"up to {planned.sequences} sequences are scored and {planned.responses} responses written",
+        f"95 % intervals of about ± {points[0]:.0f} points (steering score)"
+        + (f" and ± {points[1]:.0f} (movement of what is written)" if planned.responses else ""),
+        "no evaluation here says how long that takes"
+        if seconds is None
+        else f"{_minutes(seconds)} by the pace of the last evaluation",
+    ]
+    _log.info("evaluation: %s; fewer with --quick or --interval, all with --full", "; ".join(said))
+    if not isinstance(budget, str) and max(points if planned.responses else points[:1]) > 1.05 * budget:
+        _log.warning("--interval=%g: there are too few people for that; all %d are scored", budget, number)
+    return settings, planned
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
 
 
 def _without_states(work: Workdir) -> Workdir:

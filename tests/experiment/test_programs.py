@@ -125,7 +125,7 @@ def test_a_profile_of_a_training_is_in_its_work_directory(trained, tmp_path):
 
 def test_budgets_that_exclude_each_other_are_named():
     both = run("evaluate", "--workdir=anywhere", "--quick", "--full")
-    assert_one_clear_line(both, "--quick: is the opposite of --full")
+    assert_one_clear_line(both, "--quick: is another budget than --full; give one of them")
     folds = run("evaluate", "--workdir=anywhere", "--quick", "--folds=3")
     assert_one_clear_line(folds, "--folds: scores all people of the work directory")
 
