@@ -55,7 +55,7 @@ pytestmark = pytest.mark.devices
 
 
 _POLICY = """
-import json, pathlib, tempfile
+import json, pathlib, sys, tempfile
 import jax, numpy as np
 from fssa_jax.train import parallel
 from fssa_jax.experiment.make import make
@@ -69,6 +69,7 @@ base = tiny_policy.base(room / "base")
 rows = tiny.write_rows(room / "rows.jsonl", tiny.rows())
 config = tiny_policy.config(rows, base, users=16, accumulate=2)
 config.optim.eps, config.optim.warmup_steps = 1e-2, 0
+config.train.share_prompts = sys.argv[1]
 work = make(config, room / "run")
 # A reward model that stays as it is and weights the responses; from random init it serves as well.
 work.config.encoder = FrozenEncoder(imitate="advantage", model=work.config.encoder.model)
@@ -101,9 +102,10 @@ def simulated(devices: int) -> dict[str, str]:
     return {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 
-def test_a_policy_step_on_eight_devices_is_that_of_one():
+@pytest.mark.parametrize("share", ["no", "yes"])
+def test_a_policy_step_on_eight_devices_is_that_of_one(share):
     child = subprocess.run(
-        [sys.executable, "-c", _POLICY],
+        [sys.executable, "-c", _POLICY, share],
         capture_output=True,
         text=True,
         timeout=300,
@@ -117,8 +119,8 @@ def test_a_policy_step_on_eight_devices_is_that_of_one():
     assert one == pytest.approx(eight, rel=1e-4)
     assert one[0] != one[1]
     assert result["difference"] < 1e-4
-    # Each device pads its own parts, of one person's four texts each, by length.
-    assert result["groups"] == [[[16, 16]], [[2, 2]]]
+    # Each device pads its own parts, of one person's four texts each, by length; shared prompts make two rows of them.
+    assert result["groups"] == ([[[16, 16]], [[2, 2]]] if share == "no" else [[[16]], [[2]]])
 
 
 def test_eight_devices_compute_what_one_does():
