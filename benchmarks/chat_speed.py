@@ -73,7 +73,7 @@ def _median(run: Callable[[], Any]) -> float:
 
 
 def _threads() -> int:
-    return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _adapters(shape: Shape, people: int) -> dict[str, LowRank]:

@@ -50,4 +50,4 @@ def expected_seconds(workdir: Path, amount: Amount) -> float | None:
 
 
 def _device() -> str:
-    return f"{jax.device_count()} × {jax.devices()[0].device_kind}, {len(os.sched_getaffinity(0))} cores"
+    return f"{jax.device_count()} × {jax.devices()[0].device_kind}, {os.cpu_count()} cores"

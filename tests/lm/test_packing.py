@@ -12,7 +12,7 @@ import pytest
 from fssa_jax.lm.packing import number_prompts, pack, packed_lengths, shared_lengths
 from fssa_jax.lm.scoring import text_log_probs
 from fssa_jax.lm.texts import Texts
-from fssa_jax.models.decoder import Decoder, DecoderConfig
+from fssa_jax.models.decoder import Decoder, DecoderConfig, empty_cache
 from fssa_jax.ops.adapters import LowRank
 from fssa_jax.ops.padding import best_plan
 
@@ -132,8 +132,6 @@ def test_every_token_of_a_response_is_scored_once_where_it_stood(lengths):
 
 @pytest.mark.parametrize("given", [{}, {"positions": jnp.zeros((1, 3), jnp.int32), "cache": True}])
 def test_segments_of_a_decoder_need_positions_and_no_cache(model, given):
-    from fssa_jax.models.decoder import empty_cache
-
     if given.get("cache"):
         given = {**given, "cache": empty_cache(_SHAPE, 1, 8)}
     tokens = jnp.ones((1, 3), jnp.int32)
